@@ -1,0 +1,43 @@
+"""keras-morph makes Keras 3 models smaller and faster: give it a model and a budget."""
+
+from keras_morph import zoo
+from keras_morph.channels import ChannelGraph
+from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.errors import BudgetError, DataError, KerasMorphError, StructureMismatchError, UnsupportedModelError
+from keras_morph.hardware import HARDWARE, Hardware
+from keras_morph.layer_rules import Rule, register_rule
+from keras_morph.learning import StructureLearner
+from keras_morph.rebuilding import masked, rebuild
+from keras_morph.regularizers import Gamma, GroupLasso
+from keras_morph.selection import fit_budget
+from keras_morph.structure import Structure
+from keras_morph.tracing import trace
+
+__all__ = [
+    "HARDWARE",
+    "Activations",
+    "BudgetError",
+    "ChannelGraph",
+    "Cost",
+    "DataError",
+    "FLOPs",
+    "Gamma",
+    "GroupLasso",
+    "Hardware",
+    "KerasMorphError",
+    "Latency",
+    "ModelSize",
+    "Rule",
+    "Structure",
+    "StructureLearner",
+    "StructureMismatchError",
+    "UnsupportedModelError",
+    "fit_budget",
+    "masked",
+    "rebuild",
+    "register_rule",
+    "trace",
+    "zoo",
+]
+
+__version__ = "0.1.0"

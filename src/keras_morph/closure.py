@@ -1,0 +1,194 @@
+"""Closing a structure: what really remains of a network when some groups are removed.
+
+Cost, masked seed and rebuild all take the closed structure, so that they agree. A tensor of the remaining network is
+
+    LIVE      it has alive channels, and they depend on the model's input
+    CONSTANT  it has alive channels, but what makes them has nothing alive left to read
+    EMPTY     it has no alive channels
+
+and closing repeats, until nothing changes:
+
+    1. a group of constant channels only is dead;
+    2. a group that no remaining layer reads is dead;
+    3. an operand that would be CONSTANT where a constant cannot be folded, and a pinned group, get an input back: of the
+       layer that makes them one input channel is kept, the one of the highest score, and so on up to the model's input.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_morph.channels import Call, ChannelGraph, Tensor
+
+__all__ = ["CONSTANT", "EMPTY", "LIVE", "Closed", "close"]
+
+EMPTY, CONSTANT, LIVE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A closed structure.
+
+    Attributes:
+        alive: bool, `(num_groups,)`.
+        states: EMPTY, CONSTANT or LIVE for each tensor, `(len(tensors),)`.
+        present: whether each call, and behind them each layer, is in the rebuilt model,
+            bool, `(len(calls) + len(layers),)`.
+        counts: alive entries of each vector, int64, `(len(vectors),)`.
+    """
+
+    alive: np.ndarray
+    states: np.ndarray
+    present: np.ndarray
+    counts: np.ndarray
+
+
+def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = None) -> Closed:
+    """Close a structure.
+
+    Args:
+        graph: the traced model.
+        alive: groups that should stay, bool, `(num_groups,)`; pinned groups stay whatever it says.
+        scores: one number per group, `(num_groups,)`: where a path would be lost the input of the highest score is kept.
+            Without scores it is the first.
+
+    Returns:
+        The closed structure. Closing it again changes nothing.
+    """
+    wanted = alive | graph.pinned_mask
+    closer = _Closer(graph, wanted, scores)
+    alive = wanted
+    while True:
+        counts = graph.counts(alive)
+        states, blocked = closer.states(counts)
+        present = closer.present(states)
+        remaining = alive & closer.useful(states, present)
+        if not np.array_equal(remaining, alive):
+            alive = remaining
+        elif blocked:
+            for tensor in blocked:
+                closer.keep_path(tensor, states)
+            alive = wanted | closer.kept
+        else:
+            return Closed(alive, states, present, counts)
+
+
+class _Closer:
+    """What closing needs of a graph, and the groups that it has to keep."""
+
+    def __init__(self, graph: ChannelGraph, wanted: np.ndarray, scores: np.ndarray | None) -> None:
+        self.graph = graph
+        self.kept = np.zeros(graph.num_groups, bool)
+        self.maker = {output: call for call in graph.calls for output in call.outputs}
+        # The order in which groups are kept for a path: those that are wanted first, then by score, then the earliest.
+        order = np.lexsort((np.zeros(graph.num_groups) if scores is None else -scores, ~wanted))
+        self.rank = np.empty(graph.num_groups, np.int64)
+        self.rank[order] = np.arange(graph.num_groups)
+
+    def states(self, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """State of every tensor, and the CONSTANT ones that may not be."""
+        graph = self.graph
+        filled = counts[[tensor.vector for tensor in graph.tensors]] > 0
+        states = np.where(filled, LIVE, EMPTY)
+        blocked: list[int] = []
+        for call in graph.calls:
+            if not filled[list(call.outputs)].any():
+                continue
+            operands = [tensor for tensor in call.inputs if filled[tensor]]
+            constant = [tensor for tensor in operands if states[tensor] == CONSTANT]
+            if call.mode == "make" and not operands:
+                states[list(call.outputs)] = CONSTANT
+            elif not constant:
+                continue
+            elif call.mode in ("uniform", "merge", "join") and len(constant) == len(operands):
+                states[list(call.outputs)] = CONSTANT
+            elif not self._folds(call, operands, constant):
+                blocked += constant
+        blocked += [tensor for tensor in graph.outputs if states[tensor] == CONSTANT]
+        return states, blocked
+
+    def _folds(self, call: Call, operands: list[int], constant: list[int]) -> bool:
+        """Whether what is alive in a merge has the shape of its result by itself, so that constants can be folded."""
+        if call.mode != "merge":
+            return False
+        tensors = self.graph.tensors
+        result = tensors[call.outputs[0]]
+        live = [tensors[t] for t in operands if t not in constant]
+        return all(len(tensors[t].shape) == len(result.shape) for t in operands) and (
+            _broadcast(live) == _without(result.shape, result.axis)
+            and all(tensors[t].shape[result.axis] == result.shape[result.axis] for t in operands)
+        )
+
+    def keep_path(self, tensor: int, states: np.ndarray, group: int | None = None) -> None:
+        """Keep a path of channels from a tensor that may not be constant up to one that is not.
+
+        Args:
+            tensor: the tensor, CONSTANT or EMPTY.
+            states: states of all tensors.
+            group: the group to follow where several operands are joined; None for all of them.
+        """
+        graph = self.graph
+        while states[tensor] != LIVE and tensor in self.maker:
+            call = self.maker[tensor]
+            if call.mode == "make":
+                tensor = call.inputs[0]
+                groups = self.groups_in(tensor)
+                group = int(groups[np.argmin(self.rank[groups])])
+                self.kept[group] = True
+            elif call.mode == "join" and group is None:
+                for operand in call.inputs:
+                    if states[operand] == CONSTANT:
+                        self.keep_path(operand, states)
+                return
+            elif call.mode == "merge":
+                tensor = max(call.inputs, key=lambda t: (self.size(t), -t))
+            elif call.inputs:
+                tensor = next((t for t in call.inputs if group in self.groups_in(t)), call.inputs[0])
+            else:
+                return
+
+    def groups_in(self, tensor: int) -> np.ndarray:
+        return self.graph.group_of[self.graph.vectors[self.graph.tensors[tensor].vector]]
+
+    def size(self, tensor: int) -> int:
+        return int(np.prod([size or 1 for size in self.graph.tensors[tensor].shape[1:]], dtype=np.int64))
+
+    def present(self, states: np.ndarray) -> np.ndarray:
+        """Calls and layers that the outputs of the remaining network depend on."""
+        graph = self.graph
+        used = np.zeros(len(graph.tensors), bool)
+        used[list(graph.outputs)] = True
+        present = np.zeros(len(graph.calls) + len(graph.layers), bool)
+        for number in reversed(range(len(graph.calls))):
+            call = graph.calls[number]
+            if call.mode == "input" or any(used[t] and states[t] == LIVE for t in call.outputs):
+                present[number] = present[len(graph.calls) + call.layer] = True
+                used[[t for t in call.inputs if states[t] == LIVE]] = True
+        return present
+
+    def useful(self, states: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """Groups that are pinned or kept, or that a remaining layer reads and not only constants make."""
+        graph = self.graph
+        read = np.zeros(len(graph.vectors), bool)
+        constant = np.zeros(len(graph.layers), bool)
+        for number, call in enumerate(graph.calls):
+            if call.mode in ("make", "strict") and present[number]:
+                read[[graph.tensors[t].vector for t in call.inputs]] = True
+            if call.mode == "make" and states[call.outputs[0]] == CONSTANT:
+                constant[call.layer] = True
+        vector, group, _ = graph.pairs
+        is_read = np.bincount(group, weights=read[vector], minlength=graph.num_groups) > 0
+        is_live = np.bincount(graph.group_of, weights=~constant[graph.owner], minlength=graph.num_groups) > 0
+        return graph.pinned_mask | self.kept | (is_read & is_live)
+
+
+def _without(shape: tuple, axis: int) -> tuple:
+    return tuple(size for number, size in enumerate(shape) if number not in (0, axis))
+
+
+def _broadcast(tensors: list[Tensor]) -> tuple:
+    """Shape that tensors of one rank broadcast to, batch and channel axes left out; None means unknown."""
+    return tuple(
+        max(sizes, key=lambda size: (size is None, size or 0))
+        for sizes in zip(*(_without(tensor.shape, tensor.axis) for tensor in tensors), strict=True)
+    )

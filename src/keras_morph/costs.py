@@ -1,0 +1,216 @@
+"""What a network costs at given numbers of alive channels, and what one more channel would cost.
+
+Every cost is a table of monomials `coefficient * n_a * n_b` in the alive entries of two id vectors (either may be absent),
+summed per call of a layer; a roofline is the larger of two such sums. Totals, prices and the terms of the penalty
+all follow from the table, so a cost of your own is one method.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_morph.channels import Call, ChannelGraph, Layer
+from keras_morph.closure import Closed, close
+from keras_morph.errors import UnsupportedModelError
+from keras_morph.hardware import Hardware, hardware
+from keras_morph.structure import structure_from
+from keras_morph.tracing import trace
+
+__all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
+
+CONSTANT = -1  # in place of a vector: no channels, a factor of 1
+
+
+@dataclass(frozen=True)
+class Monomials:
+    """`sum over owners of max over branches of sum of coefficient * counts[a] * counts[b]`.
+
+    Attributes:
+        coefficient: float64, `(m,)`, in the cost's unit.
+        a, b: vector numbers, or CONSTANT, `(m,)`.
+        branch: 0, or 1 for the second roof of a roofline, `(m,)`.
+        owner: index into `Closed.present`: a call, or `len(calls) + layer` for what a layer has once, `(m,)`.
+    """
+
+    coefficient: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    branch: np.ndarray
+    owner: np.ndarray
+
+    @classmethod
+    def table(cls, rows: list[tuple[float, int, int, int, int]]) -> "Monomials":
+        """From rows of (coefficient, a, b, branch, owner)."""
+        columns = np.array(rows, np.float64).reshape(-1, 5).T
+        return cls(columns[0], *columns[1:].astype(np.int64))
+
+    def branch_sums(self, counts: np.ndarray, owners: int) -> np.ndarray:
+        """Cost of each branch of each owner, float64, `(owners, branches)`."""
+        n = np.append(counts, 1).astype(np.float64)
+        branches = int(self.branch.max(initial=0)) + 1
+        values = self.coefficient * n[self.a] * n[self.b]
+        sums = np.bincount(self.owner * branches + self.branch, weights=values, minlength=owners * branches)
+        return sums.reshape(owners, branches)
+
+    def prices(self, counts: np.ndarray, owners: int) -> tuple[np.ndarray, np.ndarray]:
+        """Derivative of the cost by the counts of `a` and of `b` in each monomial, float64, `(m,)` each."""
+        n = np.append(counts, 1).astype(np.float64)
+        active = self.branch_sums(counts, owners).argmax(axis=1)[self.owner] == self.branch
+        scale = self.coefficient * active
+        return scale * n[self.b] * (self.a != CONSTANT), scale * n[self.a] * (self.b != CONSTANT)
+
+
+class Cost(ABC):
+    """A cost is a name, a unit and a table of monomials.
+
+    Calling it gives the cost of a model: `FLOPs()(model)`, or of a structure of it: `FLOPs()(model, structure)`.
+    """
+
+    unit: str
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @abstractmethod
+    def monomials(self, graph: ChannelGraph) -> Monomials:
+        """The table for one model."""
+
+    def __call__(self, model: Any, structure: Any = None) -> float:
+        """Cost in `unit` of a Keras model or ChannelGraph, or of a structure of it.
+
+        Args:
+            model: a functional or Sequential model, or its ChannelGraph.
+            structure: a Structure, counts per layer, or a path to either; None for all channels.
+        """
+        graph = trace(model)
+        if structure is None:
+            alive = np.ones(graph.num_groups, bool)
+        else:
+            alive = structure_from(structure, graph).groups(graph)
+        return self.total(graph, close(graph, alive))
+
+    def total(self, graph: ChannelGraph, closed: Closed) -> float:
+        """Cost of a closed structure."""
+        return float(self.per_owner(graph, closed).sum())
+
+    def per_owner(self, graph: ChannelGraph, closed: Closed) -> np.ndarray:
+        """Cost of each call and, behind them, each layer, float64, `(len(calls) + len(layers),)`."""
+        owners = len(closed.present)
+        return self.monomials(graph).branch_sums(closed.counts, owners).max(axis=1) * closed.present
+
+    def per_layer(self, graph: ChannelGraph, closed: Closed) -> np.ndarray:
+        """Cost of each layer, float64, `(len(layers),)`."""
+        owners = np.array([call.layer for call in graph.calls] + list(range(len(graph.layers))))
+        return np.bincount(owners, weights=self.per_owner(graph, closed), minlength=len(graph.layers))
+
+    def __repr__(self) -> str:
+        return f"{self.name}()"
+
+
+def _working(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
+    """Calls of layers that multiply: convolutions and Dense."""
+    numbered = ((number, call, graph.layers[call.layer]) for number, call in enumerate(graph.calls))
+    return [(n, call, layer) for n, call, layer in numbered if any(weight.multiplies for weight in layer.weights)]
+
+
+def _pair(vectors: list[int]) -> tuple[int, int]:
+    return tuple([*vectors, CONSTANT, CONSTANT][:2])  # type: ignore[return-value]
+
+
+def _positions(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
+    tensor = graph.tensors[call.outputs[0] if where == "outputs" else call.inputs[0]]
+    if tensor.positions is None:
+        raise UnsupportedModelError(
+            f"{cost} of {layer.name} depends on the size of its {where}, which is unknown. Expected a model with a static "
+            f"input size. Received: shape {tensor.shape}; build it with input_shape=(height, width, channels)."
+        )
+    return tensor.positions
+
+
+def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int, int]]:
+    """Rows of (multiply-adds per pair of channels, a, b, call)."""
+    return [
+        (_positions(graph, call, layer, weight.multiplies, cost) * weight.static_size, *_pair(weight.sides), number)
+        for number, call, layer in _working(graph)
+        for weight in layer.weights
+        if weight.multiplies
+    ]
+
+
+class FLOPs(Cost):
+    """Floating point operations of one forward pass for one example.
+
+    2 per multiply-add of convolutions, transposed, depthwise and separable ones included, and of Dense layers, at
+    the model's input shape; biases, normalization, activations and pooling count 0.
+    """
+
+    unit = "FLOPs"
+
+    def monomials(self, graph: ChannelGraph) -> Monomials:
+        return Monomials.table([(2 * macs, a, b, 0, call) for macs, a, b, call in _multiply_adds(graph, self.name)])
+
+
+class ModelSize(Cost):
+    """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`)."""
+
+    unit = "parameters"
+
+    def monomials(self, graph: ChannelGraph) -> Monomials:
+        rows = []
+        for number, layer in enumerate(graph.layers):
+            owner = len(graph.calls) + number
+            known = [(weight.static_size, *_pair(weight.sides), 0, owner) for weight in layer.weights]
+            total = layer.operation.count_params() if hasattr(layer.operation, "count_params") else 0
+            rest = total - sum(int(np.prod(weight.shape, dtype=np.int64)) for weight in layer.weights)
+            rows += known + ([(rest, CONSTANT, CONSTANT, 0, owner)] if rest else [])
+        return Monomials.table(rows)
+
+
+class Activations(Cost):
+    """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels)."""
+
+    unit = "elements"
+
+    def monomials(self, graph: ChannelGraph) -> Monomials:
+        return Monomials.table(
+            [
+                (_positions(graph, call, layer, "outputs", self.name), *_pair([graph.tensors[call.outputs[0]].vector]), 0, n)
+                for n, call, layer in _working(graph)
+            ]
+        )
+
+
+class Latency(Cost):
+    """Roofline seconds of one forward pass: per layer `max(flops / peak, bytes / bandwidth)`.
+
+    Convolutions and Dense layers count; normalization, activations, merges and pooling, which inference engines fuse into
+    their producer, do not. Bytes are weights, inputs and outputs at the hardware's precision.
+
+    Args:
+        hardware: a name of `keras_morph.hardware.HARDWARE` or a Hardware.
+        batch_size: examples that pass at once; the result is for the whole batch.
+    """
+
+    unit = "seconds"
+
+    def __init__(self, hardware_: str | Hardware = "V100", *, batch_size: int = 1) -> None:
+        self.hardware = hardware(hardware_)
+        self.batch_size = batch_size
+
+    def monomials(self, graph: ChannelGraph) -> Monomials:
+        seconds_per_flop = 2 * self.batch_size / self.hardware.peak_flops
+        seconds_per_element = self.hardware.bytes_per_element / self.hardware.bandwidth
+        rows = [(macs * seconds_per_flop, a, b, 0, call) for macs, a, b, call in _multiply_adds(graph, self.name)]
+        for number, call, layer in _working(graph):
+            rows += [(w.static_size * seconds_per_element, *_pair(w.sides), 1, number) for w in layer.weights]
+            for where, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
+                positions = _positions(graph, call, layer, where, self.name) * self.batch_size
+                vector = graph.tensors[tensors[0]].vector
+                rows.append((positions * seconds_per_element, vector, CONSTANT, 1, number))
+        return Monomials.table(rows)
+
+    def __repr__(self) -> str:
+        return f"Latency({self.hardware.name!r})"

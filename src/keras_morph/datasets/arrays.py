@@ -1,0 +1,232 @@
+"""What a data set is, and how one is cut: limit, validation part, test part, each with every class in proportion.
+
+A source hands over `Examples`: labels that are known at once, and images that are fetched only for the chosen ones. So a
+limit of 2,000 costs 2,000 decoded images, however large the archive is.
+"""
+
+__all__ = ["Dataset", "Examples", "assemble", "integer_labels", "resize", "unit_images"]
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from keras_morph.errors import DataError
+
+# The test part does not depend on the user's seed: runs with different seeds are compared on the same images.
+_TEST_SEED = 0
+_TEST_SPLIT = 0.2
+# More outputs than this are a mistake in the labels, and would be one of several gigabytes.
+_LAST_LABEL = 65_535
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Labelled images for training, validation and test.
+
+    Images are float32 of shape `(n, height, width, channels)` with values in [0, 1]; labels are int32 of shape `(n,)`
+    and index `class_names`.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: height, width, channels."""
+        height, width, channels = self.x_train.shape[1:]
+        return height, width, channels
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(length) for length in self.image_shape)
+        return (
+            f"Dataset({self.name}: {len(self.x_train)} training, {len(self.x_val)} validation and "
+            f"{len(self.x_test)} test images of {shape}, {self.num_classes} classes)"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled images that are fetched when they have been chosen.
+
+    Attributes:
+        labels: int32 of shape `(n,)`.
+        fetch: Maps k indices to float32 images of shape `(k, height, width, channels)` with values in [0, 1].
+    """
+
+    labels: np.ndarray
+    fetch: Callable[[np.ndarray], np.ndarray]
+
+
+def assemble(
+    name: str,
+    train: Examples,
+    *,
+    test: Examples | None,
+    class_names: tuple[str, ...],
+    limit: int | None,
+    validation_split: float,
+    seed: int,
+) -> Dataset:
+    """Choose images of a source, fetch them, and split them.
+
+    Args:
+        name: Name of the data set, used in errors.
+        train: The source's images for training and validation; for the test too where it has none of its own.
+        test: The source's test images. If `None`, a fifth of `train` is split off, the same for every seed.
+        class_names: One name per label.
+        limit: At most so many images for training and validation together, and at most so many for the test.
+        validation_split: Part of the chosen training images that is held out, in [0, 1).
+        seed: Chooses the limited and the held out training images.
+
+    Raises:
+        DataError: If an option is out of range, a class or an image is missing, or the images' shapes differ.
+    """
+    if limit is not None and limit < len(class_names):
+        msg = f"limit: expected at least one image for each of {len(class_names)} classes of {name}, received {limit}"
+        raise DataError(msg)
+    if not 0 <= validation_split < 1:
+        msg = f"validation_split: expected a part in [0, 1), received {validation_split}"
+        raise DataError(msg)
+    if test is None:
+        pool, test_chosen = _split(_stratified_order(train.labels, _TEST_SEED), _TEST_SPLIT)
+        test = train
+    else:
+        pool, test_chosen = np.arange(len(train.labels)), _stratified_order(test.labels, _TEST_SEED)
+    strangers = np.setdiff1d(test.labels, train.labels)
+    if len(strangers):
+        msg = (
+            f"{name}: expected only test images of classes that have training images, received some of "
+            f"{class_names[strangers[0]]!r}; remove them or add training images"
+        )
+        raise DataError(msg)
+    chosen = pool[_stratified_order(train.labels[pool], seed)][:limit]
+    train_chosen, val_chosen = _split(chosen, validation_split)
+    if not len(train_chosen) or not len(test_chosen):
+        msg = f"{name}: expected enough images for training and test, received {len(train.labels)} in all; add some"
+        raise DataError(msg)
+    x_fitted, x_test = _alike(train.fetch(chosen), test.fetch(test_chosen[:limit]), name)
+    cut = len(train_chosen)
+    return Dataset(
+        name=name,
+        x_train=x_fitted[:cut],
+        y_train=train.labels[train_chosen],
+        x_val=x_fitted[cut:],
+        y_val=train.labels[val_chosen],
+        x_test=x_test,
+        y_test=test.labels[test_chosen[:limit]],
+        class_names=class_names,
+    )
+
+
+def unit_images(images: np.ndarray, origin: str) -> np.ndarray:
+    """Turn an array of images into float32 of shape `(n, height, width, channels)` with values in [0, 1].
+
+    Args:
+        images: uint8, which is divided by 255, or floating point in [0, 1]; `(n, height, width)` is taken as grey.
+        origin: File and key, used in errors.
+
+    Raises:
+        DataError: If rank, dtype or values are others.
+    """
+    if images.ndim == 3:  # noqa: PLR2004 (images, height, width)
+        images = images[..., np.newaxis]
+    if images.ndim != 4 or 0 in images.shape:  # noqa: PLR2004 (images, height, width, channels)
+        msg = f"{origin}: expected images of shape (n, height, width, channels), received shape {images.shape}"
+        raise DataError(msg)
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        msg = f"{origin}: expected uint8 or floats in [0, 1], received {images.dtype}; convert it to uint8"
+        raise DataError(msg)
+    # Written so that a NaN fails it as well.
+    if not (images.min() >= 0 and images.max() <= 1):
+        msg = (
+            f"{origin}: expected floats in [0, 1], received values from {images.min():g} to {images.max():g}; "
+            "scale them, or save uint8"
+        )
+        raise DataError(msg)
+    return images.astype(np.float32)
+
+
+def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
+    """Turn an array of labels into int32 of shape `(n,)`; shape `(n, 1)` is taken too.
+
+    Raises:
+        DataError: If rank or dtype are others, or if a label is negative or absurdly large.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004 (labels in one column)
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not len(labels):
+        advice = "; take argmax(axis=1) of one-hot labels" if labels.ndim == 2 else ""  # noqa: PLR2004
+        msg = f"{origin}: expected a vector of labels, received shape {labels.shape}{advice}"
+        raise DataError(msg)
+    if not np.issubdtype(labels.dtype, np.integer):
+        msg = f"{origin}: expected integer labels, received {labels.dtype}; number the classes 0, 1, 2, ..."
+        raise DataError(msg)
+    if labels.min() < 0 or labels.max() > _LAST_LABEL:
+        msg = (
+            f"{origin}: expected labels from 0 to {_LAST_LABEL}, received {labels.min()} to {labels.max()}; "
+            "number the classes 0, 1, 2, ..."
+        )
+        raise DataError(msg)
+    return labels.astype(np.int32)
+
+
+def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Resize float32 images of shape `(n, height, width, channels)` to `size`, bilinearly and smoothed where it shrinks."""
+    if size is None or images.shape[1:3] == size:
+        return images
+    result = np.empty((len(images), *size, images.shape[3]), np.float32)
+    for image, target in zip(images, result, strict=True):
+        for channel in range(images.shape[3]):
+            plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
+            target[..., channel] = plane.resize(size[::-1], Image.Resampling.BILINEAR)
+    return result
+
+
+def _stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Shuffle such that any stretch of the result holds every class in proportion, and its start at least one of each.
+
+    The k-th of the n examples of a class gets the place k / n; examples are sorted by place, ties by chance.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, first, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    place = (np.arange(len(labels)) - np.repeat(first, counts)) / np.repeat(counts, counts)
+    return by_class[np.lexsort((rng.random(len(labels)), place))]
+
+
+def _split(order: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a part off the end; a part that is not zero is at least one example."""
+    held_out = max(1, round(len(order) * part)) if part else 0
+    cut = len(order) - held_out
+    return order[:cut], order[cut:]
+
+
+def _alike(train: np.ndarray, test: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give both arrays the same number of channels: grey images become colour where the others are."""
+    channels = {train.shape[3], test.shape[3]}
+    if channels == {1, 3}:
+        train, test = (np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x for x in (train, test))
+    if train.shape[1:] != test.shape[1:]:
+        advice = "give an image size" if len(channels) == 1 else "save both with the same channels"
+        msg = (
+            f"{name}: expected test images of the training images' shape {train.shape[1:]}, received {test.shape[1:]}; "
+            f"{advice}"
+        )
+        raise DataError(msg)
+    return train, test

@@ -1,0 +1,23 @@
+"""Every error of ours: it says what was expected, what was received and what to do, and names the layer, file or option."""
+
+__all__ = ["BudgetError", "DataError", "KerasMorphError", "StructureMismatchError", "UnsupportedModelError"]
+
+
+class KerasMorphError(ValueError):
+    """A user's mistake that one clear line explains. The command line prints it and exits 2."""
+
+
+class UnsupportedModelError(KerasMorphError):
+    """The model cannot be traced, or the regularizer finds nothing to hold on to in it."""
+
+
+class StructureMismatchError(KerasMorphError):
+    """A structure does not belong to the model that it is used with, or its file is damaged."""
+
+
+class BudgetError(KerasMorphError):
+    """A budget cannot be read or cannot be reached; in the second case the message names the reachable minimum."""
+
+
+class DataError(KerasMorphError):
+    """Training data is missing, unreadable or of another form than expected."""

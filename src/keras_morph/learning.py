@@ -1,0 +1,100 @@
+"""Learning a structure while training: a Keras model around the seed whose loss contains the penalty."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_morph.costs import Cost, FLOPs
+from keras_morph.errors import KerasMorphError
+from keras_morph.penalty import Penalty
+from keras_morph.regularizers import GroupLasso, Regularizer, group_scores, pin_sourceless
+from keras_morph.structure import Structure
+from keras_morph.tracing import trace
+
+__all__ = ["StructureLearner"]
+
+
+class StructureLearner(keras.Model):
+    """A model that learns which channels it needs, under plain `compile` and `fit`.
+
+    It computes what the seed computes and trains the seed's own weights in place; its loss is the compiled one plus
+    `strength * sum of price * score`. Two metrics are added: `penalty` (strength included) and `cost` (that of the
+    channels alive by the threshold, in the cost's unit, before closing). `val_loss` contains the penalty: watch
+    `val_accuracy`.
+
+    Args:
+        seed: a functional or Sequential model.
+        regularizer: gives scores; GroupLasso() by default.
+        cost: gives prices; FLOPs() by default.
+        strength: factor of the penalty, at least 0. It can be set at any time, also while training. The Model
+            Zoo's choice is `multiplier / cost(seed)`.
+        protect, tie: as in `trace`.
+
+    Raises:
+        UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
+        KerasMorphError: if the strength is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        seed: keras.Model,
+        *,
+        regularizer: Regularizer | None = None,
+        cost: Cost | None = None,
+        strength: float = 0.0,
+        protect: Sequence[str] = (),
+        tie: Sequence[Sequence[str]] = (),
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name or f"{seed.name}_learner")
+        self.seed = seed
+        self.regularizer = regularizer or GroupLasso()
+        self.target_cost = cost or FLOPs()
+        self.graph = pin_sourceless(trace(seed, protect=protect, tie=tie), self.regularizer)
+        self._penalty = Penalty(self.graph, self.regularizer, self.target_cost)
+        self._strength = self.add_weight(
+            name="strength", shape=(), dtype="float32", initializer="zeros", trainable=False, autocast=False
+        )
+        self.penalty_tracker = keras.metrics.Mean(name="penalty")
+        self.cost_tracker = keras.metrics.Mean(name="cost")
+        self.strength = strength
+
+    @property
+    def strength(self) -> float:
+        """Factor of the penalty."""
+        return float(ops.convert_to_numpy(self._strength))
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value < float("inf"):
+            raise KerasMorphError(f"Expected a finite strength of at least 0. Received: strength={value}.")
+        self._strength.assign(value)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.seed(inputs, training=training)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        penalty, cost = self._penalty()
+        penalty = self._strength * penalty
+        self.penalty_tracker.update_state(penalty)
+        self.cost_tracker.update_state(cost)
+        # The trainer's own aggregation: TensorFlow's replicas together add the penalty once.
+        penalty = self._aggregate_additional_loss(penalty)
+        return penalty if loss is None else loss + ops.cast(penalty, loss.dtype)
+
+    def scores(self) -> Any:
+        """Score of each group, float64, `(graph.num_groups,)`."""
+        return group_scores(self.graph, self.regularizer)
+
+    def structure(self) -> Structure:
+        """The structure of the channels whose score is above the threshold, closed."""
+        scores = self.scores()
+        return Structure.closed(self.graph, scores > self.regularizer.threshold, scores)

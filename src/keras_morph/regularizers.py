@@ -1,0 +1,164 @@
+"""How strong each channel is, and when it counts as dead.
+
+A regularizer reads one weight per channel (a slice of a kernel, or a gamma) and gives a score. Channels of a group are
+reduced by their maximum: a group lives while one of its channels does.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_morph.channels import ChannelGraph, Layer, Weight
+from keras_morph.errors import KerasMorphError, UnsupportedModelError
+
+__all__ = ["Gamma", "GroupLasso", "Regularizer", "Source", "group_scores", "pin_sourceless"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A weight that gives scores to the channels of one vector.
+
+    Attributes:
+        layer: the layer.
+        weight: its weight.
+        axis: the weight's axis along which the channels lie.
+    """
+
+    layer: Layer
+    weight: Weight
+    axis: int
+
+    @property
+    def vector(self) -> int:
+        return self.weight.vectors[self.axis]
+
+    @property
+    def other_axes(self) -> tuple[int, ...]:
+        """Axes that the score reduces."""
+        return tuple(axis for axis in range(len(self.weight.shape)) if axis != self.axis)
+
+    @property
+    def variable(self) -> Any:
+        """The Keras variable."""
+        return getattr(self.layer.operation, self.weight.name)
+
+
+class Regularizer(Protocol):
+    """What a regularizer of your own has to have."""
+
+    threshold: float
+
+    def sources(self, graph: ChannelGraph) -> list[Source]:
+        """The weights that it reads."""
+
+    def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
+        """One non-negative score per channel: `weight` reduced over `axes`, with `xp` = keras.ops or numpy.
+
+        Its gradient must be finite where the weight is exactly zero.
+        """
+
+
+def _threshold(value: float) -> float:
+    if not value >= 0:
+        raise KerasMorphError(f"Expected a threshold of at least 0. Received: threshold={value}.")
+    return float(value)
+
+
+class GroupLasso:
+    """Root mean square of each channel's kernel, of convolutions and Dense layers alike.
+
+    score = (1 - l1_fraction) * sqrt(mean(w^2)) + l1_fraction * mean(|w|), over all axes of the kernel but the output's.
+    Depthwise kernels are no source: their channels are scored by the layers that make them.
+
+    Args:
+        threshold: a channel is alive when its score is strictly above.
+        l1_fraction: share of the L1 term, 0 to 1.
+
+    References:
+        Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798
+    """
+
+    def __init__(self, threshold: float = 1e-2, *, l1_fraction: float = 0.0) -> None:
+        if not 0 <= l1_fraction <= 1:
+            raise KerasMorphError(f"GroupLasso expects 0 <= l1_fraction <= 1. Received: l1_fraction={l1_fraction}.")
+        self.threshold, self.l1_fraction = _threshold(threshold), float(l1_fraction)
+
+    def sources(self, graph: ChannelGraph) -> list[Source]:
+        return [
+            Source(layer, weight, weight.scores)
+            for layer in graph.layers
+            for weight in layer.weights
+            if weight.scores is not None and weight.vectors[weight.scores] >= 0
+        ]
+
+    def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
+        square = xp.mean(xp.square(weight), axis=axes)
+        # The gradient of sqrt at 0 is infinite: a channel that is exactly zero takes the other branch, with gradient 0.
+        norm = xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, xp.ones_like(square))), xp.zeros_like(square))
+        if not self.l1_fraction:
+            return norm
+        return (1 - self.l1_fraction) * norm + self.l1_fraction * xp.mean(_magnitude(weight, xp), axis=axes)
+
+    def __repr__(self) -> str:
+        return f"GroupLasso(threshold={self.threshold}, l1_fraction={self.l1_fraction})"
+
+
+class Gamma:
+    """|gamma| of the BatchNormalizations that a channel passes.
+
+    Args:
+        threshold: a channel is alive when its score is strictly above.
+
+    References:
+        Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798
+    """
+
+    def __init__(self, threshold: float = 1e-2) -> None:
+        self.threshold = _threshold(threshold)
+
+    def sources(self, graph: ChannelGraph) -> list[Source]:
+        found = [
+            Source(layer, weight, 0)
+            for layer in graph.layers
+            for weight in layer.weights
+            if layer.rule.scale == weight.name and weight.vectors[0] >= 0
+        ]
+        if not found:
+            without = [layer.name for layer in graph.layers if layer.name in graph.widths][:3]
+            raise UnsupportedModelError(
+                f"Gamma needs BatchNormalization with scale=True, and {graph.model.name} has none "
+                f"(first layers without: {', '.join(without)}). Use GroupLasso, which reads kernels."
+            )
+        return found
+
+    def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
+        return _magnitude(weight, xp)
+
+    def __repr__(self) -> str:
+        return f"Gamma(threshold={self.threshold})"
+
+
+def _magnitude(x: Any, xp: Any) -> Any:
+    # |x| whose gradient at 0 is 0 on every backend (JAX gives 1 for abs).
+    return xp.where(x > 0, x, xp.where(x < 0, -x, xp.zeros_like(x)))
+
+
+def pin_sourceless(graph: ChannelGraph, regularizer: Regularizer) -> ChannelGraph:
+    """Pin the groups that a regularizer has no score for: it could never tell whether they are needed."""
+    scored = np.zeros(graph.num_groups, bool)
+    for source in regularizer.sources(graph):
+        scored[graph.group_of[graph.vectors[source.vector]]] = True
+    reason = f"{type(regularizer).__name__} finds no weight that scores it"
+    return graph.pinned_with({int(group): reason for group in np.flatnonzero(~scored)})
+
+
+def group_scores(graph: ChannelGraph, regularizer: Regularizer) -> np.ndarray:
+    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it."""
+    scores = np.zeros(graph.num_groups)
+    for source in regularizer.sources(graph):
+        weight = np.asarray(keras.ops.convert_to_numpy(source.variable), np.float64)
+        groups = graph.group_of[graph.vectors[source.vector]]
+        np.maximum.at(scores, groups, regularizer.score(weight, source.other_axes, np))
+    return scores

@@ -1,0 +1,157 @@
+"""A run's folder: files that are never half written, models that open on every backend, and where a run took place."""
+
+__all__ = ["describe_environment", "new_run_folder", "save_model", "write_atomically", "write_json", "write_text"]
+
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_morph.errors import KerasMorphError
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Write a file such that whoever looks at any moment finds the old content or the new one, never a part.
+
+    Args:
+        path: The file; missing folders above it are made.
+        write: Called with the path of a temporary file beside it, with the same endings, which it has to write. If it
+            raises, the temporary file is removed and `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], data: object) -> None:
+    """Write a JSON file atomically, indented by 2; NumPy's numbers and arrays become plain ones."""
+    write_text(path, json.dumps(data, indent=2, default=_plain) + "\n")
+
+
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Save a model to a `.keras` file atomically, as if it had never been compiled.
+
+    A file that was compiled on PyTorch names PyTorch's optimizer and opens only where PyTorch is; and the state of an
+    optimizer makes a file up to three times as large. The model itself stays compiled.
+
+    Raises:
+        KerasMorphError: If the file's name does not end in `.keras`.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        msg = f"path: expected a file name that ends in .keras, received {str(path)!r}"
+        raise KerasMorphError(msg)
+    with _uncompiled(model):
+        write_atomically(path, model.save)
+
+
+def new_run_folder(log_dir: str | os.PathLike[str], *, now: datetime.datetime | None = None) -> Path:
+    """Make the folder of a new run, `LOG_DIR/YYYYMMDD-HHMMSS`; `-1`, `-2`, ... is appended where it is taken.
+
+    Args:
+        log_dir: Where the runs are; it is made if it does not exist.
+        now: The time that the folder is named after; the present, in local time, if not given.
+
+    Returns:
+        The path of the folder, which exists and is empty.
+
+    Raises:
+        KerasMorphError: If the folder cannot be made.
+    """
+    log_dir = Path(log_dir)
+    stamp = f"{now or datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count():
+            folder = log_dir / (f"{stamp}-{number}" if number else stamp)
+            # Making a folder is atomic: two runs that start in the same second never share one.
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        msg = (
+            f"log_dir: expected a folder that can be written, received {str(log_dir)!r} "
+            f"({error.strerror or error}); choose another one"
+        )
+        raise KerasMorphError(msg) from error
+    return folder
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe where a run takes place: versions, backend, platform, processor and the cores that may be used."""
+    backend = keras.backend.backend()
+    return {
+        "python": platform.python_version(),
+        "keras_morph": _own_version(),
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "backend": backend,
+        # Keras has imported its backend; to ask the module spares us an import of a framework of our own.
+        "backend_version": getattr(sys.modules.get(backend), "__version__", "unknown"),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+@contextlib.contextmanager
+def _uncompiled(model: keras.Model) -> Iterator[None]:
+    # A model may hold further models, each with an optimizer of its own. `vars` goes past Keras's attribute tracking,
+    # so that afterwards nothing at all has changed.
+    compiled = {"compiled": False, "optimizer": None}
+    models = [layer for layer in model._flatten_layers() if isinstance(layer, keras.Model)]  # noqa: SLF001
+    kept = [{key: vars(each)[key] for key in compiled if key in vars(each)} for each in models]
+    try:
+        for each, attributes in zip(models, kept, strict=True):
+            vars(each).update({key: compiled[key] for key in attributes})
+        yield
+    finally:
+        for each, attributes in zip(models, kept, strict=True):
+            vars(each).update(attributes)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    msg = f"{type(value).__name__} cannot be written as JSON: {value!r}"
+    raise TypeError(msg)
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("keras-morph")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,254 @@
+"""Which channels of each layer are alive: a value that can be printed, saved, compared, and applied to its seed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_morph.channels import ChannelGraph
+from keras_morph.closure import close
+from keras_morph.errors import StructureMismatchError
+from keras_morph.runs import write_json
+
+__all__ = ["Structure", "fingerprint", "structure_from"]
+
+FORMAT = 1
+
+# What TensorFlow calls the operation in which a layer makes its channels: the Model Zoo's keys are operation names.
+OPERATION_NAMES = {"SeparableConv2D": "separable_conv2d", "Conv2DTranspose": "conv2d_transpose"}
+
+
+def fingerprint(graph: ChannelGraph) -> str:
+    """A hash of what a structure depends on: names, classes and widths of the layers, and how they are wired."""
+    layers = [(layer.name, layer.kind, 0 if layer.made is None else len(layer.made)) for layer in graph.layers]
+    calls = [(call.layer, call.inputs, call.outputs) for call in graph.calls]
+    return hashlib.sha256(json.dumps([layers, calls]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The alive channels of every layer that makes channels.
+
+    Attributes:
+        seed: name of the model that it belongs to.
+        fingerprint: `fingerprint` of that model's graph.
+        alive: layer -> indices of its alive channels, ascending.
+        seed_widths: layer -> number of channels in the seed.
+        kinds: layer -> class name.
+    """
+
+    seed: str
+    fingerprint: str
+    alive: Mapping[str, np.ndarray]
+    seed_widths: Mapping[str, int]
+    kinds: Mapping[str, str]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Layer -> number of alive channels."""
+        return {layer: len(indices) for layer, indices in self.alive.items()}
+
+    def counts(self) -> dict[str, int]:
+        """Alive channels of the convolutions under the Model Zoo's keys, `{"conv1_conv/Conv2D": 64, ...}`."""
+        return {
+            f"{layer}/{OPERATION_NAMES.get(self.kinds[layer], self.kinds[layer])}": width
+            for layer, width in self.widths.items()
+            if "Conv" in self.kinds[layer]
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Structure)
+            and self.fingerprint == other.fingerprint
+            and self.alive.keys() == other.alive.keys()
+            and all(np.array_equal(indices, other.alive[layer]) for layer, indices in self.alive.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        rows = [f"structure of {self.seed}: {sum(self.widths.values()):,} of {sum(self.seed_widths.values()):,} channels"]
+        rows += [f"  {layer:<40} {width:>6} of {self.seed_widths[layer]:>6}" for layer, width in self.widths.items()]
+        return "\n".join(rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write `structure.json`, whole or not at all."""
+        write_json(
+            Path(path),
+            {
+                "format": FORMAT,
+                "seed": {"name": self.seed, "fingerprint": self.fingerprint},
+                "layers": {
+                    layer: {
+                        "width": self.seed_widths[layer],
+                        "alive": indices.tolist(),
+                        "kind": self.kinds[layer],
+                    }
+                    for layer, indices in self.alive.items()
+                },
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Structure":
+        """Read a `structure.json`.
+
+        Raises:
+            StructureMismatchError: if the file is missing, damaged or of another format.
+        """
+        data = _read_json(path)
+        try:
+            if data["format"] != FORMAT:
+                raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: {FORMAT}.")
+            layers = data["layers"]
+            alive = {name: np.array(layer["alive"], np.int64).reshape(-1) for name, layer in layers.items()}
+            widths = {name: int(layer["width"]) for name, layer in layers.items()}
+            kinds = {name: str(layer.get("kind", "Conv2D")) for name, layer in layers.items()}
+            structure = cls(str(data["seed"]["name"]), str(data["seed"]["fingerprint"]), alive, widths, kinds)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, StructureMismatchError):
+                raise
+            raise StructureMismatchError(
+                f"{path} is not a structure file. Expected the keys format, seed and layers with width and alive. "
+                f"Received: {type(error).__name__} {error}; write it with Structure.save."
+            ) from error
+        for name, indices in alive.items():
+            if np.any(np.diff(indices) <= 0) or np.any(indices < 0) or np.any(indices >= widths[name]):
+                raise StructureMismatchError(
+                    f"{path}: layer {name!r} lists alive channels that are not ascending indices below its width "
+                    f"{widths[name]}."
+                )
+        return structure
+
+    @classmethod
+    def closed(cls, graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = None) -> "Structure":
+        """The closed structure of alive groups.
+
+        Args:
+            graph: the traced seed.
+            alive: bool per group, `(num_groups,)`.
+            scores: numbers per group that say which channel is kept where a path would be lost.
+        """
+        alive = close(graph, alive, scores).alive
+        made = [layer for layer in graph.layers if layer.name in graph.widths]
+        return cls(
+            graph.model.name,
+            fingerprint(graph),
+            {layer.name: np.flatnonzero(alive[graph.group_of[layer.made]]) for layer in made},
+            graph.widths,
+            {layer.name: layer.kind for layer in made},
+        )
+
+    def groups(self, graph: ChannelGraph) -> np.ndarray:
+        """Alive groups of the seed, bool, `(num_groups,)`; groups that no layer here makes are alive.
+
+        Raises:
+            StructureMismatchError: if this is not a structure of that model, or it parts channels that are tied.
+        """
+        if self.fingerprint != fingerprint(graph):
+            raise StructureMismatchError(_mismatch(self, graph))
+        channels = np.ones(graph.num_channels, bool)
+        for layer in graph.layers:
+            if layer.name in self.alive:
+                channels[layer.made] = False
+                channels[layer.made[self.alive[layer.name]]] = True
+        return _agreed(graph, channels)
+
+
+def structure_from(source: Any, graph: ChannelGraph) -> Structure:
+    """A structure, from whatever a user has: a Structure, `{layer: count}`, or the path of either's JSON file."""
+    if isinstance(source, Structure):
+        return source
+    if isinstance(source, (str, Path)):
+        data = _read_json(source)
+        if isinstance(data, dict) and "format" in data:
+            return Structure.load(source)
+        return _from_counts(graph, data, str(source))
+    if isinstance(source, Mapping):
+        return _from_counts(graph, source, "counts")
+    raise StructureMismatchError(
+        f"Expected a Structure, counts per layer, or the path of a file with either. Received: {source!r}."
+    )
+
+
+def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
+    """Counts say how many channels, not which: the first ones of each layer are kept."""
+    layers = {layer.name: layer for layer in graph.layers if layer.made is not None}
+    if not isinstance(counts, Mapping) or not all(isinstance(n, int) and n >= 0 for n in counts.values()):
+        raise StructureMismatchError(
+            f"{origin} is neither a structure nor counts. Expected an object of whole numbers, such as "
+            '{"conv1_conv/Conv2D": 64}.'
+        )
+    undecided, alive = np.ones(graph.num_groups, bool), np.ones(graph.num_groups, bool)
+    for key, count in counts.items():
+        name = key.rpartition("/")[0] or key
+        layer = layers.get(name) or layers.get(key)
+        if layer is None:
+            raise StructureMismatchError(f"{origin} names the layer {name!r}, which {graph.model.name} does not have.")
+        groups = graph.group_of[layer.made]
+        open_ = np.flatnonzero(undecided[groups])
+        missing = count - int(np.sum(alive[groups] & ~undecided[groups]))
+        if not 0 <= missing <= len(open_):
+            tied = "; layers that are tied need equal counts" if count <= len(groups) else ""
+            raise StructureMismatchError(
+                f"{origin} gives {count} channels to {name}. Expected: at most {len(groups)}, and as many as the "
+                f"layers that it is tied to{tied}."
+            )
+        alive[groups[open_[missing:]]] = False
+        undecided[groups] = False
+    return Structure.closed(graph, alive)
+
+
+def _agreed(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
+    """Alive groups from alive channels, which must agree within each group."""
+    members = np.bincount(graph.group_of, minlength=graph.num_groups)
+    votes = np.bincount(graph.group_of, weights=channels, minlength=graph.num_groups)
+    counted = np.zeros(graph.num_groups, bool)
+    for layer in graph.layers:
+        if layer.name in graph.widths:
+            counted[graph.group_of[layer.made]] = True
+    torn = np.flatnonzero((votes > 0) & (votes < members) & ~graph.pinned_mask)
+    if len(torn):
+        dead, kept = (
+            next(
+                (layer.name, int(np.flatnonzero(layer.made == channel)[0]))
+                for channel in graph.groups[torn[0]]
+                if channels[channel] == state
+                for layer in graph.layers
+                if layer.made is not None and channel in layer.made
+            )
+            for state in (False, True)
+        )
+        raise StructureMismatchError(
+            f"The structure keeps channel {kept[1]} of {kept[0]} but not channel {dead[1]} of {dead[0]}, "
+            "which it is tied to. Expected: both or neither."
+        )
+    return (votes > 0) | ~counted
+
+
+def _mismatch(structure: Structure, graph: ChannelGraph) -> str:
+    for name, width in structure.seed_widths.items():
+        if graph.widths.get(name) != width:
+            found = f"{graph.widths[name]} channels" if name in graph.widths else "no such layer"
+            return (
+                f"The structure belongs to {structure.seed}, not to {graph.model.name}. Expected: layer {name!r} with "
+                f"{width} channels. Received: {found}."
+            )
+    return (
+        f"The structure belongs to another model of the name {structure.seed}: its layers or connections differ. "
+        f"Expected: fingerprint {structure.fingerprint}. Received: {fingerprint(graph)}."
+    )
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StructureMismatchError(
+            f"{path} cannot be read as JSON. Expected a structure.json or an alive_STEP file. "
+            f"Received: {type(error).__name__} {error}."
+        ) from error

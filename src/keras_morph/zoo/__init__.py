@@ -1,0 +1,15 @@
+"""Architectures by name: the Model Zoo's, every other of `keras.applications`, and small residual networks."""
+
+__all__ = [
+    "NAMES",
+    "build",
+    "digits_resnet",
+    "known_names",
+    "minimum_size",
+    "resnet20",
+    "resnet56",
+    "resnet_cifar",
+]
+
+from keras_morph.zoo.applications import NAMES, build, known_names, minimum_size
+from keras_morph.zoo.small import digits_resnet, resnet20, resnet56, resnet_cifar
