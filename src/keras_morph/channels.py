@@ -13,6 +13,7 @@ layer repeats), and in the vectors of many tensors (BatchNormalization hands its
 Channels that are tied form a group, which lives or dies as one.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,7 +42,7 @@ class Tensor:
     def positions(self) -> int | None:
         """Elements per channel for one example (H x W of an image); None when a size is unknown."""
         sizes = [size for axis, size in enumerate(self.shape) if axis not in (0, self.axis)]
-        return None if None in sizes else int(np.prod(sizes, dtype=np.int64))
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
 
 @dataclass(frozen=True)

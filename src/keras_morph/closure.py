@@ -10,8 +10,8 @@ and closing repeats, until nothing changes:
 
     1. a group of constant channels only is dead;
     2. a group that no remaining layer reads is dead;
-    3. an operand that would be CONSTANT where a constant cannot be folded, and a pinned group, get an input back: of the
-       layer that makes them one input channel is kept, the one of the highest score, and so on up to the model's input.
+    3. an operand that would be CONSTANT where a constant cannot be folded, and a model output, get an input back: of
+       the layer that makes them one input channel is kept, that of the highest score, and so on up to a model input.
 """
 
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = No
     Args:
         graph: the traced model.
         alive: groups that should stay, bool, `(num_groups,)`; pinned groups stay whatever it says.
-        scores: one number per group, `(num_groups,)`: where a path would be lost the input of the highest score is kept.
-            Without scores it is the first.
+        scores: one number per group, `(num_groups,)`: where a path would be lost the input of the highest score is
+            kept. Without scores it is the first.
 
     Returns:
         The closed structure. Closing it again changes nothing.
@@ -127,7 +127,6 @@ class _Closer:
             states: states of all tensors.
             group: the group to follow where several operands are joined; None for all of them.
         """
-        graph = self.graph
         while states[tensor] != LIVE and tensor in self.maker:
             call = self.maker[tensor]
             if call.mode == "make":

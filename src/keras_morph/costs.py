@@ -1,8 +1,8 @@
 """What a network costs at given numbers of alive channels, and what one more channel would cost.
 
-Every cost is a table of monomials `coefficient * n_a * n_b` in the alive entries of two id vectors (either may be absent),
-summed per call of a layer; a roofline is the larger of two such sums. Totals, prices and the terms of the penalty
-all follow from the table, so a cost of your own is one method.
+Every cost is a table of monomials `coefficient * n_a * n_b` in the alive entries of two id vectors (either may be
+absent), summed per call of a layer; a roofline is the larger of two such sums. Totals, prices and the terms of the
+penalty all follow from the table, so a cost of your own is one method.
 """
 
 from abc import ABC, abstractmethod
@@ -86,10 +86,8 @@ class Cost(ABC):
             structure: a Structure, counts per layer, or a path to either; None for all channels.
         """
         graph = trace(model)
-        if structure is None:
-            alive = np.ones(graph.num_groups, bool)
-        else:
-            alive = structure_from(structure, graph).groups(graph)
+        whole = np.ones(graph.num_groups, bool)
+        alive = whole if structure is None else structure_from(structure, graph).groups(graph)
         return self.total(graph, close(graph, alive))
 
     def total(self, graph: ChannelGraph, closed: Closed) -> float:
@@ -124,8 +122,8 @@ def _positions(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: 
     tensor = graph.tensors[call.outputs[0] if where == "outputs" else call.inputs[0]]
     if tensor.positions is None:
         raise UnsupportedModelError(
-            f"{cost} of {layer.name} depends on the size of its {where}, which is unknown. Expected a model with a static "
-            f"input size. Received: shape {tensor.shape}; build it with input_shape=(height, width, channels)."
+            f"{cost} of {layer.name} depends on the size of its {where}, which is unknown. Expected a model with a "
+            f"static input size. Received: shape {tensor.shape}; build it with input_shape=(height, width, channels)."
         )
     return tensor.positions
 
@@ -177,7 +175,12 @@ class Activations(Cost):
     def monomials(self, graph: ChannelGraph) -> Monomials:
         return Monomials.table(
             [
-                (_positions(graph, call, layer, "outputs", self.name), *_pair([graph.tensors[call.outputs[0]].vector]), 0, n)
+                (
+                    _positions(graph, call, layer, "outputs", self.name),
+                    *_pair([graph.tensors[call.outputs[0]].vector]),
+                    0,
+                    n,
+                )
                 for n, call, layer in _working(graph)
             ]
         )
@@ -186,8 +189,8 @@ class Activations(Cost):
 class Latency(Cost):
     """Roofline seconds of one forward pass: per layer `max(flops / peak, bytes / bandwidth)`.
 
-    Convolutions and Dense layers count; normalization, activations, merges and pooling, which inference engines fuse into
-    their producer, do not. Bytes are weights, inputs and outputs at the hardware's precision.
+    Convolutions and Dense layers count; normalization, activations, merges and pooling, which inference engines fuse
+    into their producer, do not. Bytes are weights, inputs and outputs at the hardware's precision.
 
     Args:
         hardware: a name of `keras_morph.hardware.HARDWARE` or a Hardware.

@@ -1,4 +1,4 @@
-"""Every error of ours: it says what was expected, what was received and what to do, and names the layer, file or option."""
+"""Every error of ours names the layer, file or option, and says what was expected, what was received, what to do."""
 
 __all__ = ["BudgetError", "DataError", "KerasMorphError", "StructureMismatchError", "UnsupportedModelError"]
 

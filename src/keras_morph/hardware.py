@@ -56,7 +56,9 @@ HARDWARE = {
         Hardware("A100", 312e12, 1555e9, "float16", "NVIDIA A100 data sheet, 40 GB, tensor cores, dense"),
         Hardware("H100", 989e12, 3350e9, "float16", "NVIDIA H100 data sheet, SXM5, tensor cores, dense"),
         Hardware("L4", 121e12, 300e9, "float16", "NVIDIA L4 data sheet, tensor cores, dense"),
-        Hardware("JetsonOrin", 42.5e12, 204.8e9, "float16", "Jetson AGX Orin 64 GB: 170 sparse INT8 TOPS of its GPU / 4"),
+        Hardware(
+            "JetsonOrin", 42.5e12, 204.8e9, "float16", "Jetson AGX Orin 64 GB: 170 sparse INT8 TOPS of its GPU / 4"
+        ),
         Hardware("TPUv4", 275e12, 1228e9, "bfloat16", "Google Cloud TPU v4 documentation, per chip"),
         Hardware("TPUv5e", 197e12, 819e9, "bfloat16", "Google Cloud TPU v5e documentation, per chip"),
         Hardware("Xeon8380", 5.9e12, 204.8e9, "float32", "40 cores x 2.3 GHz x 64 FLOPs per cycle; 8 x DDR4-3200"),

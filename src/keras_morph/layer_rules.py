@@ -65,7 +65,7 @@ class Flow:
     default_axis: Callable[[int], int]
 
     def read(self, axis: int) -> Ids | None:
-        """Ids that the layer reads along `axis` of its operand; where its channels lie along another axis they are pinned."""
+        """Ids that the layer reads along `axis` of its operand; None, and pinned, if they lie along another axis."""
         signal = self.inputs[0]
         if signal.axis == axis:
             return signal.ids
@@ -127,7 +127,7 @@ def _channel_axis(operation: Any, rank: int) -> int:
 ELEMENTWISE = frozenset(
     """celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid mish relu
     relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus sparse_sigmoid squareplus tanh tanh_shrink
-    threshold""".split()
+    threshold""".split()  # noqa: SIM905
 )
 
 
@@ -136,7 +136,9 @@ def _mixes_channels(activation: Any) -> str | None:
     name = getattr(activation, "__name__", type(activation).__name__)
     if activation is None or (name in ELEMENTWISE and getattr(keras.activations, name, None) is activation):
         return None
-    return f"its activation {name} mixes channels" if hasattr(keras.activations, name) else f"activation {name} is unknown"
+    return (
+        f"its activation {name} mixes channels" if hasattr(keras.activations, name) else f"activation {name} is unknown"
+    )
 
 
 # Flows: how ids pass through a call.
@@ -150,7 +152,7 @@ def _same(flow: Flow) -> Routed:
 def _weighted(flow: Flow) -> Routed:
     """Conv, transposed Conv and Dense: read every input channel, make `out`."""
     axis = _channel_axis(flow.operation, flow.inputs[0].rank)
-    made = flow.graph.make(flow.name, flow.output_shapes[0][axis])
+    made = flow.graph.make(flow.name, flow.output_shapes[0][axis] or 0)
     if reason := _mixes_channels(getattr(flow.operation, "activation", None)):
         flow.graph.pin(made, reason)
     return Routed([(made, axis)], {"in": flow.read(axis), "out": made})
@@ -160,8 +162,10 @@ def _grouped(flow: Flow) -> Routed:
     """A grouped convolution: inputs and outputs of one conv group are one group of channels."""
     routed, groups = _weighted(flow), flow.operation.groups
     read, made = routed.sides["in"], routed.sides["out"]
-    if read is None:
-        flow.graph.pin(made, f"{flow.name} is a grouped convolution over another axis than its channels'")
+    if read is None or made is None:
+        flow.graph.pin(
+            routed.results[0][0], f"{flow.name} is a grouped convolution over another axis than its channels'"
+        )
     else:
         members = np.concatenate([read.reshape(groups, -1), made.reshape(groups, -1)], axis=1)
         flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), members.ravel())
@@ -268,7 +272,7 @@ def follow_reshape(ids: Ids, axis: int, before: tuple, after: tuple) -> tuple[Id
             return ids, new + 1
     for new in reversed(range(len(sizes))):
         outside, inside = math.prod(sizes[:new]), math.prod(sizes[new + 1 :])
-        # The new axis swallows the channel axis whole, with a tail of what lay outside it and a head of what lay inside.
+        # The new axis swallows the channel axis whole, a tail of what lay outside it and a head of what lay inside.
         if outer % outside == 0 and inner % inside == 0:
             return np.tile(np.repeat(ids, inner // inside), outer // outside), new + 1
     return None
@@ -353,9 +357,7 @@ def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 SAME = Rule(_same, "uniform")
 SPATIAL = Rule(_spatial, "uniform")
 MERGE = Rule(_merged, "merge")
-DENSE = Rule(
-    _weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units"
-)
+DENSE = Rule(_weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units")
 
 
 def _convolution(kernel: str, positions: str = "outputs") -> Rule:
@@ -363,9 +365,7 @@ def _convolution(kernel: str, positions: str = "outputs") -> Rule:
 
 
 def _grouped_variant(kernel: str) -> Callable[[Any], Rule | None]:
-    grouped = Rule(
-        _grouped, "strict", {"kernel": kernel, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_groups
-    )
+    grouped = Rule(_grouped, "strict", {"kernel": kernel, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_groups)
     return lambda operation: grouped if operation.groups > 1 else None
 
 
@@ -390,8 +390,8 @@ def _separable_conv(space: str, ones: str) -> Rule:
     )
 
 
-_NORMALIZED_WEIGHTS = {name: "in" for name in ("gamma", "beta", "moving_mean", "moving_variance")}
-_RENORM_WEIGHTS = {name: "in" for name in ("moving_stddev", "renorm_mean", "renorm_stddev")}
+_NORMALIZED_WEIGHTS = dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), "in")
+_RENORM_WEIGHTS = dict.fromkeys(("moving_stddev", "renorm_mean", "renorm_stddev"), "in")
 
 TABLE: dict[type, Rule] = {
     layers.Conv1D: _conv("k"),
@@ -405,9 +405,7 @@ TABLE: dict[type, Rule] = {
     layers.SeparableConv1D: _separable_conv("k", "one"),
     layers.SeparableConv2D: _separable_conv("kh kw", "one one"),
     layers.Dense: DENSE,
-    layers.BatchNormalization: Rule(
-        _normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma"
-    ),
+    layers.BatchNormalization: Rule(_normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma"),
     layers.PReLU: Rule(_same, "strict", {"alpha": "*"}),
     layers.Activation: Rule(_activated, "uniform"),
     layers.Softmax: Rule(_softmaxed, "uniform"),
@@ -417,7 +415,9 @@ TABLE: dict[type, Rule] = {
     layers.Permute: Rule(_permuted, "uniform"),
     layers.RepeatVector: Rule(_vector_repeated, "uniform"),
     layers.Rescaling: Rule(_same, "uniform", narrow=_narrow_constants),
-    layers.Normalization: Rule(partial(_together, reason="holds a mean and variance per channel in its config"), "strict"),
+    layers.Normalization: Rule(
+        partial(_together, reason="holds a mean and variance per channel in its config"), "strict"
+    ),
     **dict.fromkeys(
         [
             layers.ReLU,
@@ -501,4 +501,4 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
             f"register_rule({layer_class.__name__}): like={like.__name__} has no rule to share; "
             "give a class that has one, or a Rule in full."
         )
-    TABLE[layer_class] = rule if rule is not None else TABLE[like]
+    TABLE[layer_class] = rule or TABLE[like]  # type: ignore[index]

@@ -30,7 +30,8 @@ class StructureLearner(keras.Model):
         cost: gives prices; FLOPs() by default.
         strength: factor of the penalty, at least 0. It can be set at any time, also while training. The Model
             Zoo's choice is `multiplier / cost(seed)`.
-        protect, tie: as in `trace`.
+        protect: as in `trace`.
+        tie: as in `trace`.
 
     Raises:
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.

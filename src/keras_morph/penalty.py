@@ -65,7 +65,8 @@ class Penalty:
     def scores(self) -> Any:
         """Score of each scored group, float32, differentiable."""
         flat = [
-            self.regularizer.score(ops.cast(source.variable, "float32"), source.other_axes, ops) for source in self.sources
+            self.regularizer.score(ops.cast(source.variable, "float32"), source.other_axes, ops)
+            for source in self.sources
         ]
         values = ops.concatenate(flat) if len(flat) > 1 else flat[0]
         return ops.segment_max(values, self.entry_group, num_segments=len(self.free))

@@ -1,8 +1,8 @@
 """Make the smaller model of a structure: replay the traced calls with narrower layers.
 
-A tensor of the rebuilt model is a Keras tensor with the alive channels only; or nothing, where no channel is alive; or a
-constant, where nothing alive makes it. Constants are computed with the seed's own layers and folded where they
-meet what is alive, at a merge.
+A tensor of the rebuilt model is a Keras tensor with the alive channels only; or nothing, where no channel is alive; or
+a constant, where nothing alive makes it. Constants are computed with the seed's own layers and folded where they meet
+what is alive, at a merge.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,8 @@ def rebuild(
         structure: a Structure, `{layer: count}`, or a path to either's JSON; counts keep the first channels.
         weights: whether the result gets the seed's weights, so that it computes what the masked seed computes, or
             fresh ones.
-        protect, tie: as in `trace`.
+        protect: as in `trace`.
+        tie: as in `trace`.
 
     Returns:
         A functional model of stock Keras layers and operations, with the seed's name, layer names, inputs and outputs.
@@ -50,15 +51,14 @@ def rebuild(
     return _Replay(graph, closed, weights).model()
 
 
-def masked(
-    seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Sequence[Sequence[str]] = ()
-) -> keras.Model:
+def masked(seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Sequence[Sequence[str]] = ()) -> keras.Model:
     """The seed with every dead channel cut off: what makes it and the rows by which it is read are zero.
 
     Args:
         seed: the model that the structure belongs to, or a StructureLearner.
         structure: as in `rebuild`.
-        protect, tie: as in `trace`.
+        protect: as in `trace`.
+        tie: as in `trace`.
 
     Returns:
         A copy of the seed, of its full size.
@@ -79,7 +79,9 @@ def masked(
     return copy
 
 
-def _closed(seed: Any, structure: Any, protect: Sequence[str], tie: Sequence[Sequence[str]]) -> tuple[ChannelGraph, Closed]:
+def _closed(
+    seed: Any, structure: Any, protect: Sequence[str], tie: Sequence[Sequence[str]]
+) -> tuple[ChannelGraph, Closed]:
     graph = seed.graph if isinstance(seed, StructureLearner) else trace(seed, protect=protect, tie=tie)
     return graph, close(graph, structure_from(structure, graph).groups(graph))
 

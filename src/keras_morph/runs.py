@@ -43,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically, in UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: _write_utf8(temporary, text))
 
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:
@@ -122,7 +122,7 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
     # A model may hold further models, each with an optimizer of its own. `vars` goes past Keras's attribute tracking,
     # so that afterwards nothing at all has changed.
     compiled = {"compiled": False, "optimizer": None}
-    models = [layer for layer in model._flatten_layers() if isinstance(layer, keras.Model)]  # noqa: SLF001
+    models = [layer for layer in model._flatten_layers() if isinstance(layer, keras.Model)]
     kept = [{key: vars(each)[key] for key in compiled if key in vars(each)} for each in models]
     try:
         for each, attributes in zip(models, kept, strict=True):
@@ -131,6 +131,10 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
     finally:
         for each, attributes in zip(models, kept, strict=True):
             vars(each).update(attributes)
+
+
+def _write_utf8(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _plain(value: object) -> object:

@@ -29,7 +29,8 @@ def parse_budget(budget: str | float, cost: Cost, seed_cost: float, *, bytes_per
     """A budget as a number in the cost's own unit.
 
     Args:
-        budget: `"50%"` of the seed, `"300M"`, `"2MB"` (parameters, at `bytes_per_parameter`), `"5ms"` (seconds), or a number.
+        budget: `"50%"` of the seed, `"300M"`, `"2MB"` (parameters, at `bytes_per_parameter`), `"5ms"` (seconds), or a
+            number.
         cost: what is budgeted.
         seed_cost: cost of the seed, in the cost's unit.
         bytes_per_parameter: bytes of one saved parameter.
@@ -88,7 +89,8 @@ def fit_budget(
         regularizer: gives the scores; GroupLasso() by default.
         cost: what the budget is for; FLOPs() by default.
         bytes_per_parameter: bytes of one saved parameter, for budgets such as "2MB".
-        protect, tie: as in `trace`; a learner has its own.
+        protect: as in `trace`; a learner has its own.
+        tie: as in `trace`; a learner has its own.
 
     Returns:
         A closed structure, never above the budget. Either 98 % of the budget is used, or no dead group could be
@@ -103,23 +105,43 @@ def fit_budget(
     else:
         graph, regularizer = trace(model, protect=protect, tie=tie), regularizer or GroupLasso()
     graph = pin_sourceless(graph, regularizer)
-    budgets = budget if isinstance(budget, Mapping) else {cost or FLOPs(): budget}
-    whole = close(graph, np.ones(graph.num_groups, bool))
-    limits = []
-    for one, text in budgets.items():
-        seed_cost = one.total(graph, whole)
-        limits.append(_Limit(one, parse_budget(text, one, seed_cost, bytes_per_parameter=bytes_per_parameter)))
     scores = group_scores(graph, regularizer)
+    limits = limits_of(graph, budget, cost or FLOPs(), bytes_per_parameter=bytes_per_parameter)
     return Structure.closed(graph, choose(graph, scores, limits), scores)
 
 
+def is_within(
+    learner: StructureLearner, structure: Structure, budget: str | float | Mapping[Cost, str | float]
+) -> bool:
+    """Whether a structure of a learner's seed costs no more than a budget."""
+    limits = limits_of(learner.graph, budget, learner.target_cost)
+    return all(limit.cost(learner.graph, structure) <= limit.limit for limit in limits)
+
+
 @dataclass(frozen=True)
-class _Limit:
+class Limit:
+    """What one cost may be, in its own unit."""
+
     cost: Cost
     limit: float
 
 
-def choose(graph: ChannelGraph, scores: np.ndarray, limits: Sequence[_Limit]) -> np.ndarray:
+def limits_of(
+    graph: ChannelGraph,
+    budget: str | float | Mapping[Cost, str | float],
+    cost: Cost,
+    *,
+    bytes_per_parameter: int = 4,
+) -> list[Limit]:
+    """A budget as limits; `cost` is what it is for unless it says so itself."""
+    budgets = budget if isinstance(budget, Mapping) else {cost: budget}
+    return [
+        Limit(one, parse_budget(text, one, one(graph), bytes_per_parameter=bytes_per_parameter))
+        for one, text in budgets.items()
+    ]
+
+
+def choose(graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit]) -> np.ndarray:
     """Alive groups, by descending score, within every limit.
 
     Args:
@@ -148,7 +170,7 @@ def choose(graph: ChannelGraph, scores: np.ndarray, limits: Sequence[_Limit]) ->
 class _Budget:
     """Limits on costs, and closed structures held against them."""
 
-    def __init__(self, graph: ChannelGraph, scores: np.ndarray, limits: Sequence[_Limit]) -> None:
+    def __init__(self, graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit]) -> None:
         self.graph, self.scores, self.limits = graph, scores, limits
         self.tables = [limit.cost.monomials(graph) for limit in limits]
 

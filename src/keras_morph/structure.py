@@ -71,7 +71,9 @@ class Structure:
     __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:
-        rows = [f"structure of {self.seed}: {sum(self.widths.values()):,} of {sum(self.seed_widths.values()):,} channels"]
+        rows = [
+            f"structure of {self.seed}: {sum(self.widths.values()):,} of {sum(self.seed_widths.values()):,} channels"
+        ]
         rows += [f"  {layer:<40} {width:>6} of {self.seed_widths[layer]:>6}" for layer, width in self.widths.items()]
         return "\n".join(rows)
 
@@ -134,13 +136,13 @@ class Structure:
             scores: numbers per group that say which channel is kept where a path would be lost.
         """
         alive = close(graph, alive, scores).alive
-        made = [layer for layer in graph.layers if layer.name in graph.widths]
+        made = {layer.name: layer for layer in graph.layers if layer.name in graph.widths}
         return cls(
             graph.model.name,
             fingerprint(graph),
-            {layer.name: np.flatnonzero(alive[graph.group_of[layer.made]]) for layer in made},
+            {name: np.flatnonzero(alive[graph.group_of[layer.made]]) for name, layer in made.items()},
             graph.widths,
-            {layer.name: layer.kind for layer in made},
+            {name: layer.kind for name, layer in made.items()},
         )
 
     def groups(self, graph: ChannelGraph) -> np.ndarray:
@@ -153,7 +155,7 @@ class Structure:
             raise StructureMismatchError(_mismatch(self, graph))
         channels = np.ones(graph.num_channels, bool)
         for layer in graph.layers:
-            if layer.name in self.alive:
+            if layer.made is not None and layer.name in self.alive:
                 channels[layer.made] = False
                 channels[layer.made[self.alive[layer.name]]] = True
         return _agreed(graph, channels)

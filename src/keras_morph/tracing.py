@@ -103,7 +103,9 @@ class _Tracer:
             made = self.graph.made.get(name)
             self.layers[name] = Layer(name, type(operation).__name__, operation, rule, weights, made)
             self.sides[name] = dict(routed.sides)
-        outputs = tuple(self.tensor(*result, source) for result, source in zip(routed.results, node.outputs, strict=True))
+        outputs = tuple(
+            self.tensor(*result, source) for result, source in zip(routed.results, node.outputs, strict=True)
+        )
         mode = routed.mode or (rule.mode if rule else "strict")
         layer = self.layer_numbers.setdefault(name, len(self.layer_numbers))
         self.calls.append(Call(layer, mode, inputs, outputs, node.arguments, sources))
@@ -114,8 +116,8 @@ class _Tracer:
             again = routed.sides.get(token)
             if ids is not None and again is not None:
                 self.graph.tie(ids, again)
-            elif ids is not None or again is not None:
-                self.graph.pin(again if ids is None else ids, f"{name} is called in two ways that do not agree")
+            elif (known := again if ids is None else ids) is not None:
+                self.graph.pin(known, f"{name} is called in two ways that do not agree")
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]

@@ -1,7 +1,7 @@
 """What a data set is, and how one is cut: limit, validation part, test part, each with every class in proportion.
 
-A source hands over `Examples`: labels that are known at once, and images that are fetched only for the chosen ones. So a
-limit of 2,000 costs 2,000 decoded images, however large the archive is.
+A source hands over `Examples`: labels that are known at once, and images that are fetched only for the chosen ones. So
+a limit of 2,000 costs 2,000 decoded images, however large the archive is.
 """
 
 __all__ = ["Dataset", "Examples", "assemble", "integer_labels", "resize", "unit_images"]
@@ -97,6 +97,9 @@ def assemble(
     if limit is not None and limit < len(class_names):
         msg = f"limit: expected at least one image for each of {len(class_names)} classes of {name}, received {limit}"
         raise DataError(msg)
+    if seed < 0:
+        msg = f"seed: expected a number from 0 on, received {seed}"
+        raise DataError(msg)
     if not 0 <= validation_split < 1:
         msg = f"validation_split: expected a part in [0, 1), received {validation_split}"
         raise DataError(msg)
@@ -141,9 +144,9 @@ def unit_images(images: np.ndarray, origin: str) -> np.ndarray:
     Raises:
         DataError: If rank, dtype or values are others.
     """
-    if images.ndim == 3:  # noqa: PLR2004 (images, height, width)
+    if images.ndim == 3:  # images, height, width
         images = images[..., np.newaxis]
-    if images.ndim != 4 or 0 in images.shape:  # noqa: PLR2004 (images, height, width, channels)
+    if images.ndim != 4 or 0 in images.shape:  # images, height, width, channels
         msg = f"{origin}: expected images of shape (n, height, width, channels), received shape {images.shape}"
         raise DataError(msg)
     if images.dtype == np.uint8:
@@ -167,10 +170,10 @@ def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
     Raises:
         DataError: If rank or dtype are others, or if a label is negative or absurdly large.
     """
-    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004 (labels in one column)
+    if labels.ndim == 2 and labels.shape[1] == 1:  # labels in one column
         labels = labels[:, 0]
     if labels.ndim != 1 or not len(labels):
-        advice = "; take argmax(axis=1) of one-hot labels" if labels.ndim == 2 else ""  # noqa: PLR2004
+        advice = "; take argmax(axis=1) of one-hot labels" if labels.ndim == 2 else ""
         msg = f"{origin}: expected a vector of labels, received shape {labels.shape}{advice}"
         raise DataError(msg)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -186,14 +189,14 @@ def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
 
 
 def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Resize float32 images of shape `(n, height, width, channels)` to `size`, bilinearly and smoothed where it shrinks."""
+    """Resize float32 images of shape `(n, height, width, channels)` to `size`, smoothly in both directions."""
     if size is None or images.shape[1:3] == size:
         return images
     result = np.empty((len(images), *size, images.shape[3]), np.float32)
     for image, target in zip(images, result, strict=True):
         for channel in range(images.shape[3]):
             plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-            target[..., channel] = plane.resize(size[::-1], Image.Resampling.BILINEAR)
+            target[..., channel] = np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR))
     return result
 
 

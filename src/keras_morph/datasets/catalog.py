@@ -1,18 +1,20 @@
-"""Data sets by name or path, all in one form: `load("digits")`, `load("cifar10")`, `load("photos.zip", image_size=64)`."""
+"""Data sets by name or path, all in one form: `load("digits")`, `load("photos.zip", image_size=64)`."""
 
 __all__ = ["NAMES", "load"]
 
 import difflib
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_morph.datasets.arrays import Dataset, Examples, assemble, integer_labels, resize, unit_images
-from keras_morph.datasets.images import decode, image_folder, image_zip
+from keras_morph.datasets.images import decode, image_folder, image_zip, reason
 from keras_morph.errors import DataError
 
 Size = tuple[int, int] | None
@@ -59,7 +61,7 @@ def load(
         name, source = text, _tfds(text.removeprefix(_TFDS), size)
     else:
         path = Path(text).expanduser()
-        name, source = path.stem, _from_path(path, text, size)
+        name, source = path.resolve().stem, _from_path(path, text, size)
     train, test, class_names = source
     return assemble(
         name,
@@ -84,7 +86,7 @@ def _from_path(path: Path, text: str, size: Size) -> Source:
         return _npz(path, size)
     if path.suffix.lower() == ".zip":
         return image_zip(path, size)
-    msg = f"{path}: expected a folder, a .zip of images or an .npz file, received a {path.suffix or 'nameless'} file"
+    msg = f"{path}: expected a folder, a .zip of images or an .npz, received a file that ends in {path.suffix!r}"
     raise DataError(msg)
 
 
@@ -92,7 +94,7 @@ def _npz(path: Path, size: Size) -> Source:
     arrays = {}
     try:
         # An object array would be unpickled, which runs whatever code its author put there.
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             for key in ("x_train", "y_train", "x_test", "y_test"):
                 if key not in file:
                     found = ", ".join(file) or "no arrays"
@@ -101,15 +103,15 @@ def _npz(path: Path, size: Size) -> Source:
                 arrays[key] = file[key]
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        msg = f"{path}: expected an .npz of plain arrays, received one that cannot be read ({_one_line(error)})"
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        msg = f"{path}: expected an .npz of plain arrays, received one that cannot be read ({reason(error)})"
         raise DataError(msg) from error
     return _array_source(arrays, str(path), size)
 
 
 def _digits(size: Size) -> Source:
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 (an extra)
+        from sklearn.datasets import load_digits  # an extra
     except ImportError as error:
         msg = "digits: expected scikit-learn, which is not installed; run pip install 'keras-morph[demo]'"
         raise DataError(msg) from error
@@ -124,11 +126,11 @@ def _downloaded(name: str, class_names: tuple[str, ...]) -> Callable[[Size], Sou
             (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
         except Exception as error:  # Keras raises a plain Exception when it cannot download
             msg = (
-                f"{name}: expected a download or a copy in Keras's cache, received {_one_line(error)}; check the "
+                f"{name}: expected a download or a copy in Keras's cache, received {reason(error)}; check the "
                 "connection, or give a folder or zip of images"
             )
             raise DataError(msg) from error
-        if x_train.ndim == 4 and keras.config.image_data_format() == "channels_first":  # noqa: PLR2004 (CIFAR)
+        if x_train.ndim == 4 and keras.config.image_data_format() == "channels_first":  # CIFAR
             x_train, x_test = np.moveaxis(x_train, 1, -1), np.moveaxis(x_test, 1, -1)
         arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
         train, test, _ = _array_source(arrays, name, size)
@@ -139,9 +141,11 @@ def _downloaded(name: str, class_names: tuple[str, ...]) -> Callable[[Size], Sou
 
 def _tfds(name: str, size: Size) -> Source:
     try:
-        import tensorflow_datasets as tfds  # noqa: PLC0415 (an extra)
+        import tensorflow_datasets as tfds  # an extra
     except ImportError as error:
-        msg = f"{_TFDS}{name}: expected tensorflow-datasets, which is not installed; run pip install 'keras-morph[tfds]'"
+        msg = (
+            f"{_TFDS}{name}: expected tensorflow-datasets, which is not installed; run pip install 'keras-morph[tfds]'"
+        )
         raise DataError(msg) from error
     try:
         builder = tfds.builder(name)
@@ -151,14 +155,16 @@ def _tfds(name: str, size: Size) -> Source:
         # The images stay encoded, so that here too only the chosen ones are decoded.
         decoders = {image_key: tfds.decode.SkipDecoding()}
         rows = {
-            part: [(row[image_key], row[label_key]) for row in tfds.as_numpy(builder.as_dataset(part, decoders=decoders))]
+            part: [
+                (row[image_key], row[label_key]) for row in tfds.as_numpy(builder.as_dataset(part, decoders=decoders))
+            ]
             for part in ("train", "test")
             if part == "train" or part in builder.info.splits
         }
     except Exception as error:  # its errors share no class
         msg = (
             f"{_TFDS}{name}: expected a data set of images with one label each, received "
-            f"{type(error).__name__}: {_one_line(error)}; check the name and the connection"
+            f"{type(error).__name__}: {reason(error)}; check the name and the connection"
         )
         raise DataError(msg) from error
     parts = {part: _encoded_examples(rows[part], f"{_TFDS}{name} {part}", size) for part in rows}
@@ -166,12 +172,12 @@ def _tfds(name: str, size: Size) -> Source:
 
 
 def _encoded_examples(rows: list[tuple[bytes, int]], origin: str, size: Size) -> Examples:
-    labels = np.array([label for _, label in rows], np.int32)
+    images = [image for image, _ in rows]
 
     def fetch(chosen: np.ndarray) -> np.ndarray:
-        return decode([(f"{origin}[{index}]", lambda index=index: rows[index][0]) for index in chosen], size)
+        return decode([(f"{origin}[{index}]", partial(images.__getitem__, index)) for index in chosen], size)
 
-    return Examples(labels, fetch)
+    return Examples(np.array([label for _, label in rows], np.int32), fetch)
 
 
 def _array_source(arrays: dict[str, np.ndarray], origin: str, size: Size) -> Source:
@@ -195,14 +201,10 @@ def _pair(image_size: int | tuple[int, int] | None) -> Size:
     if image_size is None:
         return None
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):  # noqa: PLR2004 (height, width)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         msg = f"image_size: expected one positive number of pixels, or (height, width), received {image_size}"
         raise DataError(msg)
     return pair
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 _SOURCES: dict[str, Callable[[Size], Source]] = {

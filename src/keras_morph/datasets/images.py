@@ -4,14 +4,16 @@ Finding images is apart from decoding them, so that a few of many cost a few; an
 whether they come from a file, from a member of a zip or from memory.
 """
 
-__all__ = ["Encoded", "decode", "image_folder", "image_zip"]
+__all__ = ["Encoded", "decode", "image_folder", "image_zip", "reason"]
 
 import io
 import os
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -73,17 +75,16 @@ def image_zip(path: Path, size: tuple[int, int] | None) -> Found:
         DataError: If the file is no zip, and as in `image_folder`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        # Stays open as long as its examples live: to read the list of 60,000 members once more takes half a second.
+        archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        msg = f"{path}: expected a zip of images, received a file that cannot be opened ({_one_line(error)})"
+        msg = f"{path}: expected a zip of images, received a file that cannot be opened ({reason(error)})"
         raise DataError(msg) from error
 
     def fetch(chosen: Sequence[str]) -> np.ndarray:
-        with zipfile.ZipFile(path) as archive:
-            return decode([(f"{path}: {name}", lambda name=name: archive.read(name)) for name in chosen], size)
+        return decode([(f"{path}: {name}", partial(archive.read, name)) for name in chosen], size)
 
-    return _by_class(names, fetch, path)
+    return _by_class(archive.namelist(), fetch, path)
 
 
 def decode(images: Sequence[Encoded], size: tuple[int, int] | None) -> np.ndarray:
@@ -114,6 +115,11 @@ def decode(images: Sequence[Encoded], size: tuple[int, int] | None) -> np.ndarra
     return result[..., :1].copy() if grey else result
 
 
+def reason(error: BaseException) -> str:
+    """Put what an error says in at most one line of 200 characters."""
+    return textwrap.shorten(str(error) or type(error).__name__, 200)
+
+
 def _pixels(name: str, read: Callable[[], bytes], size: tuple[int, int] | None) -> np.ndarray:
     """Decode one image into floats of shape `(height, width, 1 or 3)` with values in [0, 1]."""
     try:
@@ -122,10 +128,10 @@ def _pixels(name: str, read: Callable[[], bytes], size: tuple[int, int] | None) 
             if size is not None and image.size != size[::-1]:
                 image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     except _UNREADABLE as error:
-        msg = f"{name}: expected an image, received one that cannot be read ({_one_line(error)}); repair or remove it"
+        msg = f"{name}: expected an image, received one that cannot be read ({reason(error)}); repair or remove it"
         raise DataError(msg) from error
     pixels = np.asarray(image, np.float32) / np.float32(white)
-    return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]  # noqa: PLR2004 (height, width, channels)
+    return np.atleast_3d(pixels)
 
 
 def _plain_mode(image: Image.Image) -> tuple[Image.Image, int]:
@@ -134,7 +140,7 @@ def _plain_mode(image: Image.Image) -> tuple[Image.Image, int]:
         return image.convert("F"), 2**16 - 1
     if image.mode in ("1", "L", "LA", "La"):
         return image.convert("L"), 255
-    if image.mode == "P":  # by way of RGBA: a palette's transparency has no direct way to RGB
+    if image.mode == "P":  # by way of RGBA: Pillow warns of a transparent palette that goes straight to RGB
         return image.convert("RGBA").convert("RGB"), 255
     return image.convert("RGB"), 255
 
@@ -142,7 +148,7 @@ def _plain_mode(image: Image.Image) -> tuple[Image.Image, int]:
 def _by_class(names: Sequence[str], fetch: Callable[[Sequence[str]], np.ndarray], path: Path) -> Found:
     train, test = _train_and_test(_image_parts(names, path), path)
     class_names = tuple(sorted({parts[0] for parts in train.values()}))
-    if len(class_names) < 2:  # noqa: PLR2004 (nothing to tell apart)
+    if len(class_names) < 2:
         msg = (
             f"{path}: expected at least two folders of images, one per class (train/CLASS/*.png, test/CLASS/*.png, or "
             f"CLASS/*.png), received {class_names[0] if class_names else 'none'}; sort the images into folders"
@@ -151,14 +157,16 @@ def _by_class(names: Sequence[str], fetch: Callable[[Sequence[str]], np.ndarray]
     strangers = sorted({parts[0] for parts in test.values()} - set(class_names))
     if strangers:
         msg = (
-            f"{path}: expected the classes of train/ in test/ ({', '.join(class_names)}), received {strangers[0]}; "
-            "remove it, or add its training images"
+            f"{path}: expected in test/ only classes that train/ has too, received {strangers[0]!r}; remove it, or add "
+            "its training images"
         )
         raise DataError(msg)
 
+    number = {name: index for index, name in enumerate(class_names)}
+
     def examples(part: _Parts) -> Examples:
         files = sorted(part)
-        labels = np.array([class_names.index(part[file][0]) for file in files], np.int32)
+        labels = np.array([number[part[file][0]] for file in files], np.int32)
         return Examples(labels, lambda indices: fetch([files[index] for index in indices]))
 
     return examples(train), examples(test) if test else None, class_names
@@ -166,11 +174,13 @@ def _by_class(names: Sequence[str], fetch: Callable[[Sequence[str]], np.ndarray]
 
 def _image_parts(names: Sequence[str], path: Path) -> _Parts:
     """Split the names of images at slashes; without hidden ones, and without folders that hold everything else."""
-    split = {name: PurePosixPath(name).parts for name in names if name.lower().endswith(_SUFFIXES)}
+    split = {
+        name: tuple(part for part in name.split("/") if part not in ("", "."))
+        for name in names
+        if name.lower().endswith(_SUFFIXES)
+    }
     images = {
-        name: parts
-        for name, parts in split.items()
-        if not any(part.startswith((".", "__MACOSX")) for part in parts)
+        name: parts for name, parts in split.items() if not any(part.startswith((".", "__MACOSX")) for part in parts)
     }
     if not images:
         msg = f"{path}: expected images ({', '.join(_SUFFIXES)}), received none; check the path"
@@ -178,21 +188,22 @@ def _image_parts(names: Sequence[str], path: Path) -> _Parts:
     while True:
         images = {name: parts for name, parts in images.items() if len(parts) > 1}
         tops = {parts[0] for parts in images.values()}
-        if len(tops) != 1 or _holds_classes(images, "train") or not any(len(parts) > 2 for parts in images.values()):  # noqa: PLR2004 (folder, class, file)
+        holds_folders = any(len(parts) > 2 for parts in images.values())
+        if len(tops) != 1 or not holds_folders or _holds_classes(images, "train"):
             return images
         images = {name: parts[1:] for name, parts in images.items()}
 
 
 def _holds_classes(images: _Parts, folder: str) -> bool:
     # A class may be called "train", as in CIFAR-100: then images lie right inside.
-    return any(parts[0].lower() == folder and len(parts) > 2 for parts in images.values())  # noqa: PLR2004
+    return any(parts[0].lower() == folder and len(parts) > 2 for parts in images.values())
 
 
 def _train_and_test(images: _Parts, path: Path) -> tuple[_Parts, _Parts]:
     if not _holds_classes(images, "train"):
         return images, {}
     train, test = (
-        {name: parts[1:] for name, parts in images.items() if parts[0].lower() == part and len(parts) > 2}  # noqa: PLR2004
+        {name: parts[1:] for name, parts in images.items() if parts[0].lower() == part and len(parts) > 2}
         for part in ("train", "test")
     )
     others = sorted({parts[0] for parts in images.values() if parts[0].lower() != "train"})
@@ -200,7 +211,3 @@ def _train_and_test(images: _Parts, path: Path) -> tuple[_Parts, _Parts]:
         msg = f"{path}: expected test/CLASS beside train/, received {', '.join(others)}; rename the test images' folder"
         raise DataError(msg)
     return train, test
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

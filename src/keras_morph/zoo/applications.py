@@ -1,9 +1,9 @@
 """The architectures of the Model Zoo, and every other one of `keras.applications`, by name.
 
 `build` puts the Model Zoo's head on a network without its top: global average pooling, a hidden Dense layer, one Dense
-layer per class. The names of all layers depend on the architecture alone: Keras numbers anonymous layers (`conv2d_7`, in
-Inception, NASNet and Xception) through the whole process, so a second build would not fit the first one's structure;
-here every build starts to count at zero, as after `keras.utils.clear_session()`.
+layer per class. The names of all layers depend on the architecture alone: Keras numbers anonymous layers (`conv2d_7`;
+Inception, NASNet, Xception and others have them) through the whole process, so that a second build would not fit the
+first one's structure; here every build starts to count at zero, as after `keras.utils.clear_session()`.
 """
 
 __all__ = ["NAMES", "build", "known_names", "minimum_size"]
@@ -140,7 +140,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_shape(name: str, input_shape: tuple[int, int, int]) -> None:
-    if len(input_shape) != 3:  # noqa: PLR2004 (height, width, channels)
+    if len(input_shape) != 3:  # height, width, channels
         msg = f"input_shape: expected (height, width, channels), received {tuple(input_shape)}"
         raise KerasMorphError(msg)
     first = keras.config.image_data_format() == "channels_first"
@@ -160,8 +160,8 @@ def _check_shape(name: str, input_shape: tuple[int, int, int]) -> None:
 def _fresh_names() -> Iterator[None]:
     """Let Keras number the anonymous layers that are built inside from zero.
 
-    Afterwards each counter stands at the larger of its two values, so that a layer which the user adds to the model gets
-    a name that is still free in it.
+    Afterwards each counter stands at the larger of its two values, so that a layer which the user adds to the model
+    gets a name that is still free in it.
     """
     before = global_state.get_global_attribute("object_name_uids") or {}
     global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))

@@ -1,9 +1,9 @@
 """Small residual networks: ResNet20 and ResNet56 for 32x32 images, and a smaller one for scikit-learn's 8x8 digits.
 
 The networks of He et al. 2015 (https://arxiv.org/abs/1512.03385), section 4.2: a 3x3 convolution, three stages of
-`n = (depth - 2) / 6` blocks with widths w, 2w and 4w, average pooling, one Dense layer. Where a block changes the shape,
-the shortcut is a 1x1 convolution with BatchNormalization (option B of the paper). There is no weight decay: what shrinks
-the weights here is the MorphNet penalty.
+`n = (depth - 2) / 6` blocks with widths w, 2w and 4w, average pooling, one Dense layer. Where a block changes the
+shape, the shortcut is a 1x1 convolution with BatchNormalization (option B of the paper). There is no weight decay: what
+shrinks the weights here is the MorphNet penalty.
 
 Every layer is named, so that structures of two runs can be compared line by line.
 """
@@ -123,7 +123,7 @@ def _conv_bn(
         kernel_initializer="he_normal",
         name=f"{name}_conv{number}",
     )(x)
-    return layers.BatchNormalization(axis=_channel_axis(), name=f"{name}_bn{number}")(x)
+    return layers.BatchNormalization(axis=_channel_axis(), momentum=0.9, name=f"{name}_bn{number}")(x)
 
 
 def _channel_axis() -> int:

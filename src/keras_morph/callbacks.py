@@ -1,0 +1,196 @@
+"""What one adds to `fit` of a StructureLearner: logs of the structure, and fading what will be cut."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_morph.closure import close
+from keras_morph.errors import KerasMorphError
+from keras_morph.learning import StructureLearner
+from keras_morph.runs import write_json, write_text
+from keras_morph.selection import is_within
+from keras_morph.structure import Structure
+
+__all__ = ["EpochLog", "FadeOut", "StopWithin", "StructureLog"]
+
+FADED = 1e-4  # what is left of a weight in the end, before it is set to zero
+
+
+class _OfLearner(keras.callbacks.Callback):
+    """A callback that only makes sense with a StructureLearner."""
+
+    @property
+    def learner(self) -> StructureLearner:
+        if not isinstance(self.model, StructureLearner):
+            raise KerasMorphError(
+                f"{type(self).__name__} expects fit of a StructureLearner. Received: {type(self.model).__name__}."
+            )
+        return self.model
+
+
+class StructureLog(_OfLearner):
+    """Write `FOLDER/alive_STEP`, the counts of alive channels, before the first epoch and after each.
+
+    The format is the Model Zoo's: JSON, `{"conv1_conv/Conv2D": 64, ...}`, keys sorted.
+
+    Args:
+        folder: usually `RUN/learned_structure`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if not any(self.folder.glob("alive_*")):
+            self._write()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        counts = self.learner.structure().counts()
+        write_json(self.folder / f"alive_{step}", dict(sorted(counts.items())))
+
+
+class EpochLog(keras.callbacks.Callback):
+    """One row per epoch, in `history.csv` and as a line: accuracy, cost as a share of the seed's, strength, channels.
+
+    Cost, strength and channels are those of a StructureLearner; in `fit` of another model they stay empty.
+
+    Args:
+        path: the CSV file, rewritten after each epoch, or None. Rows that are there already are kept.
+        phase: what the rows are called, such as "learn".
+        line: receives one line of text per epoch, such as `print`, or None.
+        structure: the structure whose cost is logged; by default the learner's own at each epoch.
+    """
+
+    FIELDS = ("phase", "epoch", "loss", "accuracy", "val_accuracy", "cost_share", "strength", "channels")
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        phase: str = "learn",
+        line: Callable[[str], Any] | None = None,
+        structure: Structure | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.phase, self.line, self.structure = path, phase, line, structure
+        self.rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        row = {field: (logs or {}).get(field) for field in self.FIELDS} | {"phase": self.phase, "epoch": epoch + 1}
+        if isinstance(self.model, StructureLearner):
+            learner = self.model
+            structure = self.structure or learner.structure()
+            row["cost_share"] = learner.target_cost(learner.graph, structure) / learner.target_cost(learner.graph)
+            row["strength"] = learner.strength
+            row["channels"] = sum(structure.widths.values())
+        self.rows.append(row)
+        if self.path is not None:
+            _append_csv(Path(self.path), row, self.FIELDS)
+        if self.line is not None:
+            self.line(_in_words(row, self.params.get("epochs")))
+
+
+def _in_words(row: dict[str, Any], epochs: int | None) -> str:
+    parts = [f"{row['phase']:<9} {row['epoch']:>3}/{epochs or '?'}"]
+    parts += [f"{name} {row[name]:.3f}" for name in ("accuracy", "val_accuracy") if row[name] is not None]
+    if row["cost_share"] is not None:
+        parts.append(f"cost {row['cost_share']:.1%}  strength {row['strength']:.3g}  channels {row['channels']:,}")
+    return "  ".join(parts)
+
+
+def _append_csv(path: Path, row: dict[str, Any], fields: tuple[str, ...]) -> None:
+    """Add a row to a CSV file, so that the file is whole at any moment."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fields, lineterminator="\n")
+    if not text:
+        writer.writeheader()
+    writer.writerow({field: "" if row.get(field) is None else row[field] for field in fields})
+    write_text(path, text + buffer.getvalue())
+
+
+class StopWithin(_OfLearner):
+    """Stop training as soon as the channels above the threshold cost no more than a budget.
+
+    Args:
+        budget: as in `fit_budget`.
+    """
+
+    def __init__(self, budget: Any) -> None:
+        super().__init__()
+        self.budget = budget
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if is_within(self.learner, self.learner.structure(), self.budget):
+            self.model.stop_training = True
+
+
+class FadeOut(_OfLearner):
+    """Let the channels that a structure removes fade to zero during `fit`, while the others learn to do without them.
+
+    After each optimizer step, what makes a dead channel and the rows that read it are multiplied by a constant
+    factor; at the end they are zero. The learner then computes what the masked seed computes, and so does the rebuilt
+    model: nothing is lost in the cut.
+
+    Args:
+        structure: a structure of the learner's seed.
+        steps: optimizer steps until nothing is left; the whole `fit` by default.
+    """
+
+    def __init__(self, structure: Structure, *, steps: int | None = None) -> None:
+        super().__init__()
+        self.structure, self.steps = structure, steps
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        steps = self.steps or (self.params.get("steps") or 100) * (self.params.get("epochs") or 1)
+        rate = FADED ** (1 / max(1, steps))
+        self.faded = list(self._dead_entries())
+        self.previous = [(variable, variable.constraint) for variable, _ in self.faded]
+        for variable, dead in self.faded:
+            variable.constraint = _Fade(np.where(dead, rate, 1.0).astype(np.float32), variable.constraint)
+        # The train function may have been compiled without the constraints.
+        self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        for variable, constraint in self.previous:
+            variable.constraint = constraint
+        for variable, dead in self.faded:
+            variable.assign(np.where(dead, 0, ops.convert_to_numpy(variable)))
+        self.model.make_train_function(force=True)
+
+    def _dead_entries(self) -> Any:
+        """(variable, bool array of its shape) for every weight that makes or reads a dead channel."""
+        graph = self.learner.graph
+        alive = close(graph, self.structure.groups(graph)).alive
+        for layer in graph.layers:
+            if any(weight.multiplies for weight in layer.weights):
+                for weight in layer.weights:
+                    dead = np.zeros(weight.shape, bool)
+                    for axis, vector in enumerate(weight.vectors):
+                        if vector >= 0:
+                            dead[(slice(None),) * axis + (~alive[graph.group_of[graph.vectors[vector]]],)] = True
+                    if dead.any():
+                        yield getattr(layer.operation, weight.name), dead
+
+
+class _Fade:
+    """A Keras constraint: multiply by a constant array, after whatever constraint was there."""
+
+    def __init__(self, factor: np.ndarray, before: Callable | None) -> None:
+        self.factor, self.before = factor, before
+
+    def __call__(self, value: Any) -> Any:
+        if self.before is not None:
+            value = self.before(value)
+        return ops.multiply(value, ops.cast(self.factor, value.dtype))

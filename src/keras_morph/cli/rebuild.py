@@ -1,0 +1,30 @@
+"""`keras-morph rebuild MODEL STRUCTURE OUTPUT`: the smaller model of a structure file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_morph.cli.choices import load_model
+from keras_morph.costs import FLOPs, ModelSize
+from keras_morph.rebuilding import rebuild as rebuild_model
+from keras_morph.runs import save_model
+
+
+def rebuild(
+    model: Annotated[str, typer.Argument(help="the seed: a zoo name, a .keras file, or package.module:function")],
+    structure: Annotated[Path, typer.Argument(help="a structure.json, or an alive_STEP file of counts")],
+    output: Annotated[Path, typer.Argument(help="the .keras file to write")],
+    weights: Annotated[bool, typer.Option(help="carry the seed's weights, or start from fresh ones")] = True,
+    image_size: Annotated[int, typer.Option(help="height and width that a zoo model is built at")] = 32,
+    classes: Annotated[int, typer.Option(help="classes that a zoo model is built with")] = 10,
+) -> None:
+    """Rebuild a model from a structure file and save it."""
+    seed = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
+    small = rebuild_model(seed, structure, weights=weights)
+    save_model(small, output)
+    flops, size = FLOPs(), ModelSize()
+    print(
+        f"{output}: {flops(small):,.0f} FLOPs ({flops(small) / flops(seed):.1%} of the seed's), "
+        f"{size(small):,.0f} parameters ({size(small) / size(seed):.1%})"
+    )

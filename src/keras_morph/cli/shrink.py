@@ -1,0 +1,182 @@
+"""`keras-morph shrink MODEL --budget 50%`: from a model and a budget to a smaller model, in one run folder."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import keras
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from keras_morph.callbacks import EpochLog
+from keras_morph.cli.choices import cost_of, load_model, optimizer_of, regularizer_of
+from keras_morph.costs import FLOPs, ModelSize
+from keras_morph.datasets import Dataset, load
+from keras_morph.errors import KerasMorphError
+from keras_morph.measuring import Measured, measure
+from keras_morph.pipeline import Shrunk, cosine
+from keras_morph.pipeline import shrink as shrink_model
+from keras_morph.report import report
+from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
+from keras_morph.selection import parse_budget
+
+
+def shrink(
+    model: Annotated[str, typer.Argument(help="a zoo name, a .keras file, or package.module:function")],
+    budget: Annotated[str, typer.Option(help='"50%" of the seed, "300M", "2MB", "5ms", or a number')] = "50%",
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, cifar10, ..., an image folder or zip, an .npz, tfds:NAME")
+    ] = "digits",
+    cost: Annotated[str, typer.Option(help="FLOPs, ModelSize, Activations or Latency")] = "FLOPs",
+    hardware: Annotated[str, typer.Option(help="for Latency: V100, P100, T4, ..., or Others")] = "V100",
+    peak_flops: Annotated[float | None, typer.Option(help="for Others: FLOP/s")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="for Others: bytes/s")] = None,
+    regularizer: Annotated[str, typer.Option(help="GroupLasso or Gamma")] = "Gamma",
+    threshold: Annotated[float, typer.Option(help="a channel is alive when its score is above")] = 1e-2,
+    strength: Annotated[
+        float | None, typer.Option(help="factor of the penalty; by default 5 / cost of the seed")
+    ] = None,
+    seed_epochs: Annotated[
+        int | None, typer.Option(help="epochs to train the seed first; default 15, 0 for a .keras file")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="epochs to learn, fade and fine-tune, together")] = 30,
+    batch_size: Annotated[int, typer.Option(help="examples per step")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or rmsprop")] = "adam",
+    image_size: Annotated[int | None, typer.Option(help="resize the images to this height and width")] = None,
+    limit: Annotated[int | None, typer.Option(help="at most so many training images")] = None,
+    log_dir: Annotated[Path, typer.Option(help="where the run's folder is made")] = Path("runs"),
+    random_seed: Annotated[int, typer.Option(help="for weights, data order and everything else")] = 0,
+) -> None:
+    """Learn which channels a model needs, rebuild it within a budget, fine-tune it, and report."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    target, scorer, make_optimizer = (
+        cost_of(cost, hardware, peak_flops, bandwidth),
+        regularizer_of(regularizer, threshold),
+        optimizer_of(optimizer),
+    )
+    _check_numbers(epochs, batch_size, learning_rate, seed_epochs)
+    parse_budget(budget, target, 1.0)
+    keras.utils.set_random_seed(random_seed)
+    dataset = load(data, image_size=image_size, limit=limit, seed=random_seed)
+    seed = load_model(model, input_shape=dataset.image_shape, classes=dataset.num_classes)
+    _check_fits(seed, dataset)
+    folder = new_run_folder(log_dir)
+    write_json(folder / "config.json", {"command": "shrink", "options": options, **describe_environment()})
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"{dataset}\nrun folder: {folder}", highlight=False)
+
+    pair, held_out = (dataset.x_train, dataset.y_train), (dataset.x_val, dataset.y_val) if len(dataset.x_val) else None
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(seed))
+    trainings = (0 if model.endswith(".keras") else 15) if seed_epochs is None else seed_epochs
+    before = EpochLog(folder / "history.csv", phase="seed", line=print)
+    if trainings:
+        steps = -(-len(dataset.x_train) // batch_size)
+        seed.compile(make_optimizer(cosine(learning_rate, steps * trainings)), loss, metrics=["accuracy"])
+        seed.fit(
+            *pair, batch_size=batch_size, epochs=trainings, validation_data=held_out, verbose=0, callbacks=[before]
+        )
+    save_model(seed, folder / "seed.keras")
+    result = shrink_model(
+        seed,
+        budget,
+        data=pair,
+        validation_data=held_out,
+        epochs=epochs,
+        cost=target,
+        regularizer=scorer,
+        strength=strength,
+        optimizer=make_optimizer,
+        learning_rate=learning_rate,
+        loss=loss,
+        batch_size=batch_size,
+        folder=folder,
+        line=print,
+    )
+    result.structure.save(folder / "structure.json")
+    save_model(result.small, folder / "small.keras")
+    times = measure({"seed": seed, "small": result.small}, batch_size=256)
+    table = _results(seed, result, dataset, times)
+    report(seed, result.small, history=before.rows + result.history, results=table).save(folder)
+    console.print(_table(table, times, dataset))
+    console.print(f"small.keras, structure.json, report.html and more are in {folder}", highlight=False)
+
+
+def _check_numbers(epochs: int, batch_size: int, learning_rate: float, seed_epochs: int | None) -> None:
+    for option, value, low in (
+        ("--epochs", epochs, 3),
+        ("--batch-size", batch_size, 1),
+        ("--seed-epochs", seed_epochs, 0),
+    ):
+        if value is not None and value < low:
+            raise KerasMorphError(f"{option} expects at least {low}. Received: {value}.")
+    if not 0 < learning_rate < float("inf"):
+        raise KerasMorphError(f"--learning-rate expects a positive number. Received: {learning_rate}.")
+
+
+def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
+    """The model takes these images and tells these classes apart."""
+    wanted, given = seed.input_shape, (None, *dataset.image_shape)
+    if len(wanted) != 4 or any(w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)):
+        raise KerasMorphError(
+            f"{seed.name} expects inputs of shape {wanted}. Received: images of {dataset.image_shape}; "
+            "give --image-size, or build the model for these images."
+        )
+    if len(seed.outputs) != 1 or seed.output_shape[-1] != dataset.num_classes:
+        raise KerasMorphError(
+            f"{seed.name} gives outputs of shape {seed.output_shape}. Expected: one score for each of the "
+            f"{dataset.num_classes} classes of {dataset.name}."
+        )
+
+
+def _ends_in_softmax(model: keras.Model) -> bool:
+    last = model.layers[-1]
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
+def _accuracy(model: keras.Model, dataset: Dataset) -> float:
+    predictions = model.predict(dataset.x_test, batch_size=256, verbose=0)
+    return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
+
+
+def _results(
+    seed: keras.Model, result: Shrunk, dataset: Dataset, times: dict[str, Measured]
+) -> dict[str, dict[str, str]]:
+    small = result.small
+    tuned = _accuracy(small, dataset)
+    tuned_weights = small.get_weights()
+    small.set_weights(result.rebuilt_weights)
+    rebuilt = _accuracy(small, dataset)
+    small.set_weights(tuned_weights)
+
+    def row(accuracy: float, model: keras.Model, time: str) -> dict[str, str]:
+        return {
+            "test accuracy": f"{accuracy:.2%}",
+            "FLOPs": f"{FLOPs()(model):,.0f}",
+            "parameters": f"{ModelSize()(model):,.0f}",
+            f"ms / {times[time].batch_size} images": str(times[time]).replace(" ms", ""),
+        }
+
+    return {
+        "seed": row(_accuracy(seed, dataset), seed, "seed"),
+        "trained, before the cut": row(_accuracy(result.learner.seed, dataset), result.learner.seed, "seed"),
+        "rebuilt, right after it": row(rebuilt, small, "small"),
+        "fine-tuned": row(tuned, small, "small"),
+    }
+
+
+def _table(results: dict[str, dict[str, str]], times: dict[str, Measured], dataset: Dataset) -> Table:
+    ratio = times["seed"].median / times["small"].median
+    table = Table(
+        title=f"{dataset.name}, {len(dataset.x_test)} test images; {ratio:.2f}x as fast, "
+        f"median (10 % to 90 %) of {times['seed'].rounds} rounds in alternation",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for column in next(iter(results.values())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, values in results.items():
+        table.add_row(name, *values.values())
+    return table

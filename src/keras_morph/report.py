@@ -1,0 +1,267 @@
+"""Before and after, layer by layer: gathered once, then written as text, Markdown, JSON, picture or HTML."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from keras_morph.channels import ChannelGraph
+from keras_morph.closure import close
+from keras_morph.costs import Activations, Cost, FLOPs, ModelSize
+from keras_morph.errors import UnsupportedModelError
+from keras_morph.runs import write_atomically, write_json, write_text
+from keras_morph.structure import Structure
+from keras_morph.tracing import trace
+
+__all__ = ["LayerRow", "Report", "report"]
+
+COSTS: tuple[Cost, ...] = (FLOPs(), ModelSize(), Activations())
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer that makes channels, before and after.
+
+    Attributes:
+        layer, kind: name and class.
+        width, width_after: channels; 0 where the layer is gone.
+        flops, flops_after: FLOPs for one example.
+        parameters, parameters_after: number of weights.
+    """
+
+    layer: str
+    kind: str
+    width: int
+    width_after: int
+    flops: float
+    flops_after: float
+    parameters: float
+    parameters_after: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a smaller model saves.
+
+    Attributes:
+        model: the seed's name.
+        rows: one per layer that makes channels.
+        totals: cost -> (before, after), in the cost's unit.
+        history: rows of `history.csv`, if any.
+        results: lines of the result table, name -> {column: value}, if any.
+    """
+
+    model: str
+    rows: tuple[LayerRow, ...]
+    totals: dict[str, tuple[float, float]]
+    history: tuple[dict[str, Any], ...] = ()
+    results: dict[str, dict[str, Any]] | None = None
+
+    def _cells(self) -> list[list[str]]:
+        return [
+            [
+                row.layer,
+                row.kind,
+                f"{row.width:,}",
+                f"{row.width_after:,}",
+                f"{row.flops:,.0f}",
+                f"{row.flops_after:,.0f}",
+                f"{row.parameters:,.0f}",
+                f"{row.parameters_after:,.0f}",
+            ]
+            for row in self.rows
+        ]
+
+    HEADER = ("layer", "kind", "width", "after", "FLOPs", "after", "parameters", "after")
+
+    def text(self, width: int = 120) -> str:
+        """Two tables for a terminal."""
+        layers = Table(title=f"{self.model}, layer by layer", title_justify="left")
+        for number, name in enumerate(self.HEADER):
+            layers.add_column(name, justify="left" if number < 2 else "right", no_wrap=number == 0)
+        for cells in self._cells():
+            layers.add_row(*cells)
+        totals = Table(title="in total", title_justify="left")
+        for name in ("cost", "before", "after", "share"):
+            totals.add_column(name, justify="left" if name == "cost" else "right")
+        for name, (before, after) in self.totals.items():
+            totals.add_row(name, f"{before:,.0f}", f"{after:,.0f}", f"{after / before:.1%}" if before else "-")
+        console = Console(width=width, file=io.StringIO(), force_terminal=False)
+        console.print(layers, totals)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    def markdown(self) -> str:
+        """The same as Markdown."""
+        lines = [f"# {self.model}, before and after", ""]
+        if self.results:
+            columns = list(dict.fromkeys(column for values in self.results.values() for column in values))
+            lines += _markdown_table(
+                ["", *columns], [[name, *(str(v.get(c, "")) for c in columns)] for name, v in self.results.items()]
+            )
+        lines += _markdown_table(
+            ["cost", "before", "after", "share"],
+            [[n, f"{b:,.0f}", f"{a:,.0f}", f"{a / b:.1%}" if b else "-"] for n, (b, a) in self.totals.items()],
+        )
+        return "\n".join(lines + _markdown_table(list(self.HEADER), self._cells()))
+
+    def json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+    def picture(self) -> Any:
+        """A matplotlib figure: widths per layer before and after, and cost over time."""
+        from matplotlib.figure import Figure
+
+        panels = 2 if self.history else 1
+        figure = Figure(figsize=(max(8, 0.16 * len(self.rows) + 4), 4 * panels), layout="constrained")
+        axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
+        at = np.arange(len(self.rows))
+        axes[0].bar(at, [row.width for row in self.rows], color="#c7d0dd", label="before")
+        axes[0].bar(at, [row.width_after for row in self.rows], color="#1f5fa8", label="after", width=0.5)
+        axes[0].set_xticks(at, [row.layer for row in self.rows], rotation=90, fontsize=max(4, 9 - len(self.rows) // 20))
+        axes[0].set_ylabel("channels")
+        axes[0].set_title(f"{self.model}: width of each layer")
+        axes[0].legend(frameon=False)
+        axes[0].margins(x=0.01)
+        if self.history:
+            _draw_history(axes[1], self.history)
+        for axis in axes:
+            axis.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    def html(self) -> str:
+        """One page that needs nothing else."""
+        buffer = io.BytesIO()
+        self.picture().savefig(buffer, format="png", dpi=120)
+        image = base64.b64encode(buffer.getvalue()).decode()
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in self._cells()
+        )
+        totals = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{before:,.0f}</td><td>{after:,.0f}</td>"
+            f"<td>{after / before if before else 0:.1%}</td></tr>"
+            for name, (before, after) in self.totals.items()
+        )
+        results = ""
+        if self.results:
+            columns = list(dict.fromkeys(column for values in self.results.values() for column in values))
+            rows = "".join(
+                f"<tr><td>{html.escape(name)}</td>"
+                + "".join(f"<td>{html.escape(str(values.get(column, '')))}</td>" for column in columns)
+                + "</tr>"
+                for name, values in self.results.items()
+            )
+            results = f"<table><tr>{''.join(f'<th>{html.escape(c)}</th>' for c in ['', *columns])}</tr>{rows}</table>"
+        head = "".join(f"<th>{name}</th>" for name in self.HEADER)
+        return (
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(self.model)}</title><style>"
+            "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2733}"
+            "table{border-collapse:collapse;margin:1.5rem 0}td,th{padding:.25rem .8rem;text-align:right;"
+            "border-bottom:1px solid #dde3ea}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+            f"</style><h1>{html.escape(self.model)}, before and after</h1>{results}"
+            f"<table><tr><th>cost</th><th>before</th><th>after</th><th>share</th></tr>{totals}</table>"
+            f'<img alt="width of each layer before and after" src="data:image/png;base64,{image}">'
+            f"<table><tr>{head}</tr>{body}</table></html>"
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.md`, `report.json`, `report.png` and `report.html`."""
+        folder = Path(folder)
+        write_text(folder / "report.md", self.markdown())
+        write_json(folder / "report.json", self.json())
+        write_atomically(folder / "report.png", lambda path: self.picture().savefig(path, dpi=120))
+        write_text(folder / "report.html", self.html())
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)] + [""]
+
+
+def _draw_history(axis: Any, history: Sequence[dict[str, Any]]) -> None:
+    at = np.arange(1, len(history) + 1)
+    for name, color in (("cost_share", "#1f5fa8"), ("accuracy", "#8a94a3"), ("val_accuracy", "#d06a2b")):
+        values = [row.get(name) for row in history]
+        if any(value is not None for value in values):
+            label = {"cost_share": "cost / cost of the seed"}.get(name, name)
+            axis.plot(
+                at, [np.nan if value is None else value for value in values], color=color, label=label, marker="."
+            )
+    phases = [row["phase"] for row in history]
+    for number in range(1, len(history)):
+        if phases[number] != phases[number - 1]:
+            axis.axvline(number + 0.5, color="#dde3ea", zorder=0)
+    for number, phase in enumerate(phases):
+        if number == 0 or phase != phases[number - 1]:
+            axis.annotate(phase, (number + 1, 1.02), xycoords=("data", "axes fraction"), fontsize=9, color="#5a6675")
+    axis.set_ylim(-0.02, 1.05)
+    axis.set_xlabel("epoch")
+    axis.legend(frameon=False, loc="lower left")
+
+
+def report(
+    seed: Any, small: Any, *, history: Sequence[dict[str, Any]] = (), results: dict[str, dict[str, Any]] | None = None
+) -> Report:
+    """Compare a seed with its smaller model.
+
+    Args:
+        seed: the model before, its ChannelGraph, or a StructureLearner.
+        small: the model after, or a Structure of the seed.
+        history: rows per epoch, for the curve of the cost.
+        results: name -> {column: value}, shown above everything else.
+    """
+    before = getattr(seed, "graph", None) or trace(seed)
+    if isinstance(small, Structure):
+        after, alive = before, small.groups(before)
+        widths = small.widths
+    else:
+        after = trace(small)
+        alive, widths = np.ones(after.num_groups, bool), after.widths
+    whole = np.ones(before.num_groups, bool)
+    first, second = (_costs(before, whole), _costs(after, alive))
+    rows = tuple(
+        LayerRow(
+            layer.name,
+            layer.kind,
+            before.widths[layer.name],
+            widths.get(layer.name, 0) if layer.name in second["ModelSize"][1] else 0,
+            *(
+                table[name][1].get(layer.name, 0.0)
+                for name in ("FLOPs", "ModelSize")
+                for table in (first, second)
+                if name in table
+            ),
+        )
+        for layer in before.layers
+        if layer.name in before.widths
+    )
+    totals = {name: (first[name][0], second[name][0]) for name in first}
+    return Report(before.model.name, rows, totals, tuple(history), results)
+
+
+def _costs(graph: ChannelGraph, alive: np.ndarray) -> dict[str, tuple[float, dict[str, float]]]:
+    """Cost -> (total, {layer that is present: its share})."""
+    closed = close(graph, alive)
+    present = closed.present[len(graph.calls) :]
+    found = {}
+    for cost in COSTS:
+        try:
+            values = cost.per_layer(graph, closed)
+        except UnsupportedModelError:  # an unknown input size: parameters are all that can be said
+            values = np.zeros(len(graph.layers))
+        names = [layer.name for layer in graph.layers]
+        found[cost.name] = (
+            float(values.sum()),
+            {n: float(v) for n, v, p in zip(names, values, present, strict=True) if p},
+        )
+    return found
