@@ -1,0 +1,50 @@
+"""One pytest process per backend: `KERAS_BACKEND=jax pytest`. Unmarked tests run on every backend."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+from hypothesis import HealthCheck, settings
+
+DEFAULT_BACKEND = "tensorflow"
+MARKERS = (
+    "once: holds no tensors, or covers what does not depend on them: runs on the default backend only",
+    "only_on(*backends): what only these backends can run",
+)
+
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    print_blob=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config):
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselects, and never skips, what is not for this backend."""
+    backend = keras.backend.backend()
+    elsewhere = [
+        item
+        for item in items
+        if (item.get_closest_marker("once") and backend != DEFAULT_BACKEND)
+        or any(backend not in marker.args for marker in item.iter_markers("only_on"))
+    ]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
