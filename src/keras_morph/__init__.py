@@ -20,6 +20,7 @@ from keras_morph.regularizers import Gamma, GroupLasso
 from keras_morph.report import Report, report
 from keras_morph.selection import fit_budget
 from keras_morph.structure import Structure
+from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.tracing import trace
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "StructureLearner",
     "StructureLog",
     "StructureMismatchError",
+    "TensorBoardLog",
     "UnsupportedModelError",
     "fit_budget",
     "masked",

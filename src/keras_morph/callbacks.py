@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_morph.closure import close
 from keras_morph.errors import KerasMorphError
+from keras_morph.layer_rules import variable
 from keras_morph.learning import StructureLearner
 from keras_morph.runs import write_json, write_text
 from keras_morph.selection import is_within
@@ -156,17 +157,17 @@ class FadeOut(_OfLearner):
         steps = self.steps or (self.params.get("steps") or 100) * (self.params.get("epochs") or 1)
         rate = FADED ** (1 / max(1, steps))
         self.faded = list(self._dead_entries())
-        self.previous = [(variable, variable.constraint) for variable, _ in self.faded]
-        for variable, dead in self.faded:
-            variable.constraint = _Fade(np.where(dead, rate, 1.0).astype(np.float32), variable.constraint)
+        self.previous = [(weight, weight.constraint) for weight, _ in self.faded]
+        for weight, dead in self.faded:
+            weight.constraint = _Fade(np.where(dead, rate, 1.0).astype(np.float32), weight.constraint)
         # The train function may have been compiled without the constraints.
         self.model.make_train_function(force=True)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        for variable, constraint in self.previous:
-            variable.constraint = constraint
-        for variable, dead in self.faded:
-            variable.assign(np.where(dead, 0, ops.convert_to_numpy(variable)))
+        for weight, constraint in self.previous:
+            weight.constraint = constraint
+        for weight, dead in self.faded:
+            weight.assign(np.where(dead, 0, ops.convert_to_numpy(weight)))
         self.model.make_train_function(force=True)
 
     def _dead_entries(self) -> Any:
@@ -181,7 +182,7 @@ class FadeOut(_OfLearner):
                         if vector >= 0:
                             dead[(slice(None),) * axis + (~alive[graph.group_of[graph.vectors[vector]]],)] = True
                     if dead.any():
-                        yield getattr(layer.operation, weight.name), dead
+                        yield variable(layer.operation, weight.name), dead
 
 
 class _Fade:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Call", "ChannelGraph", "GraphBuilder", "Layer", "Tensor", "Weight"]
+__all__ = ["Call", "ChannelGraph", "GraphBuilder", "Layer", "Scope", "Tensor", "Weight"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ class Call:
         mode: how the call treats constant and missing operands, one of the modes of `closure.py`.
         inputs, outputs: numbers of its tensors in `ChannelGraph.tensors`.
         arguments: the arguments as Keras recorded them, for the replay.
+        gathers: for each output the positions of its channels in the first input's vector, where the call picks
+            channels; else empty.
         sources: Keras's own tensors that `inputs` stand for, in the same order.
     """
 
@@ -113,6 +115,24 @@ class Call:
     outputs: tuple[int, ...]
     arguments: Any = None
     sources: tuple[Any, ...] = ()
+    gathers: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One call of a nested model, whose own calls stand in the graph like all others.
+
+    Attributes:
+        model: the nested Keras model.
+        start, stop: its calls are `ChannelGraph.calls[start:stop]`.
+        inputs, outputs: numbers of the tensors that go in and come out.
+    """
+
+    model: Any
+    start: int
+    stop: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,7 @@ class ChannelGraph:
         group_of: group number of each channel id, `(num_channels,)`.
         pinned: group number -> why the group may not be removed.
         owner: layer number that makes each channel id; `(num_channels,)`.
+        scopes: calls of nested models, inner ones first.
     """
 
     model: Any
@@ -141,6 +162,7 @@ class ChannelGraph:
     group_of: np.ndarray
     pinned: dict[int, str]
     owner: np.ndarray
+    scopes: tuple[Scope, ...] = ()
 
     @property
     def num_channels(self) -> int:

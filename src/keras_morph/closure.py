@@ -10,7 +10,7 @@ and closing repeats, until nothing changes:
 
     1. a group of constant channels only is dead;
     2. a group that no remaining layer reads is dead;
-    3. an operand that would be CONSTANT where a constant cannot be folded, and a model output, get an input back: of
+    3. an operand that would be CONSTANT or EMPTY where that cannot be folded, and a model output, get an input back: of
        the layer that makes them one input channel is kept, that of the highest score, and so on up to a model input.
 """
 
@@ -98,6 +98,8 @@ class _Closer:
             constant = [tensor for tensor in operands if states[tensor] == CONSTANT]
             if call.mode == "make" and not operands:
                 states[list(call.outputs)] = CONSTANT
+            elif call.mode == "strict" and len(operands) < len(call.inputs):
+                blocked += [tensor for tensor in call.inputs if not filled[tensor]]
             elif not constant:
                 continue
             elif call.mode in ("uniform", "merge", "join") and len(constant) == len(operands):
@@ -127,13 +129,13 @@ class _Closer:
             states: states of all tensors.
             group: the group to follow where several operands are joined; None for all of them.
         """
+        if states[tensor] == EMPTY:
+            group = self.keep_best(tensor)
         while states[tensor] != LIVE and tensor in self.maker:
             call = self.maker[tensor]
             if call.mode == "make":
                 tensor = call.inputs[0]
-                groups = self.groups_in(tensor)
-                group = int(groups[np.argmin(self.rank[groups])])
-                self.kept[group] = True
+                group = self.keep_best(tensor)
             elif call.mode == "join" and group is None:
                 for operand in call.inputs:
                     if states[operand] == CONSTANT:
@@ -145,6 +147,13 @@ class _Closer:
                 tensor = next((t for t in call.inputs if group in self.groups_in(t)), call.inputs[0])
             else:
                 return
+
+    def keep_best(self, tensor: int) -> int:
+        """Keep the best group of a tensor."""
+        groups = self.groups_in(tensor)
+        group = int(groups[np.argmin(self.rank[groups])])
+        self.kept[group] = True
+        return group
 
     def groups_in(self, tensor: int) -> np.ndarray:
         return self.graph.group_of[self.graph.vectors[self.graph.tensors[tensor].vector]]

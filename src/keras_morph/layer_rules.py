@@ -16,17 +16,14 @@ and slicing in one. A layer without a row is left as it is, and its channels are
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers
 
 from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
 
-__all__ = ["Flow", "Rule", "Signal", "register_rule", "rule_for"]
+__all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "rule_for", "variable"]
 
 Ids = np.ndarray
 
@@ -55,6 +52,8 @@ class Flow:
         output_shapes: static shapes of its results.
         graph: where ids are made, tied and pinned.
         default_axis: channel axis of tensors of unknown origin, as a function of their rank.
+        args: positional arguments of the call, Keras's own tensors among them.
+        kwargs: keyword arguments of the call.
     """
 
     name: str
@@ -63,6 +62,8 @@ class Flow:
     output_shapes: list[tuple[int | None, ...]]
     graph: GraphBuilder
     default_axis: Callable[[int], int]
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, axis: int) -> Ids | None:
         """Ids that the layer reads along `axis` of its operand; None, and pinned, if they lie along another axis."""
@@ -81,11 +82,31 @@ class Routed:
         results: ids and channel axis of each result.
         sides: token of the axis strings -> ids; a token that is missing stands for an axis that cannot be narrowed.
         mode: overrides the row's mode for this call.
+        gathers: for each result the positions of its channels along the operand's channel axis, where the call picks
+            channels (slices, splits, takes, shuffles).
     """
 
     results: list[tuple[Ids, int]]
     sides: Mapping[str, Ids | None] = field(default_factory=dict)
     mode: str | None = None
+    gathers: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """What a row's `rewrite` may ask of the call that is replayed.
+
+    Attributes:
+        operand: the first tensor operand in the seed.
+        result: the first result in the seed.
+        kept: positions of the operand's channel axis that are alive.
+        kept_result: positions of the result's channel axis that are alive.
+    """
+
+    operand: Tensor
+    result: Tensor
+    kept: np.ndarray
+    kept_result: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,8 @@ class Rule:
         scale: attribute that scales each channel (the gamma of BatchNormalization).
         narrow: `narrow(config, kept positions of the result's channel axis, result) -> config` where the config holds
             more than a width.
+        rewrite: `rewrite(args, kwargs, Rewriting) -> (args, kwargs)`, where arguments of the call depend on channels:
+            constant arrays, indices, shapes. It is called before tensors are filled in.
         variant: `variant(operation) -> Rule | None`, a different row for some instances of the class.
     """
 
@@ -116,127 +139,26 @@ class Rule:
     width: str | None = None
     scale: str | None = None
     narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
+    rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
 
 
-def _channel_axis(operation: Any, rank: int) -> int:
-    return 1 if getattr(operation, "data_format", "channels_last") == "channels_first" else rank - 1
+# Flows that layers and functional operations share.
 
 
-# Activations that treat every element alone; any other function may mix channels.
-ELEMENTWISE = frozenset(
-    """celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid mish relu
-    relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus sparse_sigmoid squareplus tanh tanh_shrink
-    threshold""".split()  # noqa: SIM905
-)
-
-
-def _mixes_channels(activation: Any) -> str | None:
-    """Why an activation cannot be taken apart by channels, or None."""
-    name = getattr(activation, "__name__", type(activation).__name__)
-    if activation is None or (name in ELEMENTWISE and getattr(keras.activations, name, None) is activation):
-        return None
-    return (
-        f"its activation {name} mixes channels" if hasattr(keras.activations, name) else f"activation {name} is unknown"
-    )
-
-
-# Flows: how ids pass through a call.
-
-
-def _same(flow: Flow) -> Routed:
+def same(flow: Flow) -> Routed:
     signal = flow.inputs[0]
     return Routed([(signal.ids, signal.axis)], {"in": signal.ids})
 
 
-def _weighted(flow: Flow) -> Routed:
-    """Conv, transposed Conv and Dense: read every input channel, make `out`."""
-    axis = _channel_axis(flow.operation, flow.inputs[0].rank)
-    made = flow.graph.make(flow.name, flow.output_shapes[0][axis] or 0)
-    if reason := _mixes_channels(getattr(flow.operation, "activation", None)):
-        flow.graph.pin(made, reason)
-    return Routed([(made, axis)], {"in": flow.read(axis), "out": made})
-
-
-def _grouped(flow: Flow) -> Routed:
-    """A grouped convolution: inputs and outputs of one conv group are one group of channels."""
-    routed, groups = _weighted(flow), flow.operation.groups
-    read, made = routed.sides["in"], routed.sides["out"]
-    if read is None or made is None:
-        flow.graph.pin(
-            routed.results[0][0], f"{flow.name} is a grouped convolution over another axis than its channels'"
-        )
-    else:
-        members = np.concatenate([read.reshape(groups, -1), made.reshape(groups, -1)], axis=1)
-        flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), members.ravel())
-    return Routed(routed.results, {"out": made})
-
-
-def _depthwise(flow: Flow) -> Routed:
-    """Each input channel is filtered alone, into `depth_multiplier` channels that carry its id."""
-    axis = _channel_axis(flow.operation, flow.inputs[0].rank)
-    read = flow.read(axis)
-    if read is None:
-        return _fresh(flow, "filters another axis than the one that its channels lie along")
-    if reason := _mixes_channels(flow.operation.activation):
-        flow.graph.pin(read, reason)
-    out = _repeat(read, flow.operation.depth_multiplier)
-    return Routed([(out, axis)], {"in": read, "out": out})
-
-
-def _repeat(ids: Ids, times: int) -> Ids:
-    return ids if times == 1 else np.repeat(ids, times)
-
-
-def _separable(flow: Flow) -> Routed:
-    routed = _weighted(flow)
-    read = routed.sides["in"]
-    mid = None if read is None else _repeat(read, flow.operation.depth_multiplier)
-    return replace(routed, sides={**routed.sides, "mid": mid})
-
-
-def _normalized(flow: Flow) -> Routed:
-    """BatchNormalization: one scale, shift, mean and variance per channel."""
-    signal = flow.inputs[0]
-    read = flow.read(flow.operation.axis % signal.rank)
-    return Routed([(signal.ids, signal.axis)], {"in": read}, mode="strict" if read is None else None)
-
-
-def _activated(flow: Flow) -> Routed:
-    reason = _mixes_channels(flow.operation.activation)
-    return _together(flow, reason) if reason else _same(flow)
-
-
-def _softmaxed(flow: Flow) -> Routed:
-    signal, axis = flow.inputs[0], flow.operation.axis
-    axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [axis])}
-    return _together(flow, "mixes channels (softmax)") if signal.axis in axes else _same(flow)
-
-
-def _together(flow: Flow, reason: str) -> Routed:
+def together(flow: Flow, reason: str) -> Routed:
     """Hands ids on, but works on all channels together: they are pinned."""
     signal = flow.inputs[0]
     flow.graph.pin(signal.ids, f"{flow.name} {reason}")
     return Routed([(signal.ids, signal.axis)], mode="strict")
 
 
-def _pooled_globally(flow: Flow) -> Routed:
-    signal = flow.inputs[0]
-    axis = _channel_axis(flow.operation, signal.rank)
-    if signal.axis != axis:
-        return _fresh(flow, "pools the axis that its channels lie along")
-    return Routed([(signal.ids, axis if flow.operation.keepdims else 1)])
-
-
-def _spatial(flow: Flow) -> Routed:
-    """Pooling, padding, cropping, upsampling: every channel alone, over the other axes."""
-    signal = flow.inputs[0]
-    if signal.axis != _channel_axis(flow.operation, signal.rank):
-        return _fresh(flow, "works along the axis that its channels lie along")
-    return _same(flow)
-
-
-def _fresh(flow: Flow, reason: str) -> Routed:
+def fresh(flow: Flow, reason: str) -> Routed:
     """Results whose channels we cannot follow: new ids, pinned on both sides."""
     for signal in flow.inputs:
         flow.graph.pin(signal.ids, f"{flow.name} {reason}")
@@ -251,7 +173,29 @@ def _fresh(flow: Flow, reason: str) -> Routed:
 
 def unknown(flow: Flow) -> Routed:
     """The flow of a layer without a row."""
-    return _fresh(flow, f"is a layer that we do not know ({type(flow.operation).__name__})")
+    return fresh(flow, f"is a layer that we do not know ({type(flow.operation).__name__})")
+
+
+def merged(flow: Flow) -> Routed:
+    """Elementwise merge: equal channel axes are tied index by index; broadcasting over space changes nothing."""
+    widest = max(flow.inputs, key=lambda signal: len(signal.ids))
+    if any((signal.rank, signal.axis) != (widest.rank, widest.axis) for signal in flow.inputs):
+        return fresh(flow, "merges operands whose channels lie along different axes")
+    for signal in flow.inputs:
+        if len(signal.ids) == len(widest.ids):
+            flow.graph.tie(widest.ids, signal.ids)
+        else:
+            flow.graph.pin(signal.ids, f"{flow.name} broadcasts it over channels")
+    return Routed([(widest.ids, widest.axis)])
+
+
+def joined(flow: Flow) -> Routed:
+    first = flow.inputs[0]
+    if any(signal.axis != first.axis for signal in flow.inputs):
+        return fresh(flow, "joins operands whose channels lie along different axes")
+    if flow.operation.axis % first.rank == first.axis:
+        return Routed([(np.concatenate([signal.ids for signal in flow.inputs]), first.axis)])
+    return replace(merged(flow), mode="strict")
 
 
 def follow_reshape(ids: Ids, axis: int, before: tuple, after: tuple) -> tuple[Ids, int] | None:
@@ -278,198 +222,42 @@ def follow_reshape(ids: Ids, axis: int, before: tuple, after: tuple) -> tuple[Id
     return None
 
 
-def _reshaped(flow: Flow) -> Routed:
+def reshaped(flow: Flow) -> Routed:
     signal = flow.inputs[0]
     followed = follow_reshape(signal.ids, signal.axis, signal.shape, flow.output_shapes[0])
-    return Routed([followed]) if followed else _fresh(flow, "tears the channel axis apart")
+    if followed is None:
+        followed = _split_by_reshape(flow, signal, flow.output_shapes[0])
+    return Routed([followed]) if followed else fresh(flow, "tears the channel axis apart")
 
 
-def _flattened(flow: Flow) -> Routed:
-    """Flatten moves channels last before it flattens, in both data formats."""
-    signal = flow.inputs[0]
-    if signal.rank > 2 and _channel_axis(flow.operation, signal.rank) == 1:
-        shape = (signal.shape[0], *signal.shape[2:], signal.shape[1])
-        axis = signal.rank - 1 if signal.axis == 1 else signal.axis - 1
-        flow = replace(flow, inputs=[Signal(signal.ids, axis, shape)])
-    return _reshaped(flow)
+def _split_by_reshape(flow: Flow, signal: Signal, after: tuple[Any, ...]) -> tuple[Ids, int] | None:
+    """A channel axis that is split in several, such as C -> (r, r, C / r^2): the longest of them stays the channel axis.
+
+    Channels that lie at the same place of it are tied, so that the others keep their lengths.
+    """
+    if None in signal.shape[1:] or None in after[1:]:
+        return None
+    after = tuple(int(size or 0) for size in after)
+    outer, width = math.prod(size or 0 for size in signal.shape[1 : signal.axis]), len(signal.ids)
+    for start in range(1, len(after)):
+        for stop in range(start + 2, len(after) + 1):
+            if math.prod(after[1:start]) == outer and math.prod(after[start:stop]) == width:
+                axis = max(range(start, stop), key=lambda a: (after[a], a))
+                grid = np.moveaxis(signal.ids.reshape(after[start:stop]), axis - start, -1).reshape(-1, after[axis])
+                for row in grid[1:]:
+                    flow.graph.tie(grid[0], row)
+                return grid[0].copy(), axis
+    return None
 
 
-def _permuted(flow: Flow) -> Routed:
-    signal = flow.inputs[0]
-    return Routed([(signal.ids, [0, *flow.operation.dims].index(signal.axis))])
+TABLE: dict[type, Rule] = {}
 
 
-def _vector_repeated(flow: Flow) -> Routed:
-    """RepeatVector: a new axis in front of the features."""
-    return Routed([(flow.inputs[0].ids, 2)])
-
-
-def _merged(flow: Flow) -> Routed:
-    """Elementwise merge: equal channel axes are tied index by index; broadcasting over space changes nothing."""
-    widest = max(flow.inputs, key=lambda signal: len(signal.ids))
-    if any((signal.rank, signal.axis) != (widest.rank, widest.axis) for signal in flow.inputs):
-        return _fresh(flow, "merges operands whose channels lie along different axes")
-    for signal in flow.inputs:
-        if len(signal.ids) == len(widest.ids):
-            flow.graph.tie(widest.ids, signal.ids)
-        else:
-            flow.graph.pin(signal.ids, f"{flow.name} broadcasts it over channels")
-    return Routed([(widest.ids, widest.axis)])
-
-
-def _joined(flow: Flow) -> Routed:
-    first = flow.inputs[0]
-    if any(signal.axis != first.axis for signal in flow.inputs):
-        return _fresh(flow, "joins operands whose channels lie along different axes")
-    if flow.operation.axis % first.rank == first.axis:
-        return Routed([(np.concatenate([signal.ids for signal in flow.inputs]), first.axis)])
-    return replace(_merged(flow), mode="strict")
-
-
-# Configs that hold more than a width.
-
-
-def _narrow_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
-    return {**config, "groups": config["groups"] * len(kept) // config["filters"], "filters": len(kept)}
-
-
-def _narrow_target(config: dict, kept: np.ndarray, result: Tensor) -> dict:
-    target = list(config["target_shape"])
-    target[result.axis - 1] = len(kept)
-    return {**config, "target_shape": tuple(target)}
-
-
-def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
-    """Rescaling's scale and offset may hold one number per channel."""
-    from_end = len(result.shape) - result.axis
-
-    def narrowed(value: Any) -> Any:
-        array = np.asarray(value)
-        if array.ndim < from_end or array.shape[-from_end] == 1:
-            return value
-        return np.take(array, kept, axis=-from_end).tolist()
-
-    return {**config, "scale": narrowed(config["scale"]), "offset": narrowed(config["offset"])}
-
-
-# The table.
-
-SAME = Rule(_same, "uniform")
-SPATIAL = Rule(_spatial, "uniform")
-MERGE = Rule(_merged, "merge")
-DENSE = Rule(_weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units")
-
-
-def _convolution(kernel: str, positions: str = "outputs") -> Rule:
-    return Rule(_weighted, "make", {"kernel": kernel, "bias": "out"}, {"kernel": positions}, width="filters")
-
-
-def _grouped_variant(kernel: str) -> Callable[[Any], Rule | None]:
-    grouped = Rule(_grouped, "strict", {"kernel": kernel, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_groups)
-    return lambda operation: grouped if operation.groups > 1 else None
-
-
-def _conv(space: str) -> Rule:
-    return replace(_convolution(f"{space} in out"), variant=_grouped_variant(f"{space} group_in out"))
-
-
-def _depthwise_conv(space: str) -> Rule:
-    return Rule(
-        _depthwise, "strict", {"kernel": f"{space} in multiplier", "bias": "out"}, multiplies={"kernel": "outputs"}
-    )
-
-
-def _separable_conv(space: str, ones: str) -> Rule:
-    kernels = {"depthwise_kernel": f"{space} in multiplier", "pointwise_kernel": f"{ones} mid out", "bias": "out"}
-    return Rule(
-        _separable,
-        "make",
-        kernels,
-        multiplies={"depthwise_kernel": "outputs", "pointwise_kernel": "outputs"},
-        width="filters",
-    )
-
-
-_NORMALIZED_WEIGHTS = dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), "in")
-_RENORM_WEIGHTS = dict.fromkeys(("moving_stddev", "renorm_mean", "renorm_stddev"), "in")
-
-TABLE: dict[type, Rule] = {
-    layers.Conv1D: _conv("k"),
-    layers.Conv2D: _conv("kh kw"),
-    layers.Conv3D: _conv("kd kh kw"),
-    layers.Conv1DTranspose: _convolution("k out in", "inputs"),
-    layers.Conv2DTranspose: _convolution("kh kw out in", "inputs"),
-    layers.Conv3DTranspose: _convolution("kd kh kw out in", "inputs"),
-    layers.DepthwiseConv1D: _depthwise_conv("k"),
-    layers.DepthwiseConv2D: _depthwise_conv("kh kw"),
-    layers.SeparableConv1D: _separable_conv("k", "one"),
-    layers.SeparableConv2D: _separable_conv("kh kw", "one one"),
-    layers.Dense: DENSE,
-    layers.BatchNormalization: Rule(_normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma"),
-    layers.PReLU: Rule(_same, "strict", {"alpha": "*"}),
-    layers.Activation: Rule(_activated, "uniform"),
-    layers.Softmax: Rule(_softmaxed, "uniform"),
-    layers.Concatenate: Rule(_joined, "join"),
-    layers.Flatten: Rule(_flattened, "uniform"),
-    layers.Reshape: Rule(_reshaped, "uniform", narrow=_narrow_target),
-    layers.Permute: Rule(_permuted, "uniform"),
-    layers.RepeatVector: Rule(_vector_repeated, "uniform"),
-    layers.Rescaling: Rule(_same, "uniform", narrow=_narrow_constants),
-    layers.Normalization: Rule(
-        partial(_together, reason="holds a mean and variance per channel in its config"), "strict"
-    ),
-    **dict.fromkeys(
-        [
-            layers.ReLU,
-            layers.LeakyReLU,
-            layers.ELU,
-            layers.Identity,
-            layers.ActivityRegularization,
-            layers.Dropout,
-            layers.SpatialDropout1D,
-            layers.SpatialDropout2D,
-            layers.SpatialDropout3D,
-            layers.AlphaDropout,
-            layers.GaussianDropout,
-            layers.GaussianNoise,
-        ],
-        SAME,
-    ),
-    **dict.fromkeys(
-        [
-            layers.MaxPooling1D,
-            layers.MaxPooling2D,
-            layers.MaxPooling3D,
-            layers.AveragePooling1D,
-            layers.AveragePooling2D,
-            layers.AveragePooling3D,
-            layers.Cropping1D,
-            layers.Cropping2D,
-            layers.Cropping3D,
-            layers.UpSampling1D,
-            layers.UpSampling2D,
-            layers.UpSampling3D,
-        ],
-        SPATIAL,
-    ),
-    **dict.fromkeys(
-        [layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D], replace(SPATIAL, mode="strict")
-    ),
-    **dict.fromkeys(
-        [
-            layers.GlobalAveragePooling1D,
-            layers.GlobalAveragePooling2D,
-            layers.GlobalAveragePooling3D,
-            layers.GlobalMaxPooling1D,
-            layers.GlobalMaxPooling2D,
-            layers.GlobalMaxPooling3D,
-        ],
-        Rule(_pooled_globally, "uniform"),
-    ),
-    **dict.fromkeys(
-        [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum], MERGE
-    ),
-}
+def variable(operation: Any, name: str) -> Any:
+    """A layer's variable by the name that its row gives it, such as `kernel` or `cell.kernel`; None if there is none."""
+    for part in name.split("."):
+        operation = getattr(operation, part, None)
+    return operation
 
 
 def rule_for(operation: Any) -> Rule | None:

@@ -65,13 +65,20 @@ class StructureLearner(keras.Model):
     @property
     def strength(self) -> float:
         """Factor of the penalty."""
+        self._sync()
         return float(ops.convert_to_numpy(self._strength))
 
     @strength.setter
     def strength(self, value: float) -> None:
         if not 0 <= value < float("inf"):
             raise KerasMorphError(f"Expected a finite strength of at least 0. Received: strength={value}.")
+        self._sync()
         self._strength.assign(value)
+
+    def _sync(self) -> None:
+        """While JAX trains, the trainer holds the weights: have them back in the variables."""
+        if getattr(self, "_jax_state_synced", True) is False:
+            self.jax_state_sync()
 
     def build(self, input_shape: Any = None) -> None:
         self.built = True
@@ -93,6 +100,7 @@ class StructureLearner(keras.Model):
 
     def scores(self) -> Any:
         """Score of each group, float64, `(graph.num_groups,)`."""
+        self._sync()
         return group_scores(self.graph, self.regularizer)
 
     def structure(self) -> Structure:

@@ -16,6 +16,7 @@ from keras_morph.rebuilding import rebuild
 from keras_morph.regularizers import Gamma, Regularizer
 from keras_morph.selection import fit_budget
 from keras_morph.structure import Structure
+from keras_morph.tracing import trace
 
 __all__ = ["Shrunk", "prune", "shrink"]
 
@@ -99,6 +100,7 @@ def shrink(
             f"shrink needs an epoch for each of its three phases. Expected: epochs >= 3. Received: {epochs}."
         )
     cost, regularizer = cost or FLOPs(), regularizer or Gamma()
+    trace(seed, protect=protect, tie=tie)  # a model without a graph has no clone either
     copy = keras.models.clone_model(seed)
     copy.set_weights(seed.get_weights())
     learner = StructureLearner(copy, regularizer=regularizer, cost=cost, protect=protect, tie=tie)

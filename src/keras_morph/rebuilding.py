@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops, tree
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
-from keras_morph.channels import Call, ChannelGraph, Layer
+from keras_morph.channels import Call, ChannelGraph, Layer, Scope
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
+from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
 from keras_morph.structure import structure_from
 from keras_morph.tracing import structs, trace
@@ -67,16 +69,23 @@ def masked(seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Seque
     copy = keras.models.clone_model(graph.model)
     copy.set_weights(graph.model.get_weights())
     for layer in graph.layers:
-        makes = any(weight.multiplies for weight in layer.weights)
+        makes = any(weight.multiplies for weight in layer.weights) or layer.made is not None
         for weight in layer.weights if makes else ():
-            variable = getattr(copy.get_layer(layer.name), weight.name)
-            values = ops.convert_to_numpy(variable).copy()
+            target = variable(_find(copy, layer.name), weight.name)
+            values = ops.convert_to_numpy(target).copy()
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
                     dead = ~closed.alive[graph.group_of[graph.vectors[vector]]]
                     values[(slice(None),) * axis + (dead,)] = 0
-            variable.assign(values)
+            target.assign(values)
     return copy
+
+
+def _find(model: Any, name: str) -> Any:
+    """A layer by its name in the graph, `outer/inner` inside a nested model."""
+    for part in name.split("/"):
+        model = model.get_layer(part)
+    return model
 
 
 def _closed(
@@ -93,13 +102,13 @@ class _Replay:
         self.graph, self.closed, self.weights = graph, closed, weights
         self.tensors: dict[int, Any] = {}
         self.copies: dict[int, Any] = {}
+        self.nested: dict[int, tuple[Any, tuple[bool, ...]]] = {}
+        self.prefix = ""
         self.constants = _Constants(graph)
 
     def model(self) -> keras.Model:
-        for call, present in zip(self.graph.calls, self.closed.present, strict=False):
-            if present:
-                self.tensors.update(zip(call.outputs, self.replay(call), strict=True))
-        inputs, outputs = structs(self.graph)
+        self.run(0, len(self.graph.calls), self.graph.scopes)
+        inputs, outputs = structs(self.graph.model)
         model = keras.Model(
             tree.pack_sequence_as(inputs, [self.tensors[t] for t in self.graph.inputs]),
             tree.pack_sequence_as(outputs, [self.tensors[t] for t in self.graph.outputs]),
@@ -110,33 +119,120 @@ class _Replay:
                 self.carry(self.graph.layers[number], copy)
         return model
 
+    def run(self, start: int, stop: int, scopes: Sequence[Scope]) -> None:
+        """Replay calls; nested models that survive as a whole stay nested."""
+        number = start
+        while number < stop:
+            scope = next((s for s in reversed(scopes) if s.start == number and s.stop <= stop and self.stays(s)), None)
+            if scope is not None:
+                self.nest(
+                    scope, [s for s in scopes if s is not scope and scope.start <= s.start and s.stop <= scope.stop]
+                )
+                number = scope.stop
+                continue
+            if self.closed.present[number]:
+                call = self.graph.calls[number]
+                self.tensors.update(zip(call.outputs, self.replay(call), strict=True))
+            number += 1
+
+    def stays(self, scope: Scope) -> bool:
+        """Whether everything that goes in and out of a nested model is alive, so that it can be called as one."""
+        made = {t for call, p in zip(self.graph.calls, self.closed.present, strict=False) if p for t in call.outputs}
+        ends = {*scope.inputs, *scope.outputs}
+        whole = all(self.closed.states[t] == LIVE and t in made for t in ends)
+        known = self.nested.get(id(scope.model))
+        agrees = known is None or known[1] == self.pattern(scope)
+        return whole and agrees and scope.start < scope.stop and len(set(scope.inputs)) == len(scope.inputs)
+
+    def pattern(self, scope: Scope) -> tuple[bool, ...]:
+        """Which calls of a nested model are present."""
+        return tuple(self.closed.present[scope.start : scope.stop].tolist())
+
+    def nest(self, scope: Scope, inner: Sequence[Scope]) -> None:
+        """Rebuild a nested model once, and call it."""
+        given = [self.tensors[t] for t in scope.inputs]
+        ins, outs = structs(scope.model)
+        if id(scope.model) not in self.nested:
+            for number, tensor in zip(scope.inputs, given, strict=True):
+                self.tensors[number] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+            inputs = [self.tensors[t] for t in scope.inputs]
+            outer, self.prefix = self.prefix, f"{self.prefix}{scope.model.name}/"
+            self.run(scope.start, scope.stop, inner)
+            self.prefix = outer
+            outputs = [self.tensors[t] for t in scope.outputs]
+            model = keras.Model(
+                tree.pack_sequence_as(ins, inputs), tree.pack_sequence_as(outs, outputs), name=scope.model.name
+            )
+            self.nested[id(scope.model)] = model, self.pattern(scope)
+            self.tensors.update(zip(scope.inputs, given, strict=True))
+        model, _ = self.nested[id(scope.model)]
+        results = tree.flatten(model(tree.pack_sequence_as(ins, given)))
+        self.tensors.update(zip(scope.outputs, results, strict=True))
+
     def kept(self, vector: int) -> np.ndarray:
         """Positions of a vector that are alive."""
         return np.flatnonzero(self.closed.alive[self.graph.group_of[self.graph.vectors[vector]]])
 
     def replay(self, call: Call) -> list[Any]:
+        states = self.closed.states
         if call.mode == "input":
             return [self.copy(call).output]
-        if call.mode in ("merge", "join"):
-            return [self.combine(call)]
-        live = {id(source): self.tensors[t] for t, source in zip(call.inputs, call.sources, strict=True)}
-        args, kwargs = call.arguments.convert(lambda x: live[id(x)] if isinstance(x, keras.KerasTensor) else x)
+        live = [self.tensors[t] for t in call.inputs if states[t] == LIVE]
+        if call.gathers:
+            return self.gather(call)
+        if call.mode == "merge" and any(states[t] == CONSTANT for t in call.inputs):
+            return [self.fold(call, live)]
+        if call.mode in ("merge", "join") and len(live) == 1 < len(call.inputs):
+            return live
+        if len(live) < len(call.inputs):
+            return tree.flatten(self.copy(call)(live))
+        return self.apply(call, {id(s): self.tensors[t] for t, s in zip(call.inputs, call.sources, strict=True)})
+
+    def apply(self, call: Call, values: dict[int, Any]) -> list[Any]:
+        """Call the copy with its arguments rewritten and with these values for the seed's tensors."""
+        args, kwargs = call.arguments.args, call.arguments.kwargs
+        rule = self.graph.layers[call.layer].rule
+        if rule and rule.rewrite:
+            operand, result = self.graph.tensors[call.inputs[0]], self.graph.tensors[call.outputs[0]]
+            rewriting = Rewriting(operand, result, self.kept(operand.vector), self.kept(result.vector))
+            args, kwargs = rule.rewrite(args, kwargs, rewriting)
+        args, kwargs = tree.map_structure(
+            lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x, (args, kwargs), none_is_leaf=True
+        )
         return tree.flatten(self.copy(call)(*args, **kwargs))
 
-    def combine(self, call: Call) -> Any:
-        """A merge or concatenation of what is left of its operands."""
-        states = self.closed.states
-        live = [self.tensors[t] for t in call.inputs if states[t] == LIVE]
-        if all(states[t] != CONSTANT for t in call.inputs):
-            return live[0] if len(live) == 1 < len(call.inputs) else self.copy(call)(live)
-        result = self.graph.tensors[call.outputs[0]]
-        kept = self.kept(result.vector)
-        shape = (len(kept), *[1] * (len(result.shape) - result.axis - 1))
-        operands = [
-            self.tensors[t] if states[t] == LIVE else self.constants[t][kept].reshape(shape) if self.weights else None
-            for t in call.inputs
-        ]
-        return fold(self.graph.layers[call.layer].operation, operands, lambda: self.copy(call)(live))
+    def gather(self, call: Call) -> list[Any]:
+        """Pick channels by index: slices, splits and shuffles of what is left of a channel axis."""
+        operand = self.graph.tensors[call.inputs[0]]
+        x, axis = self.tensors[call.inputs[0]], operand.axis
+        rule = self.graph.layers[call.layer].rule
+        if rule and rule.rewrite:  # the part of the call that picks no channels
+            axis = self.graph.tensors[call.outputs[0]].axis
+            (x,) = self.apply(call, {id(call.sources[0]): x})
+        kept = self.kept(operand.vector)
+        results = []
+        for number, positions in zip(call.outputs, call.gathers, strict=True):
+            chosen = np.searchsorted(kept, positions[self.kept(self.graph.tensors[number].vector)])
+            whole = np.array_equal(chosen, np.arange(len(kept)))
+            results.append(x if whole or not len(chosen) else ops.take(x, chosen, axis=axis))
+        return results
+
+    def fold(self, call: Call, live: list[Any]) -> Any:
+        """A merge with operands that are constant."""
+        result, operation = self.graph.tensors[call.outputs[0]], self.graph.layers[call.layer].operation
+        if not self.weights:
+            # With fresh weights the constants are not known yet: they are left out.
+            return live[0] if len(live) == 1 else self.copy(call)(live)
+        shape = (-1, *[1] * (len(result.shape) - result.axis - 1))
+        operands = {
+            id(source): self.tensors[t]
+            if self.closed.states[t] == LIVE
+            else self.constants[t][self.kept(result.vector)].reshape(shape)
+            for t, source in zip(call.inputs, call.sources, strict=True)
+        }
+        if isinstance(operation, layers.Layer):
+            return fold(operation, [operands[id(source)] for source in call.sources], lambda: self.copy(call)(live))
+        return self.apply(call, operands)[0]
 
     def copy(self, call: Call) -> Any:
         """The narrower copy of a call's layer."""
@@ -151,6 +247,8 @@ class _Replay:
             config[rule.width] = len(self.kept(result.vector))
         if rule and rule.narrow:
             config = rule.narrow(config, self.kept(result.vector), result)
+        # A layer of a nested model that did not survive as a whole needs a name that is free outside.
+        config["name"] = layer.name.removeprefix(self.prefix).replace("/", "_")
         return type(layer.operation).from_config(config)
 
     def carry(self, layer: Layer, copy: Any) -> None:
@@ -158,11 +256,11 @@ class _Replay:
         if not layer.weights and isinstance(copy, layers.Layer):
             copy.set_weights(layer.operation.get_weights())
         for weight in layer.weights:
-            values = ops.convert_to_numpy(getattr(layer.operation, weight.name))
+            values = ops.convert_to_numpy(variable(layer.operation, weight.name))
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
                     values = np.take(values, self.kept(vector), axis=axis)
-            getattr(copy, weight.name).assign(values)
+            variable(copy, weight.name).assign(values)
 
 
 class _Constants(dict):
@@ -174,6 +272,9 @@ class _Constants(dict):
 
     def __missing__(self, tensor: int) -> np.ndarray:
         call = self.maker[tensor]
+        if call.gathers:
+            self.update((t, self[call.inputs[0]][order]) for t, order in zip(call.outputs, call.gathers, strict=True))
+            return self[tensor]
         operands = {}
         for number, source in zip(call.inputs, call.sources, strict=True):
             operand = self.graph.tensors[number]
@@ -195,8 +296,7 @@ def fold(merge: Any, operands: list[Any], combine: Callable[[], Any]) -> Any:
 
     Args:
         merge: the seed's merge layer.
-        operands: Keras tensors, and NumPy arrays that broadcast to them from the right, one number per channel; None
-            stands for a constant that nobody knows yet (fresh weights) and changes nothing.
+        operands: Keras tensors, and NumPy arrays that broadcast to them from the right, one number per channel.
         combine: applies the merge to the Keras tensors alone.
 
     Returns:
@@ -216,8 +316,9 @@ def fold(merge: Any, operands: list[Any], combine: Callable[[], Any]) -> Any:
         return _affine(merge, x, len(live) / len(operands), sum(known) / len(operands), name)
     if kind is layers.Multiply:
         return _affine(merge, x, np.prod(known, axis=0), 0.0, name)
-    if not known:
-        return x
+    if isinstance(merge, CustomScaleLayer):
+        scale = 1.0 if operands[0] is live[0] else merge.scale
+        return _affine(merge, live[0], scale, known[0] * (merge.scale if operands[0] is live[0] else 1.0), name)
     extreme = {layers.Maximum: np.maximum, layers.Minimum: np.minimum}[kind].reduce(known)
     return {layers.Maximum: ops.maximum, layers.Minimum: ops.minimum}[kind](x, extreme.astype(x.dtype))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
+from keras_morph.layer_rules import variable
 
 __all__ = ["Gamma", "GroupLasso", "Regularizer", "Source", "group_scores", "pin_sourceless"]
 
@@ -42,7 +43,7 @@ class Source:
     @property
     def variable(self) -> Any:
         """The Keras variable."""
-        return getattr(self.layer.operation, self.weight.name)
+        return variable(self.layer.operation, self.weight.name)
 
 
 class Regularizer(Protocol):

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,10 @@ def parse_budget(budget: str | float, cost: Cost, seed_cost: float, *, bytes_per
     """
     expected = f'Expected a budget for {cost.name} in {cost.unit}, such as "50%", {_examples(cost)} or a number'
     number: float | None
-    if isinstance(budget, bool) or not isinstance(budget, (str, int, float)):
-        number = None
-    elif isinstance(budget, str):
+    if isinstance(budget, str):
         number = _parse_text(budget.strip(), cost, seed_cost, bytes_per_parameter)
     else:
-        number = float(budget)
+        number = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else None
     if number is None or not (math.isfinite(number) and number > 0):
         raise BudgetError(f"{expected}. Received: budget={budget!r}.")
     return number
@@ -135,6 +134,10 @@ def limits_of(
 ) -> list[Limit]:
     """A budget as limits; `cost` is what it is for unless it says so itself."""
     budgets = budget if isinstance(budget, Mapping) else {cost: budget}
+    if not budgets:
+        raise BudgetError(
+            f'Expected a budget for at least one cost, such as {{km.FLOPs(): "50%"}}. Received: {budget}.'
+        )
     return [
         Limit(one, parse_budget(text, one, one(graph), bytes_per_parameter=bytes_per_parameter))
         for one, text in budgets.items()
@@ -190,7 +193,7 @@ class _Budget:
             if cost > limit.limit:
                 raise BudgetError(
                     f"A budget of {limit.limit:,.6g} {limit.cost.unit} cannot be reached for {self.graph.model.name}: "
-                    f"the reachable minimum of {limit.cost.name} is {cost:,.6g} {limit.cost.unit}. "
+                    f"the reachable minimum of {limit.cost.name} is {_rounded_up(cost):,.6g} {limit.cost.unit}. "
                     "Raise the budget, or pin and protect less."
                 )
 
@@ -207,6 +210,13 @@ class _Budget:
             else:
                 high = middle
         return fits, low
+
+
+def _rounded_up(value: float) -> float:
+    """The next number of six digits, so that it is in reach as it is printed."""
+    scale = 10.0 ** (5 - math.floor(math.log10(value))) if value else 1.0
+    rounded = math.ceil(value * scale) / scale
+    return rounded if float(f"{rounded:.6g}") >= value else (math.ceil(value * scale) + 1) / scale
 
 
 def _same_places(graph: ChannelGraph) -> np.ndarray:

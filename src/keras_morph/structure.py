@@ -107,7 +107,7 @@ class Structure:
             if data["format"] != FORMAT:
                 raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: {FORMAT}.")
             layers = data["layers"]
-            alive = {name: np.array(layer["alive"], np.int64).reshape(-1) for name, layer in layers.items()}
+            alive = {name: _whole_numbers(layer["alive"]) for name, layer in layers.items()}
             widths = {name: int(layer["width"]) for name, layer in layers.items()}
             kinds = {name: str(layer.get("kind", "Conv2D")) for name, layer in layers.items()}
             structure = cls(str(data["seed"]["name"]), str(data["seed"]["fingerprint"]), alive, widths, kinds)
@@ -159,6 +159,12 @@ class Structure:
                 channels[layer.made] = False
                 channels[layer.made[self.alive[layer.name]]] = True
         return _agreed(graph, channels)
+
+
+def _whole_numbers(values: Any) -> np.ndarray:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise TypeError("alive is no list of whole numbers")
+    return np.array(values, np.int64)
 
 
 def structure_from(source: Any, graph: ChannelGraph) -> Structure:

@@ -1,16 +1,20 @@
 """From a Keras model to its ChannelGraph. The only file that reads the private attributes of Keras's graph."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
-from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Tensor, Weight
+from keras_morph import layer_rows, operation_rows  # noqa: F401 -- they fill the table
+from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
-from keras_morph.layer_rules import Flow, Routed, Rule, Signal, rule_for, unknown
+from keras_morph.layer_rules import Flow, Routed, Rule, Signal, rule_for, unknown, variable
 
 __all__ = ["structs", "trace"]
 
@@ -36,15 +40,15 @@ def trace(
         return model
     function = _graph_of(model)
     tracer = _Tracer(function)
-    tracer.run()
+    tracer.run(function)
     _protect(tracer.graph, protect)
     _tie(tracer.graph, tie)
     return tracer.finish(model)
 
 
-def structs(graph: ChannelGraph) -> tuple[Any, Any]:
-    """How the traced model's inputs and outputs are nested: a tensor, or lists and dictionaries of them."""
-    function = _graph_of(graph.model)
+def structs(model: keras.Model) -> tuple[Any, Any]:
+    """How a model's inputs and outputs are nested: a tensor, or lists and dictionaries of them."""
+    function = _graph_of(model)
     return function._inputs_struct, function._outputs_struct
 
 
@@ -68,34 +72,81 @@ def _graph_of(model: Any) -> Any:
 
 
 class _Tracer:
-    """One pass over the calls of a graph in the order in which they run."""
+    """One pass over the calls of a graph, and of the models nested in it, in the order in which they run."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
         self.graph = GraphBuilder()
         self.tensors: list[Tensor] = []
         self.numbers: dict[int, int] = {}
+        self.specs: dict[int, Any] = {}
         self.layers: dict[str, Layer] = {}
         self.layer_numbers: dict[str, int] = {}
         self.sides: dict[str, dict] = {}
         self.calls: list[Call] = []
+        self.scopes: list[Scope] = []
         first = any(getattr(op, "data_format", None) == "channels_first" for op in function._operations)
         self.default_axis = (lambda rank: min(1, rank - 1)) if first else (lambda rank: rank - 1)
 
-    def run(self) -> None:
-        for depth in sorted(self.function._nodes_by_depth, reverse=True):
-            for node in self.function._nodes_by_depth[depth]:
-                self.call(node)
+    def run(self, function: Any, prefix: str = "") -> None:
+        depths = function._nodes_by_depth
+        nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
+        users: dict[int, list[Any]] = {}
+        for node in nodes:
+            for source in node.arguments.keras_tensors:
+                users.setdefault(id(source), []).append(node)
+        for output in function.outputs:
+            users.setdefault(id(output), []).append(None)
+        shuffles: dict[int, _Shuffle | None] = {}  # node -> the shuffle that it ends, or None inside of one
+        for node in nodes:
+            if node.is_input and prefix:
+                continue  # a nested model's input is the tensor that it is called on
+            nested = None if node.is_input else _nested_in(node)
+            if nested is not None:
+                self.nest(node, nested, prefix + node.operation.name)
+                continue
+            if type(node.operation).__name__ == "Reshape" and id(node) not in shuffles:
+                shuffles.update(self.follow_shuffle(node, users))
+            shuffle = shuffles.get(id(node))
+            if shuffle is not None or id(node) not in shuffles:
+                self.call(node, prefix + node.operation.name, shuffle)
 
-    def call(self, node: Any) -> None:
-        operation, name = node.operation, node.operation.name
-        sources = tuple(node.arguments.keras_tensors)
+    def nest(self, node: Any, function: Any, name: str) -> None:
+        """The calls of a nested model, with the tensors of this call for its inputs."""
+        for outer, inner in zip(node.arguments.keras_tensors, function.inputs, strict=True):
+            self.numbers[id(inner)], self.specs[id(inner)] = self.numbers[id(outer)], self.spec(outer)
+        start = len(self.calls)
+        self.run(function, f"{name}/")
+        for inner, outer in zip(function.outputs, node.outputs, strict=True):
+            self.numbers[id(outer)], self.specs[id(outer)] = self.numbers[id(inner)], self.spec(inner)
+        ends = [
+            tuple(self.numbers[id(source)] for source in sources) for sources in (function.inputs, function.outputs)
+        ]
+        self.scopes.append(Scope(node.operation, start, len(self.calls), *ends))
+
+    def call(self, node: Any, name: str, shuffle: "_Shuffle | None" = None) -> None:
+        operation = node.operation
+        sources = (shuffle.source,) if shuffle else tuple(node.arguments.keras_tensors)
         inputs = tuple(self.numbers[id(source)] for source in sources)
         signals = [self.signal(number) for number in inputs]
-        shapes = [tuple(output.shape) for output in node.outputs]
-        flow = Flow(name, operation, signals, shapes, self.graph, self.default_axis)
+        specs = self.output_specs(node)
+        flow = Flow(
+            name,
+            operation,
+            signals,
+            [tuple(spec.shape) for spec in specs],
+            self.graph,
+            self.default_axis,
+            node.arguments.args,
+            node.arguments.kwargs,
+        )
         rule = None if node.is_input else rule_for(operation)
-        routed = _enter(flow) if node.is_input else (rule.flow if rule else unknown)(flow)
+        if shuffle:
+            routed = Routed(
+                [(signals[0].ids[shuffle.order], signals[0].axis)], mode="uniform", gathers=(shuffle.order,)
+            )
+        else:
+            routed = _enter(flow) if node.is_input else (rule.flow if rule else unknown)(flow)
         if name in self.layers:
             self.share(name, routed)
         else:
@@ -104,29 +155,70 @@ class _Tracer:
             self.layers[name] = Layer(name, type(operation).__name__, operation, rule, weights, made)
             self.sides[name] = dict(routed.sides)
         outputs = tuple(
-            self.tensor(*result, source) for result, source in zip(routed.results, node.outputs, strict=True)
+            self.tensor(*result, source, spec)
+            for result, source, spec in zip(routed.results, node.outputs, specs, strict=True)
         )
         mode = routed.mode or (rule.mode if rule else "strict")
         layer = self.layer_numbers.setdefault(name, len(self.layer_numbers))
-        self.calls.append(Call(layer, mode, inputs, outputs, node.arguments, sources))
+        self.calls.append(Call(layer, mode, inputs, outputs, node.arguments, sources, routed.gathers))
+
+    def follow_shuffle(self, node: Any, users: dict[int, list[Any]]) -> dict[int, "_Shuffle | None"]:
+        """The channel shuffle that begins at a reshape: its nodes, of which the last one stands for all; or nothing.
+
+        The chain is run on the numbers of the elements: if it ends in the shape that it began with, and every
+        position holds the channels that it held before in one and the same order, then it is a gather of channels.
+        """
+        source = node.arguments.keras_tensors[0]
+        tensor, shape = self.tensors[self.numbers[id(source)]], tuple(source.shape[1:])
+        if len(node.outputs[0].shape) <= len(source.shape) or None in shape or math.prod(shape) > LARGEST_SHUFFLE:
+            return {}
+        start = values = np.arange(math.prod(shape), dtype=np.int32).reshape(1, *shape)
+        chain: dict[int, _Shuffle | None] = {}
+        while node is not None and type(node.operation).__name__ in ("Reshape", "Permute", "Transpose", "Swapaxes"):
+            values = keras.ops.convert_to_numpy(node.operation(keras.ops.convert_to_tensor(values)))
+            chain[id(node)] = None
+            if values.shape == start.shape:
+                before, after = (
+                    np.moveaxis(x, tensor.axis, -1).reshape(-1, x.shape[tensor.axis]) for x in (start, values)
+                )
+                order = np.searchsorted(before[0], after[0]) % len(before[0])
+                if np.array_equal(before[:, order], after):
+                    return chain | {id(node): _Shuffle(source, order)}
+            following = users.get(id(node.outputs[0]), [])
+            node = following[0] if len(following) == 1 else None
+        return {}
 
     def share(self, name: str, routed: Routed) -> None:
         """A layer that is called again has the same weights, hence the same channels along their axes."""
-        for token, ids in self.sides[name].items():
-            again = routed.sides.get(token)
-            if ids is not None and again is not None:
+        for token in {*self.sides[name], *routed.sides}:
+            ids, again = self.sides[name].get(token), routed.sides.get(token)
+            if ids is not None and again is not None and len(ids) == len(again):
                 self.graph.tie(ids, again)
-            elif (known := again if ids is None else ids) is not None:
-                self.graph.pin(known, f"{name} is called in two ways that do not agree")
+            else:
+                for known in (ids, again):
+                    if known is not None:
+                        self.graph.pin(known, f"{name} is called in two ways that do not agree")
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]
         return Signal(self.graph.vectors[tensor.vector], tensor.axis, tensor.shape)
 
-    def tensor(self, ids: np.ndarray, axis: int, source: Any) -> int:
+    def tensor(self, ids: np.ndarray, axis: int, source: Any, spec: Any) -> int:
         number = self.numbers[id(source)] = len(self.tensors)
-        self.tensors.append(Tensor(self.graph.vector(ids), axis, tuple(source.shape)))
+        self.specs[id(source)] = spec
+        self.tensors.append(Tensor(self.graph.vector(ids), axis, tuple(spec.shape)))
         return number
+
+    def spec(self, source: Any) -> Any:
+        return self.specs.get(id(source), source)
+
+    def output_specs(self, node: Any) -> list[Any]:
+        """Results of a call; inside a nested model their sizes follow from the tensors that it is called on."""
+        inputs = node.arguments.keras_tensors
+        if all(tuple(self.spec(source).shape) == tuple(source.shape) for source in inputs):
+            return list(node.outputs)
+        args, kwargs = node.arguments.convert(lambda x: self.spec(x) if isinstance(x, keras.KerasTensor) else x)
+        return tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
 
     def ends(self, sources: Iterable[Any], reason: str) -> tuple[int, ...]:
         """Numbers of the model's own inputs or outputs, whose channels are pinned."""
@@ -139,13 +231,12 @@ class _Tracer:
         inputs = self.ends(self.function.inputs, "model input")
         outputs = self.ends(self.function.outputs, "model output")
         group_of, pinned = self.graph.groups()
-        layers = tuple(self.layers.values())
         owner = np.zeros(self.graph.num_channels, np.int64)
         for name, made in self.graph.made.items():
             owner[made] = self.layer_numbers[name.split(":")[0]]
         return ChannelGraph(
             model=model,
-            layers=layers,
+            layers=tuple(self.layers.values()),
             calls=tuple(self.calls),
             tensors=tuple(self.tensors),
             vectors=tuple(self.graph.vectors),
@@ -154,7 +245,32 @@ class _Tracer:
             group_of=group_of,
             pinned=pinned,
             owner=owner,
+            scopes=tuple(self.scopes),
         )
+
+
+def _nested_in(node: Any) -> Any:
+    """The graph of a nested model that can be followed through, or None."""
+    operation = node.operation
+    function = operation._functional if isinstance(operation, keras.Sequential) else operation
+    if not hasattr(function, "_nodes_by_depth") or rule_for(operation) is not None:
+        return None
+    given, taken = node.arguments.keras_tensors, function.inputs
+    fits = len(given) == len(taken) and all(
+        len(a.shape) == len(b.shape) and a.dtype == b.dtype for a, b in zip(given, taken, strict=False)
+    )
+    return function if fits and len(function.outputs) == len(node.outputs) else None
+
+
+LARGEST_SHUFFLE = 1 << 22  # elements of a tensor whose shuffle is followed
+
+
+@dataclass(frozen=True)
+class _Shuffle:
+    """A chain of reshapes and transpositions that ends in a permutation of channels."""
+
+    source: Any
+    order: np.ndarray
 
 
 def _enter(flow: Flow) -> Routed:
@@ -169,14 +285,12 @@ def _weights(
     """The weights that a row names and the layer has, each axis with its vector."""
     weights = []
     for name, axes in rule.weights.items():
-        variable = getattr(operation, name, None)
-        if variable is None:
+        value = variable(operation, name)
+        if value is None:
             continue
-        shape = tuple(variable.shape)
-        if axes == "*":
-            tokens = ["in" if axis + 1 == signals[0].axis else "-" for axis in range(len(shape))]
-        else:
-            tokens = axes.split()
+        shape = tuple(value.shape)
+        whole = ["in" if axis + 1 == signals[0].axis else "-" for axis in range(len(shape))]
+        tokens = whole if axes == "*" else axes.split()
         vectors = tuple(
             graph.vector(ids) if (ids := routed.sides.get(token)) is not None and len(ids) == size else -1
             for token, size in zip(tokens, shape, strict=True)
@@ -189,7 +303,12 @@ def _weights(
 
 def _protect(graph: GraphBuilder, patterns: Sequence[str]) -> None:
     for pattern in patterns:
-        names = [name for name in graph.made if re.fullmatch(pattern, name)]
+        try:
+            names = [name for name in graph.made if re.fullmatch(pattern, name)]
+        except re.error as error:
+            raise KerasMorphError(
+                f"Expected a regular expression for a whole layer name. Received: protect={pattern!r} ({error})."
+            ) from error
         if not names:
             raise KerasMorphError(
                 f"protect={pattern!r} matches no layer that makes channels. Expected a regular expression for a whole "

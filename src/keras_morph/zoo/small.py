@@ -62,7 +62,9 @@ def resnet_cifar(
                 name=f"stage{stage}_block{block}",
             )
     x = layers.GlobalAveragePooling2D(name="global_average_pooling")(x)
-    outputs = layers.Dense(classes, activation=classifier_activation, name="logits")(x)
+    # In float32 under a mixed precision policy too.
+    dtype = keras.config.dtype_policy().variable_dtype
+    outputs = layers.Dense(classes, activation=classifier_activation, name="logits", dtype=dtype)(x)
     return keras.Model(inputs, outputs, name=name or f"ResNet{depth}")
 
 

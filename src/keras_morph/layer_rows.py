@@ -1,0 +1,355 @@
+"""The rows of Keras's layers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from keras.src.applications.convnext import LayerScale
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+from keras_morph.channels import Tensor
+from keras_morph.layer_rules import (
+    TABLE,
+    Flow,
+    Ids,
+    Routed,
+    Rule,
+    Signal,
+    fresh,
+    joined,
+    merged,
+    reshaped,
+    same,
+    together,
+)
+
+__all__ = ["ROWS"]
+
+
+def _channel_axis(operation: Any, rank: int) -> int:
+    return 1 if getattr(operation, "data_format", "channels_last") == "channels_first" else rank - 1
+
+
+# Activations that treat every element alone; any other function may mix channels.
+ELEMENTWISE = frozenset(
+    """celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid mish relu
+    relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus sparse_sigmoid squareplus tanh tanh_shrink
+    threshold""".split()  # noqa: SIM905
+)
+
+
+def _mixes_channels(activation: Any) -> str | None:
+    """Why an activation cannot be taken apart by channels, or None."""
+    name = getattr(activation, "__name__", type(activation).__name__)
+    if activation is None or (name in ELEMENTWISE and getattr(keras.activations, name, None) is activation):
+        return None
+    return (
+        f"its activation {name} mixes channels" if hasattr(keras.activations, name) else f"activation {name} is unknown"
+    )
+
+
+# Flows: how ids pass through a call.
+
+
+def _weighted(flow: Flow) -> Routed:
+    """Conv, transposed Conv and Dense: read every input channel, make `out`."""
+    axis = _channel_axis(flow.operation, flow.inputs[0].rank)
+    made = flow.graph.make(flow.name, flow.output_shapes[0][axis] or 0)
+    if reason := _mixes_channels(getattr(flow.operation, "activation", None)):
+        flow.graph.pin(made, reason)
+    return Routed([(made, axis)], {"in": flow.read(axis), "out": made})
+
+
+def _grouped(flow: Flow) -> Routed:
+    """A grouped convolution: inputs and outputs of one conv group are one group of channels."""
+    routed, groups = _weighted(flow), flow.operation.groups
+    read, made = routed.sides["in"], routed.sides["out"]
+    if read is None or made is None:
+        flow.graph.pin(
+            routed.results[0][0], f"{flow.name} is a grouped convolution over another axis than its channels'"
+        )
+    else:
+        members = np.concatenate([read.reshape(groups, -1), made.reshape(groups, -1)], axis=1)
+        flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), members.ravel())
+    return Routed(routed.results, {"out": made})
+
+
+def _depthwise(flow: Flow) -> Routed:
+    """Each input channel is filtered alone, into `depth_multiplier` channels that carry its id."""
+    axis = _channel_axis(flow.operation, flow.inputs[0].rank)
+    read = flow.read(axis)
+    if read is None:
+        return fresh(flow, "filters another axis than the one that its channels lie along")
+    if reason := _mixes_channels(flow.operation.activation):
+        flow.graph.pin(read, reason)
+    out = _repeat(read, flow.operation.depth_multiplier)
+    return Routed([(out, axis)], {"in": read, "out": out})
+
+
+def _repeat(ids: Ids, times: int) -> Ids:
+    return ids if times == 1 else np.repeat(ids, times)
+
+
+def _separable(flow: Flow) -> Routed:
+    routed = _weighted(flow)
+    read = routed.sides["in"]
+    mid = None if read is None else _repeat(read, flow.operation.depth_multiplier)
+    return replace(routed, sides={**routed.sides, "mid": mid})
+
+
+def _normalized(flow: Flow) -> Routed:
+    """BatchNormalization: one scale, shift, mean and variance per channel."""
+    signal = flow.inputs[0]
+    read = flow.read(flow.operation.axis % signal.rank)
+    return Routed([(signal.ids, signal.axis)], {"in": read}, mode="strict" if read is None else None)
+
+
+def _activated(flow: Flow) -> Routed:
+    reason = _mixes_channels(flow.operation.activation)
+    return together(flow, reason) if reason else same(flow)
+
+
+def _softmaxed(flow: Flow) -> Routed:
+    signal, axis = flow.inputs[0], flow.operation.axis
+    axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [axis])}
+    return together(flow, "mixes channels (softmax)") if signal.axis in axes else same(flow)
+
+
+def _pooled_globally(flow: Flow) -> Routed:
+    signal = flow.inputs[0]
+    axis = _channel_axis(flow.operation, signal.rank)
+    if signal.axis != axis:
+        return fresh(flow, "pools the axis that its channels lie along")
+    return Routed([(signal.ids, axis if flow.operation.keepdims else 1)])
+
+
+def _spatial(flow: Flow) -> Routed:
+    """Pooling, padding, cropping, upsampling: every channel alone, over the other axes."""
+    signal = flow.inputs[0]
+    if signal.axis != _channel_axis(flow.operation, signal.rank):
+        return fresh(flow, "works along the axis that its channels lie along")
+    return same(flow)
+
+
+def _flattened(flow: Flow) -> Routed:
+    """Flatten moves channels last before it flattens, in both data formats."""
+    signal = flow.inputs[0]
+    if signal.rank > 2 and _channel_axis(flow.operation, signal.rank) == 1:
+        shape = (signal.shape[0], *signal.shape[2:], signal.shape[1])
+        axis = signal.rank - 1 if signal.axis == 1 else signal.axis - 1
+        flow = replace(flow, inputs=[Signal(signal.ids, axis, shape)])
+    return reshaped(flow)
+
+
+def _permuted(flow: Flow) -> Routed:
+    signal = flow.inputs[0]
+    return Routed([(signal.ids, [0, *flow.operation.dims].index(signal.axis))])
+
+
+def _vector_repeated(flow: Flow) -> Routed:
+    """RepeatVector: a new axis in front of the features."""
+    return Routed([(flow.inputs[0].ids, 2)])
+
+
+# Configs that hold more than a width.
+
+
+def _narrow_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    return {**config, "groups": config["groups"] * len(kept) // config["filters"], "filters": len(kept)}
+
+
+def _narrow_projection(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    return {**config, "projection_dim": len(kept)}
+
+
+def _narrow_target(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    target = list(config["target_shape"])
+    if target[result.axis - 1] != -1:
+        target[result.axis - 1] = len(kept)
+    return {**config, "target_shape": tuple(target)}
+
+
+def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    """Rescaling's scale and offset may hold one number per channel."""
+    from_end = len(result.shape) - result.axis
+
+    def narrowed(value: Any) -> Any:
+        array = np.asarray(value)
+        if array.ndim < from_end or array.shape[-from_end] == 1:
+            return value
+        return np.take(array, kept, axis=-from_end).tolist()
+
+    return {**config, "scale": narrowed(config["scale"]), "offset": narrowed(config["offset"])}
+
+
+# The table.
+
+SAME = Rule(same, "uniform")
+SPATIAL = Rule(_spatial, "uniform")
+MERGE = Rule(merged, "merge")
+DENSE = Rule(_weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units")
+
+
+def _convolution(kernel: str, positions: str = "outputs") -> Rule:
+    return Rule(_weighted, "make", {"kernel": kernel, "bias": "out"}, {"kernel": positions}, width="filters")
+
+
+def _grouped_variant(kernel: str) -> Callable[[Any], Rule | None]:
+    grouped = Rule(_grouped, "strict", {"kernel": kernel, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_groups)
+    return lambda operation: grouped if operation.groups > 1 else None
+
+
+def _conv(space: str) -> Rule:
+    return replace(_convolution(f"{space} in out"), variant=_grouped_variant(f"{space} group_in out"))
+
+
+def _depthwise_conv(space: str) -> Rule:
+    return Rule(
+        _depthwise, "strict", {"kernel": f"{space} in multiplier", "bias": "out"}, multiplies={"kernel": "outputs"}
+    )
+
+
+def _separable_conv(space: str, ones: str) -> Rule:
+    kernels = {"depthwise_kernel": f"{space} in multiplier", "pointwise_kernel": f"{ones} mid out", "bias": "out"}
+    return Rule(
+        _separable,
+        "make",
+        kernels,
+        multiplies={"depthwise_kernel": "outputs", "pointwise_kernel": "outputs"},
+        width="filters",
+    )
+
+
+_NORMALIZED_WEIGHTS = dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), "in")
+_RENORM_WEIGHTS = dict.fromkeys(("moving_stddev", "renorm_mean", "renorm_stddev"), "in")
+
+
+def _embedded(flow: Flow) -> Routed:
+    made = flow.graph.make(flow.name, flow.operation.output_dim)
+    flow.graph.pin(flow.inputs[0].ids, f"{flow.name} looks them up as tokens")
+    return Routed([(made, len(flow.output_shapes[0]) - 1)], {"out": made})
+
+
+def _recurrent(flow: Flow) -> Routed:
+    """LSTM, GRU and SimpleRNN: every unit makes one channel, and reads all of them at the next step."""
+    operation, signal = flow.operation, flow.inputs[0]
+    if len(flow.inputs) > 1:
+        return fresh(flow, "is given its initial state")
+    made = flow.graph.make(flow.name, operation.units)
+    for part in ("activation", "recurrent_activation"):
+        if reason := _mixes_channels(getattr(operation, part, None)):
+            flow.graph.pin(made, f"{flow.name}: {reason}")
+    gates = np.tile(made, operation.cell.kernel.shape[-1] // operation.units)
+    results = [(made, len(shape) - 1) for shape in flow.output_shapes]
+    return Routed(results, {"in": flow.read(signal.rank - 1), "out": made, "gates": gates})
+
+
+RECURRENT = Rule(
+    _recurrent,
+    "strict",
+    {"cell.kernel": "in gates", "cell.recurrent_kernel": "out gates", "cell.bias": "gates"},
+    width="units",
+)
+
+
+GRU_OF_TWO_BIASES = replace(RECURRENT, weights={**RECURRENT.weights, "cell.bias": "side gates"})
+
+
+def _scaled_sum(flow: Flow) -> Routed:
+    return merged(flow) if len(flow.inputs) == 2 else fresh(flow, "adds something that we do not know")
+
+
+ROWS: dict[type, Rule] = {
+    layers.Conv1D: _conv("k"),
+    layers.Conv2D: _conv("kh kw"),
+    layers.Conv3D: _conv("kd kh kw"),
+    layers.Conv1DTranspose: _convolution("k out in", "inputs"),
+    layers.Conv2DTranspose: _convolution("kh kw out in", "inputs"),
+    layers.Conv3DTranspose: _convolution("kd kh kw out in", "inputs"),
+    layers.DepthwiseConv1D: _depthwise_conv("k"),
+    layers.DepthwiseConv2D: _depthwise_conv("kh kw"),
+    layers.SeparableConv1D: _separable_conv("k", "one"),
+    layers.SeparableConv2D: _separable_conv("kh kw", "one one"),
+    layers.Dense: DENSE,
+    layers.BatchNormalization: Rule(_normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma"),
+    LayerScale: Rule(same, "uniform", {"gamma": "in"}, narrow=_narrow_projection),
+    CustomScaleLayer: Rule(_scaled_sum, "merge"),
+    layers.Embedding: Rule(_embedded, "strict", {"embeddings": "token out"}, width="output_dim"),
+    layers.LSTM: RECURRENT,
+    layers.GRU: replace(RECURRENT, variant=lambda gru: GRU_OF_TWO_BIASES if gru.reset_after else None),
+    layers.SimpleRNN: RECURRENT,
+    layers.LayerNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
+    layers.GroupNormalization: Rule(partial(together, reason="normalizes over groups of channels"), "strict"),
+    layers.RMSNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
+    layers.UnitNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
+    layers.Resizing: replace(SPATIAL, mode="strict"),
+    layers.PReLU: Rule(same, "strict", {"alpha": "*"}),
+    layers.Activation: Rule(_activated, "uniform"),
+    layers.Softmax: Rule(_softmaxed, "uniform"),
+    layers.Concatenate: Rule(joined, "join"),
+    layers.Flatten: Rule(_flattened, "uniform"),
+    layers.Reshape: Rule(reshaped, "uniform", narrow=_narrow_target),
+    layers.Permute: Rule(_permuted, "uniform"),
+    layers.RepeatVector: Rule(_vector_repeated, "uniform"),
+    layers.Rescaling: Rule(same, "uniform", narrow=_narrow_constants),
+    layers.Normalization: Rule(
+        partial(together, reason="holds a mean and variance per channel in its config"), "strict"
+    ),
+    **dict.fromkeys(
+        [
+            layers.ReLU,
+            layers.LeakyReLU,
+            layers.ELU,
+            layers.Identity,
+            layers.ActivityRegularization,
+            layers.Dropout,
+            layers.SpatialDropout1D,
+            layers.SpatialDropout2D,
+            layers.SpatialDropout3D,
+            layers.AlphaDropout,
+            layers.GaussianDropout,
+            layers.GaussianNoise,
+        ],
+        SAME,
+    ),
+    **dict.fromkeys(
+        [
+            layers.MaxPooling1D,
+            layers.MaxPooling2D,
+            layers.MaxPooling3D,
+            layers.AveragePooling1D,
+            layers.AveragePooling2D,
+            layers.AveragePooling3D,
+            layers.Cropping1D,
+            layers.Cropping2D,
+            layers.Cropping3D,
+            layers.UpSampling1D,
+            layers.UpSampling2D,
+            layers.UpSampling3D,
+        ],
+        SPATIAL,
+    ),
+    **dict.fromkeys(
+        [layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D], replace(SPATIAL, mode="strict")
+    ),
+    **dict.fromkeys(
+        [
+            layers.GlobalAveragePooling1D,
+            layers.GlobalAveragePooling2D,
+            layers.GlobalAveragePooling3D,
+            layers.GlobalMaxPooling1D,
+            layers.GlobalMaxPooling2D,
+            layers.GlobalMaxPooling3D,
+        ],
+        Rule(_pooled_globally, "uniform"),
+    ),
+    **dict.fromkeys(
+        [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum], MERGE
+    ),
+}
+
+TABLE.update(ROWS)

@@ -1,0 +1,324 @@
+"""The rows of functional operations: `x + y`, `x[..., :8]`, `keras.ops.relu(x)` and the like.
+
+Functional operations are no layers: they hold no weights, but their arguments may hold constants, indices and shapes that
+depend on channels. These are rewritten when a call is replayed; what cannot be is pinned.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.ops import core, nn
+from keras.src.ops import math as maths
+from keras.src.ops import numpy as numeric
+
+from keras_morph.channels import Tensor
+from keras_morph.layer_rules import (
+    TABLE,
+    Flow,
+    Rewriting,
+    Routed,
+    Rule,
+    fresh,
+    joined,
+    merged,
+    reshaped,
+    same,
+    together,
+)
+
+__all__ = ["OPERATION_ROWS"]
+
+
+# Elementwise operations of a tensor with another one, a number or an array.
+
+
+def _combined(flow: Flow) -> Routed:
+    if len(flow.inputs) > 1:
+        return merged(flow)
+    signal = flow.inputs[0]
+    shapes = [np.shape(value) for value in _constants(flow.args, flow.kwargs)]
+    if any(len(shape) > signal.rank for shape in shapes) or flow.output_shapes[0] != signal.shape:
+        return fresh(flow, "broadcasts it against a larger constant")
+    from_end = signal.rank - signal.axis
+    spatial = any(math.prod(shape) > (shape[-from_end] if len(shape) >= from_end else 1) for shape in shapes)
+    return Routed([(signal.ids, signal.axis)], mode="strict" if spatial else "uniform")
+
+
+def _constants(args: tuple, kwargs: Any) -> list[Any]:
+    return [x for x in (*args, *kwargs.values()) if not isinstance(x, keras.KerasTensor) and np.ndim(x) > 0]
+
+
+def _narrow_arrays(args: tuple, kwargs: dict, call: Rewriting) -> tuple[tuple, dict]:
+    """Constants with one number per channel keep those of the alive channels."""
+    from_end, width = len(call.operand.shape) - call.operand.axis, call.operand.shape[call.operand.axis]
+
+    def narrowed(x: Any) -> Any:
+        if isinstance(x, keras.KerasTensor) or np.ndim(x) < from_end or np.shape(x)[-from_end] != width or width == 1:
+            return x
+        return np.take(keras.ops.convert_to_numpy(x), call.kept, axis=-from_end)
+
+    return tuple(map(narrowed, args)), {key: narrowed(value) for key, value in kwargs.items()}
+
+
+# Operations that pick channels.
+
+
+def _picked(flow: Flow, positions: list[np.ndarray], axis: int) -> Routed:
+    ids = flow.inputs[0].ids
+    return Routed([(ids[p], axis) for p in positions], gathers=tuple(positions))
+
+
+def _key(args: tuple, kwargs: Any, rank: int) -> list[Any]:
+    """The key of `x[key]`, one entry per axis and new axis."""
+    key = args[1] if len(args) > 1 else kwargs["key"]
+    entries = list(key) if isinstance(key, (tuple, list)) else [key]
+    used = sum(entry is not None and entry is not Ellipsis for entry in entries)
+    at = next((n for n, entry in enumerate(entries) if entry is Ellipsis), len(entries))
+    return entries[:at] + [slice(None)] * (rank - used) + entries[at + 1 :]
+
+
+def _indexed(flow: Flow) -> Routed:
+    """`x[key]` with numbers, slices, None and Ellipsis."""
+    signal = flow.inputs[0]
+    axis, new = 0, 0
+    for entry in _key(flow.args, flow.kwargs, signal.rank):
+        if entry is not None and axis == signal.axis:
+            if not isinstance(entry, slice):
+                return fresh(flow, "takes a single channel")
+            every = entry == slice(None)
+            if every:
+                return Routed([(signal.ids, new)], mode="uniform")
+            return _picked(flow, [np.arange(len(signal.ids))[entry]], new)
+        axis += entry is not None
+        new += entry is None or isinstance(entry, slice)
+    return fresh(flow, "is indexed in a way that we do not know")
+
+
+def _whole_channels(args: tuple, kwargs: dict, call: Rewriting) -> tuple[tuple, dict]:
+    """The key of `x[key]` with all channels; picking them comes afterwards."""
+    entries, axis = _key(args, kwargs, len(call.operand.shape)), 0
+    for number, entry in enumerate(entries):
+        if entry is not None:
+            if axis == call.operand.axis and isinstance(entry, slice):
+                entries[number] = slice(None)
+            axis += 1
+    return (args[0], tuple(entries)), {}
+
+
+def _taken(flow: Flow) -> Routed:
+    signal, operation = flow.inputs[0], flow.operation
+    indices = flow.args[1] if len(flow.args) > 1 else flow.kwargs.get("indices")
+    if operation.axis is None or len(flow.inputs) > 1:
+        return fresh(flow, "takes elements by position or by a computed index")
+    indices, axis = np.asarray(keras.ops.convert_to_numpy(indices)), operation.axis % signal.rank
+    if indices.ndim != 1:
+        return fresh(flow, "takes by an index of another rank than 1")
+    if axis != signal.axis:
+        return replace(same(flow), mode="uniform")
+    return _picked(flow, [indices % len(signal.ids)], axis)
+
+
+def _split(flow: Flow) -> Routed:
+    signal, operation = flow.inputs[0], flow.operation
+    if operation.axis % signal.rank != signal.axis:
+        return Routed([(signal.ids, signal.axis)] * len(flow.output_shapes), mode="uniform")
+    ends = np.cumsum([shape[signal.axis] for shape in flow.output_shapes])
+    starts = [0, *ends[:-1]]
+    return _picked(flow, [np.arange(start, end) for start, end in zip(starts, ends, strict=True)], signal.axis)
+
+
+def _flipped(flow: Flow) -> Routed:
+    signal, axis = flow.inputs[0], flow.operation.axis
+    axes = range(signal.rank) if axis is None else [axis] if isinstance(axis, int) else axis
+    if signal.axis not in {a % signal.rank for a in axes}:
+        return same(flow)
+    return (
+        _picked(flow, [np.arange(len(signal.ids))[::-1]], signal.axis) if len(axes) == 1 else fresh(flow, "flips axes")
+    )
+
+
+def _repeated(flow: Flow) -> Routed:
+    signal, operation = flow.inputs[0], flow.operation
+    if operation.axis is None or not isinstance(operation.repeats, int):
+        return fresh(flow, "repeats elements one by one")
+    if operation.axis % signal.rank != signal.axis:
+        return same(flow)
+    return _picked(flow, [np.repeat(np.arange(len(signal.ids)), operation.repeats)], signal.axis)
+
+
+# Operations that move axes.
+
+
+def _transposed(flow: Flow) -> Routed:
+    signal, axes = flow.inputs[0], flow.operation.axes
+    axes = list(axes) if axes is not None else list(range(signal.rank))[::-1]
+    return _moved(flow, [axis % signal.rank for axis in axes])
+
+
+def _moved_axis(flow: Flow) -> Routed:
+    signal, operation = flow.inputs[0], flow.operation
+    source = [axis % signal.rank for axis in operation.source]
+    target = [axis % signal.rank for axis in operation.destination]
+    order = [axis for axis in range(signal.rank) if axis not in source]
+    for place, axis in sorted(zip(target, source, strict=True)):
+        order.insert(place, axis)
+    return _moved(flow, order)
+
+
+def _swapped(flow: Flow) -> Routed:
+    rank = flow.inputs[0].rank
+    order = list(range(rank))
+    one, other = flow.operation.axis1 % rank, flow.operation.axis2 % rank
+    order[one], order[other] = order[other], order[one]
+    return _moved(flow, order)
+
+
+def _moved(flow: Flow, order: list[int]) -> Routed:
+    signal = flow.inputs[0]
+    if order[0] != 0:
+        return fresh(flow, "moves the batch axis")
+    return Routed([(signal.ids, order.index(signal.axis))])
+
+
+def _expanded(flow: Flow) -> Routed:
+    signal, axis = flow.inputs[0], flow.operation.axis
+    rank = len(flow.output_shapes[0])
+    new = {a % rank for a in ([axis] if isinstance(axis, int) else axis)}
+    kept = [a for a in range(rank) if a not in new]
+    return Routed([(signal.ids, kept[signal.axis])])
+
+
+def _squeezed(flow: Flow) -> Routed:
+    signal, axis = flow.inputs[0], flow.operation.axis
+    if axis is None:
+        gone = {a for a, size in enumerate(signal.shape) if size == 1}
+    else:
+        gone = {a % signal.rank for a in ([axis] if isinstance(axis, int) else axis)}
+    return _without_axes(flow, gone, "squeezes its channel axis away")
+
+
+def _reduced(flow: Flow) -> Routed:
+    """Mean, max, min and the like over axes without channels."""
+    signal, operation = flow.inputs[0], flow.operation
+    axis = operation.axis
+    gone = (
+        set(range(signal.rank))
+        if axis is None
+        else {a % signal.rank for a in ([axis] if isinstance(axis, int) else axis)}
+    )
+    if signal.axis in gone or 0 in gone:
+        return fresh(flow, "reduces over channels or examples")
+    return same(flow) if operation.keepdims else _without_axes(flow, gone, "")
+
+
+def _without_axes(flow: Flow, gone: set[int], reason: str) -> Routed:
+    signal = flow.inputs[0]
+    if signal.axis in gone:
+        return fresh(flow, reason)
+    return Routed([(signal.ids, signal.axis - sum(a < signal.axis for a in gone))])
+
+
+def _reshape_narrowed(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    shape = [config["newshape"]] if isinstance(config["newshape"], int) else list(config["newshape"])
+    if shape[result.axis] != -1:
+        shape[result.axis] = len(kept)
+    return {**config, "newshape": tuple(shape)}
+
+
+def _softmaxed(flow: Flow) -> Routed:
+    signal, axis = flow.inputs[0], flow.operation.axis
+    axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [-1 if axis is None else axis])}
+    return together(flow, "mixes channels (softmax)") if signal.axis in axes else same(flow)
+
+
+def _padded(flow: Flow) -> Routed:
+    signal, pads = flow.inputs[0], flow.operation.pad_width
+    if any(pads[signal.axis % len(pads)]) or flow.output_shapes[0][signal.axis] != len(signal.ids):
+        return fresh(flow, "pads its channel axis")
+    return same(flow)
+
+
+def _stacked(flow: Flow) -> Routed:
+    rank = len(flow.output_shapes[0])
+    routed = merged(flow)
+    (ids, axis), new = routed.results[0], flow.operation.axis % rank
+    if len(routed.results) != 1 or routed.mode == "strict":
+        return routed
+    return Routed([(ids, axis + (new <= axis))], mode="strict")
+
+
+UNARY = Rule(same, "uniform")
+BINARY = Rule(_combined, "merge", rewrite=_narrow_arrays)
+REDUCTION = Rule(_reduced, "uniform")
+
+OPERATION_ROWS: dict[type, Rule] = {
+    **dict.fromkeys(
+        [
+            *(nn.Relu, nn.Relu6, nn.Sigmoid, nn.SparseSigmoid, nn.Softplus, nn.Softsign, nn.SoftShrink, nn.SparsePlus),
+            *(
+                nn.Silu,
+                nn.Squareplus,
+                nn.LogSigmoid,
+                nn.LeakyRelu,
+                nn.HardSigmoid,
+                nn.HardSilu,
+                nn.Elu,
+                nn.Selu,
+                nn.Gelu,
+            ),
+            *(nn.Celu, nn.TanhShrink, nn.HardTanh, nn.HardShrink, nn.Threshold, numeric.Absolute, numeric.Arctan),
+            *(numeric.Ceil, numeric.Clip, numeric.Cos, numeric.Exp, numeric.Expm1, numeric.Floor, numeric.Log),
+            *(
+                numeric.Log1p,
+                numeric.Negative,
+                numeric.Reciprocal,
+                numeric.Round,
+                numeric.Sign,
+                numeric.Sin,
+                numeric.Sinh,
+            ),
+            *(
+                numeric.Sqrt,
+                numeric.Square,
+                numeric.Tan,
+                numeric.Tanh,
+                numeric.Copy,
+                numeric.NanToNum,
+                numeric.OnesLike,
+            ),
+            *(numeric.ZerosLike, maths.Rsqrt, maths.Erf, core.Cast, core.SaturateCast, core.StopGradient),
+        ],
+        UNARY,
+    ),
+    **dict.fromkeys(
+        [
+            *(numeric.Add, numeric.Subtract, numeric.Multiply, numeric.Divide, numeric.TrueDivide, numeric.DivideNoNan),
+            *(numeric.Maximum, numeric.Minimum, numeric.Power, numeric.FloorDivide, numeric.Mod, numeric.Arctan2),
+            *(numeric.Greater, numeric.GreaterEqual, numeric.Less, numeric.LessEqual, numeric.Equal, numeric.NotEqual),
+        ],
+        BINARY,
+    ),
+    **dict.fromkeys([numeric.Mean, numeric.Max, numeric.Min, numeric.Amax, numeric.Amin], REDUCTION),
+    # Over an unknown number of positions these are not what they are over UNKNOWN_SIZE of them.
+    **dict.fromkeys([numeric.Sum, numeric.Prod, numeric.Var, numeric.Std], replace(REDUCTION, mode="strict")),
+    numeric.Concatenate: Rule(joined, "join"),
+    numeric.Stack: Rule(_stacked, "strict"),
+    numeric.GetItem: Rule(_indexed, "uniform", rewrite=_whole_channels),
+    numeric.Take: Rule(_taken, "uniform"),
+    numeric.Split: Rule(_split, "uniform"),
+    numeric.Flip: Rule(_flipped, "uniform"),
+    numeric.Repeat: Rule(_repeated, "uniform"),
+    numeric.Transpose: Rule(_transposed, "uniform"),
+    numeric.Moveaxis: Rule(_moved_axis, "uniform"),
+    numeric.Swapaxes: Rule(_swapped, "uniform"),
+    numeric.ExpandDims: Rule(_expanded, "uniform"),
+    numeric.Squeeze: Rule(_squeezed, "uniform"),
+    numeric.Reshape: Rule(reshaped, "uniform", narrow=_reshape_narrowed),
+    numeric.Pad: Rule(_padded, "strict"),
+    nn.Softmax: Rule(_softmaxed, "uniform"),
+    nn.LogSoftmax: Rule(_softmaxed, "uniform"),
+}
+TABLE.update(OPERATION_ROWS)
