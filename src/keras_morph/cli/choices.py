@@ -1,64 +1,135 @@
 """From what stands on a command line to the objects that it names."""
 
 import importlib
-from collections.abc import Callable
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_morph import zoo
-from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs import Cost, Latency
 from keras_morph.errors import KerasMorphError
 from keras_morph.hardware import HARDWARE, Hardware
-from keras_morph.regularizers import Gamma, GroupLasso, Regularizer
+from keras_morph.regularizers import Regularizer
+from keras_morph.zoo import morphnet_model
+from keras_morph.zoo.morphnet_model import ALGORITHMS, COSTS, one_of
 
-__all__ = ["ALGORITHMS", "COSTS", "OPTIMIZERS", "cost_of", "load_model", "one_of", "optimizer_of", "regularizer_of"]
+__all__ = [
+    "ALGORITHMS",
+    "COSTS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "base_model_of",
+    "check_folder",
+    "check_number",
+    "cost_of",
+    "load_model",
+    "one_of",
+    "optimizer_of",
+    "regularizer_of",
+]
 
-ALGORITHMS: dict[str, Callable[..., Regularizer]] = {"GroupLasso": GroupLasso, "Gamma": Gamma}
-COSTS: dict[str, Callable[..., Cost]] = {
-    "FLOPs": FLOPs,
-    "Latency": Latency,
-    "ModelSize": ModelSize,
-    "Activations": Activations,
-}
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+    "sgd": lambda rate, momentum=0.9, **options: keras.optimizers.SGD(
+        rate, momentum=momentum, nesterov=momentum > 0, **options
+    ),
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
     "rmsprop": keras.optimizers.RMSprop,
+    "nadam": keras.optimizers.Nadam,
+    "adamax": keras.optimizers.Adamax,
+    "adagrad": keras.optimizers.Adagrad,
+    "lion": keras.optimizers.Lion,
+}
+SCHEDULES: dict[str, Callable[[float, int], Any]] = {
+    "constant": lambda rate, _: rate,
+    "cosine": keras.optimizers.schedules.CosineDecay,
+    "linear": lambda rate, steps: keras.optimizers.schedules.PolynomialDecay(rate, steps, end_learning_rate=0.0),
+    "exponential": lambda rate, steps: keras.optimizers.schedules.ExponentialDecay(rate, steps, decay_rate=0.01),
 }
 
 
-def one_of(option: str, value: str, choices: Any) -> Any:
-    """A choice by its name."""
-    if value not in choices:
-        raise KerasMorphError(f"{option} expects one of {', '.join(choices)}. Received: {value!r}.")
-    return choices[value]
+def check_number(option: str, value: float | None, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """A finite number from `low` to `high`; with `above`, larger than `low`. None passes: the option was left out."""
+    if value is None or (low <= value <= high and math.isfinite(value) and not (above and value == low)):
+        return
+    expected = f"a number {'above' if above else 'of at least'} {low}" + ("" if high == math.inf else f", up to {high}")
+    raise KerasMorphError(f"{option} expects {expected}. Received: {value}.")
 
 
-def regularizer_of(name: str, threshold: float) -> Regularizer:
-    """A regularizer by its name in the Model Zoo."""
-    return one_of("--morphnet-regularizer-algorithm", name, ALGORITHMS)(threshold=threshold)
+def check_folder(option: str, folder: Path) -> None:
+    """A folder that is there or can be made, and can be written."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
+
+
+def regularizer_of(name: str, threshold: float, options: Iterable[str] = ()) -> Regularizer:
+    """A regularizer by its name in the Model Zoo; options are `KEY=VALUE`."""
+    values = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not (key.isidentifier() and equals and value):
+            raise KerasMorphError(
+                f"--regularizer-option expects KEY=VALUE, such as l1_fraction=0.5. Received: {option}."
+            )
+        values[key] = _plain(value)
+    try:
+        return morphnet_model.regularizer_of(name, threshold, argument="--morphnet-regularizer-algorithm", **values)
+    except TypeError as error:
+        raise KerasMorphError(f"--regularizer-option {' '.join(options)}: {error}.") from error
+
+
+def _plain(text: str) -> Any:
+    """A number, true, false or null; else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def cost_of(name: str, hardware: str, peak_flops: float | None = None, bandwidth: float | None = None) -> Cost:
     """A cost by its name; for Latency, `Others` is given by its peak (FLOP/s) and bandwidth (bytes/s)."""
-    kind = one_of("--morphnet-target-cost", name, COSTS)
-    if kind is not Latency:
-        return kind()
-    if hardware == "Others":
+    device = one_of("--morphnet-hardware", hardware, {**HARDWARE, "Others": None})
+    for option, value in (("--peak-flops", peak_flops), ("--bandwidth", bandwidth)):
+        check_number(option, value, 0, above=True)
+        if value is not None and hardware != "Others":
+            raise KerasMorphError(f"{option} belongs to --morphnet-hardware Others. Received: {hardware}.")
+    if COSTS.get(name) is Latency and device is None:
         if peak_flops is None or bandwidth is None:
             raise KerasMorphError(
                 "--morphnet-hardware Others needs --peak-flops (FLOP/s) and --bandwidth (bytes/s) of the data sheet."
             )
-        return Latency(Hardware("Others", peak_flops, bandwidth))
-    return Latency(one_of("--morphnet-hardware", hardware, {**HARDWARE, "Others": None}))
+        device = Hardware("Others", peak_flops, bandwidth)
+    return morphnet_model.cost_of(name, device or "V100", argument="--morphnet-target-cost")
 
 
-def optimizer_of(name: str) -> Callable[..., keras.optimizers.Optimizer]:
+def optimizer_of(
+    name: str, momentum: float | None = None, weight_decay: float | None = None
+) -> Callable[..., keras.optimizers.Optimizer]:
     """A function from a learning rate to an optimizer."""
-    return one_of("--optimizer", name, OPTIMIZERS)
+    kind = one_of("--optimizer", name, OPTIMIZERS)
+    check_number("--momentum", momentum, 0, 1)
+    check_number("--weight-decay", weight_decay, 0)
+    if momentum is not None and "momentum" not in inspect.signature(kind).parameters:
+        takers = [each for each, maker in OPTIMIZERS.items() if "momentum" in inspect.signature(maker).parameters]
+        raise KerasMorphError(f"--momentum belongs to --optimizer {' or '.join(takers)}. Received: {name}.")
+    options = {"momentum": momentum, "weight_decay": weight_decay}
+    given = {option: value for option, value in options.items() if value is not None}
+    return lambda rate: kind(rate, **given)
+
+
+def base_model_of(text: str) -> str | Callable[..., keras.Model]:
+    """`--base-model-name`: a name of the zoo, or `package.module:function` like one of `keras.applications`."""
+    base_model = _imported(text, "--base-model-name") if ":" in text else text
+    zoo.minimum_size(base_model)
+    return base_model
 
 
 def load_model(text: str, *, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> keras.Model:
@@ -89,14 +160,23 @@ def _load_file(path: str) -> keras.Model:
         ) from error
 
 
-def _call_function(text: str, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+def _imported(text: str, argument: str) -> Callable[..., Any]:
     module, _, name = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise KerasMorphError(
-            f"MODEL: {text} cannot be imported: {error}. Expected package.module:function."
+            f"{argument}: {text} cannot be imported: {error}. Expected package.module:function."
         ) from error
+    if not callable(function):
+        raise KerasMorphError(f"{argument}: {text} is a {type(function).__name__}. Expected a function.")
+    return function
+
+
+def _call_function(text: str, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    function = _imported(text, "MODEL")
     try:
         model = function(input_shape=input_shape, classes=classes)
     except TypeError:

@@ -49,6 +49,11 @@ class Dataset:
         height, width, channels = self.x_train.shape[1:]
         return height, width, channels
 
+    def resized(self, size: tuple[int, int]) -> "Dataset":
+        """Give the same images at another height and width, in pixels."""
+        x_train, x_val, x_test = (resize(images, size) for images in (self.x_train, self.x_val, self.x_test))
+        return dataclasses.replace(self, x_train=x_train, x_val=x_val, x_test=x_test)
+
     def __repr__(self) -> str:
         shape = "x".join(str(length) for length in self.image_shape)
         return (

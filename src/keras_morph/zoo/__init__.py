@@ -2,6 +2,8 @@
 
 __all__ = [
     "NAMES",
+    "WITHOUT_GAMMA",
+    "MorphNetModel",
     "build",
     "digits_resnet",
     "known_names",
@@ -11,5 +13,6 @@ __all__ = [
     "resnet_cifar",
 ]
 
-from keras_morph.zoo.applications import NAMES, build, known_names, minimum_size
+from keras_morph.zoo.applications import NAMES, WITHOUT_GAMMA, build, known_names, minimum_size
+from keras_morph.zoo.morphnet_model import MorphNetModel
 from keras_morph.zoo.small import digits_resnet, resnet20, resnet56, resnet_cifar

@@ -6,13 +6,14 @@ Inception, NASNet, Xception and others have them) through the whole process, so 
 first one's structure; here every build starts to count at zero, as after `keras.utils.clear_session()`.
 """
 
-__all__ = ["NAMES", "build", "known_names", "minimum_size"]
+__all__ = ["NAMES", "WITHOUT_GAMMA", "build", "known_names", "minimum_size"]
 
 import collections
 import contextlib
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
@@ -42,6 +43,12 @@ NAMES = (
 )
 """The Model Zoo's architectures in the order of its document, which lists ResNet101V2 twice."""
 
+WITHOUT_GAMMA = frozenset(
+    {"VGG16", "VGG19", "InceptionV3", "InceptionResNetV2"}
+    | {f"ConvNeXt{size}" for size in ("Tiny", "Small", "Base", "Large", "XLarge")}
+)
+"""Architectures without a gamma: no BatchNormalization at all, or only such as say `scale=False`."""
+
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 _KERAS_MINIMUM = 32
 # Two stages halve the image; below 4 pixels the last one would convolve mostly padding.
@@ -58,18 +65,20 @@ def known_names() -> tuple[str, ...]:
     return (*NAMES, *SMALL_NETWORKS, *rest)
 
 
-def minimum_size(name: str) -> int:
+def minimum_size(base_model: str | Callable[..., keras.Model]) -> int:
     """Give the smallest height and width of an image, in pixels, that an architecture takes.
 
     Raises:
         KerasMorphError: If there is no such architecture.
     """
-    _check_name(name)
-    return _SMALL_MINIMUM if name in SMALL_NETWORKS else _MINIMUM_SIZES.get(name, _KERAS_MINIMUM)
+    name, _ = _named(base_model)
+    if name in SMALL_NETWORKS:
+        return _SMALL_MINIMUM
+    return _MINIMUM_SIZES.get(name, _KERAS_MINIMUM) if hasattr(keras.applications, name) else 1
 
 
 def build(
-    name: str,
+    base_model: str | Callable[..., keras.Model],
     *,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 10,
@@ -79,10 +88,13 @@ def build(
     """Build an architecture with fresh weights, for images whose values lie in [0, 1].
 
     Args:
-        name: One of `known_names()`.
+        base_model: One of `known_names()`, or a callable like a `keras.applications` function. It gets those of
+            `include_top=False`, `weights=None` and `input_shape` that it takes, and returns a functional or Sequential
+            model whose output is feature maps.
         input_shape: Shape of one image, in the order of `keras.config.image_data_format()`.
         classes: Number of outputs.
-        classifier_activation: Activation of the last layer, named `logits`; `None` returns logits.
+        classifier_activation: Activation of the last layer, named `logits`; `None` returns logits. This layer computes
+            in float32 under a mixed precision policy too.
         head: Width of the hidden Dense layer in front of it, named `head`; `None` leaves it out. The small networks
             have none in any case.
 
@@ -91,9 +103,9 @@ def build(
 
     Raises:
         KerasMorphError: If there is no such architecture, if the images are too small for it, if a number is not
-            positive, or if Keras does not build it on this backend.
+            positive, if Keras does not build it on this backend, or if a callable returns no feature maps.
     """
-    _check_name(name)
+    name, function = _named(base_model)
     _check_shape(name, input_shape)
     for option, value in (("classes", classes), ("head", head)):
         if value is not None and value < 1:
@@ -102,18 +114,34 @@ def build(
     with _fresh_names():
         if name in SMALL_NETWORKS:
             return SMALL_NETWORKS[name](input_shape, classes, classifier_activation=classifier_activation)
-        backbone = _backbone(name, input_shape)
-        x = keras.layers.GlobalAveragePooling2D(name="global_average_pooling")(backbone.output)
+        backbone = _backbone(name, function, input_shape)
+        x = keras.layers.GlobalAveragePooling2D(name="global_average_pooling")(backbone.outputs[0])
         if head is not None:
             x = keras.layers.Dense(head, activation="relu", name="head")(x)
-        outputs = keras.layers.Dense(classes, activation=classifier_activation, name="logits")(x)
-        return keras.Model(backbone.input, outputs, name=name)
+        outputs = keras.layers.Dense(
+            classes, activation=classifier_activation, name="logits", dtype=keras.config.dtype_policy().variable_dtype
+        )(x)
+        return keras.Model(backbone.inputs[0], outputs, name=name)
 
 
-def _backbone(name: str, input_shape: tuple[int, int, int]) -> keras.Model:
-    function = getattr(keras.applications, name)
-    options = {"include_top": False, "weights": None, "input_shape": input_shape}
-    if "include_preprocessing" in inspect.signature(function).parameters:
+def _named(base_model: str | Callable[..., keras.Model]) -> tuple[str, Callable[..., keras.Model]]:
+    """An architecture's name, under which the zoo may know more about it, and what builds it."""
+    if callable(base_model):
+        name = getattr(base_model, "__name__", type(base_model).__name__)
+        if not name.isidentifier():  # a lambda
+            name = "base_model"
+        ours = SMALL_NETWORKS.get(name) or getattr(keras.applications, name, None)
+        return (f"{name}_of_yours" if ours not in (None, base_model) else name), base_model
+    _check_name(base_model)
+    return base_model, SMALL_NETWORKS.get(base_model) or getattr(keras.applications, base_model)
+
+
+def _backbone(name: str, function: Callable[..., keras.Model], input_shape: tuple[int, int, int]) -> keras.Model:
+    parameters = inspect.signature(function).parameters
+    options: dict[str, Any] = {"include_top": False, "weights": None, "input_shape": input_shape}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        options = {option: value for option, value in options.items() if option in parameters}
+    if "include_preprocessing" in parameters:
         options["include_preprocessing"] = False
     elif name.startswith("EfficientNetB"):
         # These always divide by 255; our images are in [0, 1] already, and the rest would drown in the first
@@ -121,11 +149,17 @@ def _backbone(name: str, input_shape: tuple[int, int, int]) -> keras.Model:
         image = keras.Input(input_shape)
         options["input_tensor"] = keras.layers.Rescaling(255.0, name="to_0_255")(image)
     try:
-        return function(**options)
+        backbone = function(**options)
     except ValueError as error:
         reason = " ".join(str(error).split())
         msg = f"{name}: Keras {keras.__version__} does not build it on {keras.backend.backend()}: {reason}"
         raise KerasMorphError(msg) from error
+    outputs = getattr(backbone, "outputs", None) or []
+    if len(outputs) != 1 or len(outputs[0].shape) != 4:  # images, height, width, channels
+        found = f"outputs of shape {[output.shape for output in outputs]}" if outputs else type(backbone).__name__
+        msg = f"{name}: expected a functional model whose one output is feature maps (no top), received {found}"
+        raise KerasMorphError(msg)
+    return backbone
 
 
 def _check_name(name: str) -> None:
@@ -144,7 +178,7 @@ def _check_shape(name: str, input_shape: tuple[int, int, int]) -> None:
         msg = f"input_shape: expected (height, width, channels), received {tuple(input_shape)}"
         raise KerasMorphError(msg)
     first = keras.config.image_data_format() == "channels_first"
-    minimum = minimum_size(name)
+    minimum = minimum_size(name) if name in known_names() else 1
     if any(side is not None and side < minimum for side in input_shape[first : first + 2]):
         advice = f"enlarge the images (image_size={minimum})"
         if name not in SMALL_NETWORKS:

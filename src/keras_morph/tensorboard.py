@@ -1,0 +1,76 @@
+"""TensorBoard events on every backend, without TensorFlow: what the Model Zoo writes, and what else one would look for."""
+
+__all__ = ["TensorBoardLog"]
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras import ops
+from tensorboardX import SummaryWriter
+
+from keras_morph.callbacks import _OfLearner
+from keras_morph.report import report
+from keras_morph.structure import Structure
+
+SCALARS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+class TensorBoardLog(_OfLearner):
+    """Write TensorBoard events before the first epoch and after each; the step is the optimizer's.
+
+    Scalars: `RegularizationLoss` (the penalty, mean of the epoch), the cost of the structure under its own name
+    (`FLOPs`, in its unit), the same as a share of the seed's, `strength`, accuracies and losses. Per layer: a picture
+    of the widths whenever they have changed, and a histogram of the alive shares.
+
+    Args:
+        folder: usually the run's; `tensorboard --logdir` takes the folder above it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.drawn: Structure | None = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.writer = SummaryWriter(str(self.folder))
+        if not self._step():
+            self._write_structure(0)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        logs, step = logs or {}, self._step()
+        if "penalty" in logs:
+            self.writer.add_scalar("RegularizationLoss", logs["penalty"], step)
+        for name in SCALARS:
+            if name in logs:
+                self.writer.add_scalar(name, logs[name], step)
+        self._write_structure(step)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.writer.close()
+
+    def _step(self) -> int:
+        return int(ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def _write_structure(self, step: int) -> None:
+        learner = self.learner
+        structure, cost = learner.structure(), learner.target_cost
+        now, seed = cost(learner.graph, structure), cost(learner.graph)
+        self.writer.add_scalar(cost.name, now, step)
+        self.writer.add_scalar(f"{cost.name}_share_of_seed", now / seed, step)
+        self.writer.add_scalar("strength", learner.strength, step)
+        shares = [structure.widths[layer] / width for layer, width in structure.seed_widths.items()]
+        self.writer.add_histogram("alive_share_of_layers", np.array(shares), step, bins=np.linspace(0, 1, 21))
+        if structure != self.drawn:
+            self.writer.add_image("widths", _pixels(report(learner, structure).picture()), step, dataformats="HWC")
+            self.drawn = structure
+        self.writer.flush()
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    """The figure as uint8, `(height, width, 3)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
