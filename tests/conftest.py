@@ -6,6 +6,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -23,7 +24,7 @@ settings.register_profile(
     print_blob=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=5000)
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -48,3 +49,15 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module")
+def quick_initializers():
+    """For tests that give every weight a value of their own: JAX compiles the initializer for each new shape, 0.07 s."""
+
+    def drawn(initializer, shape, dtype=None):
+        return keras.ops.convert_to_tensor(np.random.default_rng(0).normal(0, 0.1, shape), dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.initializers.GlorotUniform, "__call__", drawn)
+        yield

@@ -1,8 +1,9 @@
 """Law 1 as a function: the rebuilt model returns what the masked seed returns."""
 
-import keras_morph as km
 import models
 import numpy as np
+
+import keras_morph as km
 
 
 def assert_exact(model, structure, tolerance=1e-5):

@@ -109,9 +109,9 @@ def concatenating():
 def inverted_residual():
     """As in MobileNetV2, with its explicit zero padding, through which no constant can be folded.
 
-    image(3) -- stem(4) --+-- expand(6) -- bn1 -- relu6 -- pad -- depthwise(6) -- bn2 -- relu -- project(4) -- bn3 --+
-                          |                                                                                          add -- mean -- dense(3)
-                          +------------------------------------------------------------------------------------------+
+    image(3) -- stem(4) --+-- expand(6) - bn - relu6 - pad - depthwise(6) - bn - relu - project(4) - bn --+
+                          |                                                                               add - mean - dense(3)
+                          +-------------------------------------------------------------------------------+
     """
     image = keras.Input((SIZE, SIZE, 3), name="image")
     stem = layers.Conv2D(4, 3, padding="same", use_bias=False, name="stem")(image)

@@ -55,6 +55,10 @@ class Stack:
             other = self.layer("GlobalAveragePooling", keepdims=True)(other)
         return self.conv(other, x.shape[-1], size=1)
 
+    def beside(self, x, other):
+        """`other` itself if it can be joined with x; else a convolution of x."""
+        return other if tuple(other.shape[1:-1]) == tuple(x.shape[1:-1]) else self.conv(x, x.shape[-1], "tanh")
+
 
 def conv(stack, x, block):
     options = [{}, {"use_bias": False}, {"padding": "valid"}, {"strides": 2}, {"dilation_rate": 2}][block.option % 5]
@@ -117,9 +121,7 @@ def merged(stack, x, block):
 
 
 def joined(stack, x, block):
-    older = stack.older(block)
-    if tuple(older.shape[1:-1]) != tuple(x.shape[1:-1]):
-        older = stack.conv(x, block.width, block.activation)
+    older = stack.beside(x, stack.older(block))
     operands = [[x, older], [older, x], [x, older, x]][block.width % 3]
     return ops.concatenate(operands, axis=-1) if block.option % 4 == 3 else layers.Concatenate()(operands)
 
@@ -193,9 +195,11 @@ def dropped(stack, x, block):
 def shared(stack, x, block):
     twins = stack.layer("Conv", x.shape[-1], 3, padding="same", activation=block.activation)
     older = stack.like(x, stack.older(block))
-    return [twins(twins(x)), layers.Add()([twins(x), twins(older)]), layers.Concatenate()([twins(x), twins(older)])][
-        block.option % 3
-    ]
+    return [
+        lambda: twins(twins(x)),
+        lambda: layers.Add()([twins(x), twins(older)]),
+        lambda: layers.Concatenate()([twins(x), twins(stack.beside(x, older))]),
+    ][block.option % 3]()
 
 
 def operation(stack, x, block):
@@ -207,7 +211,7 @@ def operation(stack, x, block):
         lambda: x[..., : max(1, x.shape[-1] // 2)],
         lambda: ops.take(x, list(reversed(range(x.shape[-1]))), axis=-1),
         lambda: ops.maximum(x, older),
-        lambda: ops.split(ops.concatenate([x, older], axis=-1), 2, axis=-1)[block.width % 2],
+        lambda: ops.split(ops.concatenate([x, stack.beside(x, older)], axis=-1), 2, axis=-1)[block.width % 2],
         lambda: x - older,
         lambda: ops.multiply(older, x),
         lambda: 1.0 - x,
@@ -248,10 +252,30 @@ KINDS = {
     )
 }
 # Those that neither grow fast enough to overflow in a chain, nor answer large inputs with constants only.
-ACTIVATIONS = (
-    "linear relu relu6 tanh sigmoid elu gelu silu softplus hard_silu leaky_relu mish selu softsign hard_tanh celu "
-    "tanh_shrink soft_shrink squareplus log_sigmoid hard_shrink softmax"
-).split()
+ACTIVATIONS = [
+    "linear",
+    "relu",
+    "relu6",
+    "tanh",
+    "sigmoid",
+    "elu",
+    "gelu",
+    "silu",
+    "softplus",
+    "hard_silu",
+    "leaky_relu",
+    "mish",
+    "selu",
+    "softsign",
+    "hard_tanh",
+    "celu",
+    "tanh_shrink",
+    "soft_shrink",
+    "squareplus",
+    "log_sigmoid",
+    "hard_shrink",
+    "softmax",
+]
 
 
 def flat(stack, x):
@@ -305,7 +329,7 @@ def recipes(draw):
 
 def build(recipe):
     """The recipe's model, with random weights."""
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     stack = Stack(recipe)
     space = (recipe.size,) * recipe.rank
     inputs = [keras.Input((*space, width)) for width in recipe.inputs]

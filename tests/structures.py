@@ -1,7 +1,8 @@
 """Random structures of several severities: each kind maps a graph and a random generator to alive groups."""
 
-import keras_morph as km
 import numpy as np
+
+import keras_morph as km
 
 
 def half(graph, random):

@@ -1,0 +1,302 @@
+"""Law 5: a budget is never exceeded, and either 98 % of it is used or no dead group could be revived within it."""
+
+import functools
+import re
+
+import models
+import numpy as np
+import pytest
+
+import keras_morph as km
+from keras_morph import zoo
+from keras_morph.closure import close
+from keras_morph.regularizers import group_scores, pin_sourceless
+from keras_morph.selection import Limit, choose, parse_budget
+
+NARROW = km.Hardware("narrow", 20e9, 4e9)
+COSTS = {
+    "FLOPs": km.FLOPs(),
+    "ModelSize": km.ModelSize(),
+    "Activations": km.Activations(),
+    "Latency": km.Latency(NARROW),
+}
+SHARES = ("75%", "50%", "25%")
+LASSO, GAMMA = km.GroupLasso(), km.Gamma()
+WITH_GAMMA = ("plain", "residual_projection", "preactivation", "concatenating", "inverted_residual")
+
+
+def limit_of(cost, model, budget):
+    return parse_budget(budget, cost, cost(model))
+
+
+def smallest(model, regularizer, cost):
+    """Cost of what is left when everything that may go is gone."""
+    graph = pin_sourceless(km.trace(model), regularizer)
+    return cost.total(graph, close(graph, graph.pinned_mask, group_scores(graph, regularizer)))
+
+
+def places(graph, group):
+    """Where the channels of a group lie; groups of the same places cost the same."""
+    vectors, groups, counts = graph.pairs
+    return tuple(zip(vectors[groups == group].tolist(), counts[groups == group].tolist(), strict=True))
+
+
+def affordable_revivals(model, structure, regularizer, limits):
+    """Dead groups that could live as well, with all that has to live with them, without exceeding any limit."""
+    graph = pin_sourceless(km.trace(model), regularizer)
+    scores, alive = group_scores(graph, regularizer), structure.groups(graph)
+    dead = np.flatnonzero(~alive)
+    if len(dead) > 500:
+        dead = {places(graph, group): int(group) for group in dead}.values()
+    found = []
+    for group in dead:
+        closed = close(graph, alive | (np.arange(graph.num_groups) == group), scores)
+        if closed.alive[group] and all(cost.total(graph, closed) <= limit for cost, limit in limits.items()):
+            found.append(int(group))
+    return found
+
+
+def assert_kept(model, structure, limits, regularizer=LASSO):
+    """No cost is above its limit, of the structure and of the rebuilt model; and no limit leaves anything unused."""
+    small = km.rebuild(model, structure)
+    used = []
+    for cost, limit in limits.items():
+        for received in (cost(model, structure), cost(small)):
+            assert received <= limit
+        used.append(cost(model, structure) / limit)
+    if max(used) < 0.98:
+        assert affordable_revivals(model, structure, regularizer, limits) == []
+
+
+CASES = [
+    *(pytest.param(name, LASSO, id=name) for name in models.NAMES),
+    *(pytest.param(name, GAMMA, id=f"{name}, Gamma") for name in WITH_GAMMA),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize(
+    ("name", "regularizer"), CASES, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
+def test_a_budget_is_kept_and_used_or_is_below_the_reachable_minimum(name, regularizer, cost, share):
+    model, cost = models.build(name), COSTS[cost]
+    limit, minimum = limit_of(cost, model, share), smallest(model, regularizer, cost)
+    if minimum > limit:
+        with pytest.raises(km.BudgetError, match="reachable minimum"):
+            km.fit_budget(model, share, regularizer=regularizer, cost=cost)
+    else:
+        structure = km.fit_budget(model, share, regularizer=regularizer, cost=cost)
+        assert_kept(model, structure, {cost: limit}, regularizer)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("levels", [3, 2**31], ids=["many ties", "no ties"])
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_budget_is_kept_and_used_whatever_the_scores(name, levels):
+    graph = km.trace(models.build(name))
+    random = np.random.default_rng(levels)
+    for cost in COSTS.values():
+        for share in (0.9, 0.6, 0.3):
+            scores = random.integers(0, levels, graph.num_groups).astype(float)
+            least = cost.total(graph, close(graph, graph.pinned_mask, scores))
+            limit = max(share * cost(graph), least)
+            closed = close(graph, choose(graph, scores, [Limit(cost, limit)]), scores)
+            assert cost.total(graph, closed) <= limit
+            if cost.total(graph, closed) < 0.98 * limit:
+                for group in np.flatnonzero(~closed.alive):
+                    wider = close(graph, closed.alive | (np.arange(graph.num_groups) == group), scores)
+                    assert not wider.alive[group] or cost.total(graph, wider) > limit
+
+
+@functools.cache
+def large(name):
+    return zoo.build(name)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("cost", ["FLOPs", "ModelSize"])
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2"])
+def test_a_large_network_keeps_and_uses_its_budget(name, cost, share):
+    model, cost = large(name), COSTS[cost]
+    assert_kept(model, km.fit_budget(model, share, cost=cost), {cost: limit_of(cost, model, share)})
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"FLOPs": "60%", "ModelSize": "80%"},
+        {"FLOPs": "80%", "ModelSize": "60%"},
+        {"FLOPs": "70%", "ModelSize": "70%", "Activations": "70%", "Latency": "70%"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["plain", "residual_projection", "concatenating", "merges", "u_net"])
+def test_several_budgets_are_kept_at_once(name, budget):
+    model = models.build(name)
+    budget = {COSTS[cost]: share for cost, share in budget.items()}
+    structure = km.fit_budget(model, budget)
+    assert_kept(model, structure, {cost: limit_of(cost, model, share) for cost, share in budget.items()})
+
+
+@pytest.mark.once
+def test_a_learner_brings_its_own_cost_and_regularizer_to_a_budget():
+    model = models.build("residual_projection")
+    learner = km.StructureLearner(model, regularizer=GAMMA, cost=COSTS["ModelSize"])
+    assert km.fit_budget(learner, "70%") == km.fit_budget(model, "70%", regularizer=GAMMA, cost=COSTS["ModelSize"])
+    assert km.fit_budget(learner, "70%") != km.fit_budget(model, "70%")
+
+
+@pytest.mark.once
+def test_protected_and_tied_layers_count_towards_the_budget():
+    model = models.build("plain")
+    structure = km.fit_budget(model, "80%", protect=["conv1"])
+    np.testing.assert_array_equal(structure.alive["conv1"], np.arange(5))
+    assert structure.widths["conv2"] < 4
+    assert km.FLOPs()(model, structure) <= 0.8 * km.FLOPs()(model)
+
+
+@pytest.mark.once
+def test_the_whole_model_fits_into_its_own_cost():
+    for name in models.NAMES:
+        model = models.build(name)
+        for cost in COSTS.values():
+            for budget in (cost(model), "100%"):
+                structure = km.fit_budget(model, budget, cost=cost)
+                np.testing.assert_allclose(cost(model, structure) / cost(model), 1, atol=0.02)
+
+
+def named_minimum(error):
+    """The number in a message such as "the reachable minimum of FLOPs is 1,234 FLOPs."."""
+    found = re.search(r"the reachable minimum of \w+ is ([-+.,0-9e]+) ", str(error.value))
+    return float(found[1].replace(",", ""))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_minimum_that_an_unreachable_budget_names_is_reachable(name, cost):
+    model, cost = models.build(name), COSTS[cost]
+    with pytest.raises(km.BudgetError, match="cannot be reached") as error:
+        km.fit_budget(model, 1e-6 * cost(model), cost=cost)
+    minimum = named_minimum(error)
+    structure = km.fit_budget(model, minimum, cost=cost)
+    np.testing.assert_allclose(cost(model, structure), minimum, rtol=1e-5)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("cost", ["FLOPs", "ModelSize", "Activations", "Latency"])
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2"])
+def test_the_minimum_that_an_unreachable_budget_of_a_large_network_names_is_reachable(name, cost):
+    model, cost = large(name), COSTS[cost]
+    with pytest.raises(km.BudgetError, match="cannot be reached") as error:
+        km.fit_budget(model, 1e-6 * cost(model), cost=cost)
+    structure = km.fit_budget(model, named_minimum(error), cost=cost)
+    assert cost(model, structure) <= named_minimum(error)
+
+
+@pytest.mark.once
+def test_of_several_budgets_the_unreachable_one_is_named():
+    with pytest.raises(km.BudgetError, match="reachable minimum of ModelSize is"):
+        km.fit_budget(models.build("plain"), {COSTS["FLOPs"]: "90%", COSTS["ModelSize"]: "1%"})
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("budget", "cost", "expected"),
+    [
+        # of a seed that costs 2e6
+        ("50%", "FLOPs", 1e6),
+        ("12.5 %", "ModelSize", 0.25e6),
+        (" 50% ", "Latency", 1e6),
+        ("300M", "FLOPs", 300e6),
+        ("1.2M", "ModelSize", 1.2e6),
+        ("1.2 m", "ModelSize", 1.2e6),
+        ("64k", "Activations", 64e3),
+        ("2G", "FLOPs", 2e9),
+        ("2B", "FLOPs", 2e9),
+        ("1T", "FLOPs", 1e12),
+        ("1e6", "FLOPs", 1e6),
+        ("2.5e+3", "FLOPs", 2500.0),
+        ("1000", "FLOPs", 1000.0),
+        (1e6, "FLOPs", 1e6),
+        (5, "Activations", 5.0),
+        (np.float32(0.5), "Latency", 0.5),
+        (np.int64(7), "FLOPs", 7.0),
+        # bytes, at 4 for a parameter
+        ("2MB", "ModelSize", 0.5e6),
+        ("2 MB", "ModelSize", 0.5e6),
+        ("400B", "ModelSize", 100.0),
+        ("8KB", "ModelSize", 2000.0),
+        ("8KiB", "ModelSize", 2048.0),
+        ("4MiB", "ModelSize", 2**20),
+        ("1GB", "ModelSize", 0.25e9),
+        # seconds
+        ("5ms", "Latency", 5e-3),
+        ("0.5 s", "Latency", 0.5),
+        ("200us", "Latency", 200e-6),
+        ("200µs", "Latency", 200e-6),
+        ("30ns", "Latency", 30e-9),
+        ("0.01", "Latency", 0.01),
+    ],
+)
+def test_a_budget_is_read(budget, cost, expected):
+    np.testing.assert_allclose(parse_budget(budget, COSTS[cost], 2e6), expected, rtol=1e-12)
+
+
+@pytest.mark.once
+def test_bytes_are_counted_at_the_size_of_a_parameter():
+    np.testing.assert_allclose(parse_budget("2MB", COSTS["ModelSize"], 1.0, bytes_per_parameter=2), 1e6)
+    model = models.build("plain")
+    half, full = (km.fit_budget(model, "800B", cost=COSTS["ModelSize"], bytes_per_parameter=size) for size in (4, 2))
+    assert COSTS["ModelSize"](model, half) <= 200 < COSTS["ModelSize"](model, full) <= 400
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("budget", "cost"),
+    [
+        ("", "FLOPs"),
+        ("half", "FLOPs"),
+        ("%", "FLOPs"),
+        ("50 percent", "FLOPs"),
+        ("1.2.3M", "FLOPs"),
+        ("-50%", "FLOPs"),
+        ("0%", "FLOPs"),
+        ("0", "FLOPs"),
+        ("nan", "FLOPs"),
+        ("inf", "FLOPs"),
+        ("1e400", "FLOPs"),
+        ("5ms", "FLOPs"),
+        ("2MB", "FLOPs"),
+        ("2MB", "Activations"),
+        ("5ms", "ModelSize"),
+        ("300M", "Latency"),
+        ("2MB", "Latency"),
+        ("50%%", "FLOPs"),
+        (0, "FLOPs"),
+        (-1.0, "FLOPs"),
+        (float("nan"), "FLOPs"),
+        (float("inf"), "FLOPs"),
+        (True, "FLOPs"),
+        (None, "FLOPs"),
+        ([1], "FLOPs"),
+    ],
+)
+def test_what_is_no_budget_is_refused_in_one_line_that_shows_it(budget, cost):
+    with pytest.raises(km.BudgetError) as error:
+        parse_budget(budget, COSTS[cost], 2e6)
+    message = str(error.value)
+    assert "\n" not in message
+    assert repr(budget) in message
+    assert COSTS[cost].name in message
+    assert COSTS[cost].unit in message
+
+
+@pytest.mark.once
+def test_no_budget_at_all_is_refused():
+    with pytest.raises(km.BudgetError):
+        km.fit_budget(models.build("plain"), {})

@@ -1,0 +1,401 @@
+"""Conformance of the whole table of layer rules: every row around one instance of its class, in a tiny network.
+
+    image(3) -- before(5) -- trunk(6) -- the row -- flat -- last(3)
+
+A row without an entry in ENTRIES below fails: a new row is tested by existing.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import models
+import numpy as np
+import pytest
+import structures
+from exactness import assert_exact
+from keras import layers, ops
+from keras.src.applications.convnext import LayerScale
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+from keras.src.ops import core, nn
+from keras.src.ops import math as maths
+from keras.src.ops import numpy as numeric
+
+import keras_morph as km
+from keras_morph.layer_rules import TABLE
+
+pytestmark = pytest.mark.usefixtures("quick_initializers")
+
+# Spatial sizes, then channels, no two the same: what confuses two axes fails.
+SHAPES = {0: (6,), 1: (8, 6), 2: (5, 4, 6), 3: (4, 3, 5, 6)}
+KINDS = ("half", "one_layer_dead", "dead_branches", "everything_dead")
+PER_CHANNEL = np.linspace(-1, 2, 6, dtype="float32")
+PER_PLACE = np.linspace(-1, 2, 120, dtype="float32").reshape(5, 4, 6)
+
+
+class Entry(NamedTuple):
+    """A row's instance: a layer's arguments or a function of the trunk, and whether the trunk has to be pinned."""
+
+    kind: type
+    rank: int
+    call: dict | Callable
+    pins: bool = False
+
+
+def conv(x, width, size=1, **options):
+    rank = len(x.shape) - 2
+    if rank == 0:
+        return layers.Dense(width, **options)(x)
+    return getattr(layers, f"Conv{rank}D")(width, size, padding="same", **options)(x)
+
+
+def branch(x):
+    return conv(conv(x, 4, activation="tanh"), x.shape[-1])
+
+
+def positive(x):
+    return 0.5 + ops.square(x)
+
+
+def pooled(x):
+    return layers.GlobalAveragePooling2D(keepdims=True)(x)
+
+
+def each(kinds, rank, call):
+    return [Entry(kind, rank, call) for kind in kinds]
+
+
+def spatial(name, call, ranks=(1, 2, 3)):
+    return [Entry(getattr(layers, name.format(rank)), rank, call) for rank in ranks]
+
+
+CONVOLUTIONS = [
+    *spatial("Conv{}D", {"filters": 4, "kernel_size": 3}),
+    *spatial("Conv{}D", {"filters": 4, "kernel_size": 2, "padding": "same", "groups": 2, "activation": "relu"}),
+    *spatial("Conv{}D", {"filters": 6, "kernel_size": 2, "padding": "same", "groups": 6, "use_bias": False}),
+    Entry(layers.Conv1D, 1, {"filters": 4, "kernel_size": 3, "padding": "causal", "dilation_rate": 2}),
+    Entry(layers.Conv2D, 2, {"filters": 4, "kernel_size": (1, 3), "strides": (2, 1), "activation": "softmax"}),
+    *spatial("Conv{}DTranspose", {"filters": 4, "kernel_size": 2, "strides": 2, "activation": "tanh"}),
+    *spatial("DepthwiseConv{}D", {"kernel_size": 3, "padding": "same", "activation": "relu"}, ranks=(1, 2)),
+    *spatial("DepthwiseConv{}D", {"kernel_size": 2, "depth_multiplier": 2, "use_bias": False}, ranks=(1, 2)),
+    Entry(layers.DepthwiseConv2D, 2, {"kernel_size": 2, "activation": "softmax"}, pins=True),
+    *spatial("SeparableConv{}D", {"filters": 4, "kernel_size": 3, "padding": "same"}, ranks=(1, 2)),
+    *spatial("SeparableConv{}D", {"filters": 4, "kernel_size": 2, "depth_multiplier": 2}, ranks=(1, 2)),
+]
+DENSE_AND_RECURRENT = [
+    *[Entry(layers.Dense, rank, {"units": 4, "activation": "relu"}) for rank in (0, 1, 2)],
+    Entry(layers.LSTM, 1, {"units": 4}),
+    Entry(layers.LSTM, 1, {"units": 4, "return_sequences": True, "go_backwards": True}),
+    Entry(layers.GRU, 1, {"units": 4}),
+    Entry(layers.GRU, 1, {"units": 4, "reset_after": False, "return_sequences": True}),
+    Entry(layers.SimpleRNN, 1, {"units": 4, "use_bias": False}),
+    # Looking up channels makes positions of them.
+    Entry(
+        layers.Embedding, 0, lambda x: layers.Embedding(7, 4)(ops.cast(ops.clip(9 * ops.abs(x), 0, 6), "int32")), True
+    ),
+]
+NORMALIZATIONS = [
+    *[Entry(layers.BatchNormalization, rank, {}) for rank in SHAPES],
+    Entry(layers.BatchNormalization, 2, {"scale": False}),
+    Entry(layers.BatchNormalization, 2, {"center": False}),
+    Entry(layers.BatchNormalization, 2, {"renorm": True}),
+    Entry(layers.BatchNormalization, 2, {"axis": 1}, pins=True),
+    Entry(LayerScale, 2, lambda x: x + LayerScale(0.1, 6)(branch(x))),
+    Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([x, branch(x)])),
+    Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([branch(x), x])),
+    Entry(layers.LayerNormalization, 2, {}, pins=True),
+    Entry(layers.GroupNormalization, 2, {"groups": 3}, pins=True),
+    Entry(layers.RMSNormalization, 2, {}, pins=True),
+    Entry(layers.UnitNormalization, 2, {}, pins=True),
+    Entry(layers.Normalization, 2, {"mean": PER_CHANNEL, "variance": PER_CHANNEL + 2}, pins=True),
+]
+PLAIN_LAYERS = [
+    Entry(layers.PReLU, 2, {}),
+    Entry(layers.PReLU, 2, {"shared_axes": [1, 2]}),
+    Entry(layers.Activation, 2, {"activation": "relu"}),
+    Entry(layers.Activation, 2, {"activation": "softmax"}, pins=True),
+    Entry(layers.Activation, 2, {"activation": "sparsemax"}, pins=True),
+    Entry(layers.Softmax, 2, {}, pins=True),
+    Entry(layers.Softmax, 2, {"axis": 1}),
+    Entry(layers.Softmax, 2, {"axis": [1, 2]}),
+    Entry(layers.ReLU, 2, {"max_value": 1.5, "negative_slope": 0.1, "threshold": 0.2}),
+    Entry(layers.LeakyReLU, 2, {}),
+    Entry(layers.ELU, 2, {}),
+    Entry(layers.Identity, 2, {}),
+    Entry(layers.ActivityRegularization, 2, {"l2": 0.1}),
+    Entry(layers.Dropout, 2, {"rate": 0.5}),
+    *spatial("SpatialDropout{}D", {"rate": 0.5}),
+    Entry(layers.AlphaDropout, 2, {"rate": 0.5}),
+    Entry(layers.GaussianDropout, 2, {"rate": 0.5}),
+    Entry(layers.GaussianNoise, 2, {"stddev": 0.5}),
+    Entry(layers.Rescaling, 2, {"scale": 0.5, "offset": 0.25}),
+    Entry(layers.Rescaling, 2, {"scale": PER_CHANNEL.tolist(), "offset": PER_CHANNEL[::-1].tolist()}),
+    Entry(layers.Rescaling, 0, {"scale": 2.0, "offset": PER_CHANNEL.tolist()}),
+    *spatial("MaxPooling{}D", {"pool_size": 2}),
+    *spatial("AveragePooling{}D", {"pool_size": 2, "strides": 1, "padding": "same"}),
+    *spatial("Cropping{}D", {"cropping": 1}, ranks=(1, 2)),
+    Entry(layers.Cropping3D, 3, {"cropping": ((1, 1), (1, 0), (0, 2))}),
+    *spatial("UpSampling{}D", {"size": 2}),
+    *spatial("ZeroPadding{}D", {"padding": 1}),
+    *spatial("GlobalAveragePooling{}D", {}),
+    *spatial("GlobalMaxPooling{}D", {"keepdims": True}),
+    Entry(layers.GlobalMaxPooling1D, 1, {"data_format": "channels_first"}, pins=True),
+    Entry(layers.Resizing, 2, {"height": 3, "width": 7}),
+]
+SHAPING_LAYERS = [
+    *[Entry(layers.Flatten, rank, {}) for rank in SHAPES],
+    Entry(layers.Reshape, 2, {"target_shape": (20, 6)}),
+    Entry(layers.Reshape, 2, {"target_shape": (5, 24)}),
+    Entry(layers.Reshape, 2, {"target_shape": (-1,)}),
+    Entry(layers.Reshape, 0, {"target_shape": (1, 1, 6)}),
+    Entry(layers.Reshape, 0, {"target_shape": (2, 3)}),
+    Entry(layers.Reshape, 2, {"target_shape": (4, 5, -1)}),
+    Entry(layers.Permute, 2, {"dims": (2, 1, 3)}),
+    Entry(layers.Permute, 2, {"dims": (3, 1, 2)}),
+    Entry(layers.Permute, 2, lambda x: conv(layers.Permute((3, 1, 2))(x), 3), pins=True),
+    Entry(layers.RepeatVector, 0, {"n": 3}),
+]
+MERGES = [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum]
+MERGING_LAYERS = [
+    *[Entry(kind, 2, lambda x, kind=kind: kind()([x, branch(x)])) for kind in MERGES],
+    *[Entry(kind, 1, lambda x, kind=kind: kind()([branch(x), x])) for kind in MERGES],
+    *[Entry(kind, 2, lambda x, kind=kind: kind()([x, pooled(branch(x))])) for kind in MERGES],
+    *[Entry(kind, 2, lambda x, kind=kind: kind()([pooled(x), branch(x)])) for kind in MERGES],
+    *[Entry(kind, 2, lambda x, kind=kind: kind()([x, conv(x, 1)])) for kind in MERGES],
+    *[
+        Entry(kind, 0, lambda x, kind=kind: kind()([branch(x), x, branch(x)]))
+        for kind in MERGES
+        if kind is not layers.Subtract
+    ],
+    Entry(layers.Concatenate, 2, lambda x: layers.Concatenate()([x, conv(x, 4), x])),
+    Entry(layers.Concatenate, 2, lambda x: layers.Concatenate(axis=1)([x, branch(x)])),
+]
+ELEMENTWISE = [
+    (nn.Relu, ops.relu),
+    (nn.Relu6, ops.relu6),
+    (nn.Sigmoid, ops.sigmoid),
+    (nn.SparseSigmoid, ops.sparse_sigmoid),
+    (nn.Softplus, ops.softplus),
+    (nn.Softsign, ops.softsign),
+    (nn.SoftShrink, ops.soft_shrink),
+    (nn.SparsePlus, ops.sparse_plus),
+    (nn.Silu, ops.silu),
+    (nn.Squareplus, ops.squareplus),
+    (nn.LogSigmoid, ops.log_sigmoid),
+    (nn.LeakyRelu, ops.leaky_relu),
+    (nn.HardSigmoid, ops.hard_sigmoid),
+    (nn.HardSilu, ops.hard_silu),
+    (nn.Elu, ops.elu),
+    (nn.Selu, ops.selu),
+    (nn.Gelu, ops.gelu),
+    (nn.Celu, ops.celu),
+    (nn.TanhShrink, ops.tanh_shrink),
+    (nn.HardTanh, ops.hard_tanh),
+    (nn.HardShrink, ops.hard_shrink),
+    (nn.Threshold, lambda x: ops.threshold(x, 0.1, 0.3)),
+    (numeric.Absolute, abs),
+    (numeric.Arctan, ops.arctan),
+    (numeric.Ceil, ops.ceil),
+    (numeric.Clip, lambda x: ops.clip(x, -0.3, 0.4)),
+    (numeric.Cos, ops.cos),
+    (numeric.Exp, ops.exp),
+    (numeric.Expm1, ops.expm1),
+    (numeric.Floor, ops.floor),
+    (numeric.Log, lambda x: ops.log(positive(x))),
+    (numeric.Log1p, lambda x: ops.log1p(positive(x))),
+    (numeric.Negative, lambda x: -x),
+    (numeric.Reciprocal, lambda x: ops.reciprocal(positive(x))),
+    (numeric.Round, ops.round),
+    (numeric.Sign, ops.sign),
+    (numeric.Sin, ops.sin),
+    (numeric.Sinh, ops.sinh),
+    (numeric.Sqrt, lambda x: ops.sqrt(positive(x))),
+    (numeric.Square, ops.square),
+    (numeric.Tan, lambda x: ops.tan(ops.tanh(x))),
+    (numeric.Tanh, ops.tanh),
+    (numeric.Copy, ops.copy),
+    (numeric.NanToNum, ops.nan_to_num),
+    (numeric.OnesLike, lambda x: x * 0.5 + ops.ones_like(x)),
+    (numeric.ZerosLike, lambda x: x * 0.5 + ops.zeros_like(x)),
+    (maths.Rsqrt, lambda x: ops.rsqrt(positive(x))),
+    (maths.Erf, ops.erf),
+    (core.Cast, lambda x: ops.cast(ops.cast(9 * x, "int32"), "float32")),
+    (core.SaturateCast, lambda x: ops.cast(ops.saturate_cast(9 * x, "int8"), "float32")),
+    (core.StopGradient, ops.stop_gradient),
+]
+COMBINATIONS = [
+    (numeric.Add, ops.add),
+    (numeric.Subtract, ops.subtract),
+    (numeric.Multiply, ops.multiply),
+    (numeric.Divide, lambda x, y: ops.divide(x, positive(y))),
+    (numeric.TrueDivide, lambda x, y: ops.true_divide(x, positive(y))),
+    (numeric.DivideNoNan, lambda x, y: ops.divide_no_nan(x, positive(y))),
+    (numeric.Maximum, ops.maximum),
+    (numeric.Minimum, ops.minimum),
+    (numeric.Power, lambda x, y: ops.power(positive(x), y)),
+    (numeric.FloorDivide, lambda x, y: ops.floor_divide(x, positive(y))),
+    (numeric.Mod, lambda x, y: ops.mod(x, positive(y))),
+    (numeric.Arctan2, ops.arctan2),
+    *[
+        (kind, lambda x, y, compare=compare: ops.cast(compare(x, y), "float32"))
+        for kind, compare in (
+            (numeric.Greater, ops.greater),
+            (numeric.GreaterEqual, ops.greater_equal),
+            (numeric.Less, ops.less),
+            (numeric.LessEqual, ops.less_equal),
+        )
+    ],
+    *[
+        (kind, lambda x, y, compare=compare: ops.cast(compare(ops.round(x), ops.round(y)), "float32"))
+        for kind, compare in ((numeric.Equal, ops.equal), (numeric.NotEqual, ops.not_equal))
+    ],
+]
+BINARY = [
+    entry
+    for kind, combine in COMBINATIONS
+    for entry in (
+        Entry(kind, 2, lambda x, f=combine: f(x, branch(x))),
+        Entry(kind, 1, lambda x, f=combine: f(branch(x), x)),
+        Entry(kind, 2, lambda x, f=combine: f(x, pooled(branch(x)))),
+        Entry(kind, 2, lambda x, f=combine: f(x, 0.7)),
+        Entry(kind, 2, lambda x, f=combine: f(x, PER_CHANNEL)),
+        Entry(kind, 0, lambda x, f=combine: f(PER_CHANNEL, x)),
+        Entry(kind, 2, lambda x, f=combine: f(x, PER_PLACE)),
+    )
+]
+REDUCTIONS = [
+    entry
+    for kind, reduce in (
+        (numeric.Mean, ops.mean),
+        (numeric.Max, ops.max),
+        (numeric.Min, ops.min),
+        (numeric.Amax, ops.amax),
+        (numeric.Amin, ops.amin),
+        (numeric.Sum, ops.sum),
+        (numeric.Prod, ops.prod),
+        (numeric.Var, ops.var),
+        (numeric.Std, ops.std),
+    )
+    for entry in (
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=(1, 2))),
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=1, keepdims=True)),
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=True),
+    )
+]
+PICKS_AND_SHAPES = [
+    Entry(numeric.Concatenate, 2, lambda x: ops.concatenate([branch(x), x], axis=-1)),
+    Entry(numeric.Concatenate, 2, lambda x: ops.concatenate([branch(x), x], axis=2)),
+    Entry(numeric.Stack, 2, lambda x: ops.stack([branch(x), x], axis=1)),
+    Entry(numeric.Stack, 2, lambda x: ops.stack([branch(x), x], axis=-1)),
+    *each(
+        [numeric.GetItem],
+        2,
+        lambda x: ops.concatenate([x[..., :4], x[..., 1::2], x[..., -2:], x[..., ::-1]], axis=-1),
+    ),
+    Entry(numeric.GetItem, 2, lambda x: x[:, 1:, ::2]),
+    Entry(numeric.GetItem, 2, lambda x: x[:, 1]),
+    Entry(numeric.GetItem, 2, lambda x: x[:, None, ..., 2:5]),
+    Entry(numeric.GetItem, 2, lambda x: x[:, :, :, 2], pins=True),
+    Entry(numeric.Take, 2, lambda x: ops.take(x, [5, 0, 0, -2], axis=-1)),
+    Entry(numeric.Take, 2, lambda x: ops.take(x, np.array([3, 1]), axis=1)),
+    Entry(numeric.Take, 2, lambda x: ops.take(x, 2, axis=-1), pins=True),
+    Entry(numeric.Split, 2, lambda x: ops.add(*ops.split(x, 2, axis=-1))),
+    Entry(numeric.Split, 2, lambda x: ops.concatenate(ops.split(x, [1, 4], axis=-1)[::-1], axis=-1)),
+    Entry(numeric.Split, 2, lambda x: ops.multiply(*ops.split(x, 2, axis=2))),
+    Entry(numeric.Flip, 2, lambda x: ops.flip(x, axis=-1)),
+    Entry(numeric.Flip, 2, lambda x: ops.flip(x, axis=1)),
+    Entry(numeric.Repeat, 2, lambda x: ops.repeat(x, 2, axis=-1)),
+    Entry(numeric.Repeat, 2, lambda x: ops.repeat(x, 2, axis=1)),
+    Entry(numeric.Transpose, 2, lambda x: ops.transpose(x, (0, 3, 2, 1))),
+    Entry(numeric.Moveaxis, 2, lambda x: ops.moveaxis(x, -1, 1)),
+    Entry(numeric.Swapaxes, 2, lambda x: ops.swapaxes(x, 1, 3)),
+    Entry(numeric.ExpandDims, 2, lambda x: ops.expand_dims(x, 2)),
+    Entry(numeric.ExpandDims, 2, lambda x: x * ops.expand_dims(ops.expand_dims(ops.max(branch(x), (1, 2)), 1), 1)),
+    Entry(numeric.ExpandDims, 0, lambda x: ops.expand_dims(x, -1)),
+    Entry(numeric.Squeeze, 2, lambda x: ops.squeeze(pooled(x), (1, 2))),
+    Entry(numeric.Squeeze, 2, lambda x: ops.squeeze(pooled(x), 1)),
+    Entry(numeric.Reshape, 2, lambda x: ops.reshape(x, (-1, 20, 6))),
+    Entry(numeric.Reshape, 2, lambda x: ops.reshape(x, (-1, 120))),
+    Entry(numeric.Reshape, 0, lambda x: ops.reshape(x, (-1, 1, 6))),
+    # As ShuffleNet shuffles: reshape, transpose, reshape.
+    Entry(
+        numeric.Reshape,
+        2,
+        lambda x: ops.reshape(ops.transpose(ops.reshape(x, (-1, 5, 4, 2, 3)), (0, 1, 2, 4, 3)), (-1, 5, 4, 6)),
+    ),
+    Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))),
+    Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), pins=True),
+    Entry(nn.Softmax, 2, lambda x: ops.softmax(x), pins=True),
+    Entry(nn.Softmax, 2, lambda x: ops.softmax(x, axis=1)),
+    Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x), pins=True),
+    Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x, axis=2)),
+]
+ENTRIES = [
+    *CONVOLUTIONS,
+    *DENSE_AND_RECURRENT,
+    *NORMALIZATIONS,
+    *PLAIN_LAYERS,
+    *SHAPING_LAYERS,
+    *MERGING_LAYERS,
+    *[Entry(kind, 2, call) for kind, call in ELEMENTWISE],
+    *BINARY,
+    *REDUCTIONS,
+    *PICKS_AND_SHAPES,
+]
+
+
+def named(entries):
+    """`ops.Take-1` is the second entry of that class."""
+    names, counts = {}, Counter()
+    for entry in entries:
+        module = entry.kind.__module__.split(".")[2]
+        names[f"{module}.{entry.kind.__name__}-{counts[entry.kind]}"] = entry
+        counts[entry.kind] += 1
+    return names
+
+
+BY_NAME = named(ENTRIES)
+NAMES = list(BY_NAME)
+
+
+@functools.cache
+def build(name):
+    entry = BY_NAME[name]
+    image = keras.Input((*SHAPES[entry.rank][:-1], 3))
+    x = conv(conv(image, 5, size=3, activation="relu", name="before"), 6, size=3, name="trunk")
+    x = entry.call(x) if callable(entry.call) else entry.kind(**entry.call)(x)
+    return models.randomize(keras.Model(image, layers.Dense(3, name="last")(layers.Flatten(name="flat")(x))), seed=1)
+
+
+def reasons(graph, name):
+    """Why channels of a layer are pinned."""
+    made = next(layer.made for layer in graph.layers if layer.name == name)
+    return {graph.pinned[group] for group in graph.group_of[made].tolist() if group in graph.pinned}
+
+
+@pytest.mark.once
+def test_every_row_of_the_table_has_an_entry_here():
+    missing = [f"{kind.__module__}.{kind.__name__}" for kind in TABLE if kind not in {entry.kind for entry in ENTRIES}]
+    assert not missing, f"rows without an entry in {__name__}.ENTRIES: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_around_the_row_is_rebuilt_exactly(name, kind):
+    model = build(name)
+    graph = km.trace(model)
+    structure = structures.draw(graph, kind, seed=1)
+    small = assert_exact(model, structure)
+    np.testing.assert_equal(km.ModelSize()(graph, structure), small.count_params())
+    np.testing.assert_equal(km.FLOPs()(graph, structure), km.FLOPs()(small))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", NAMES)
+def test_the_row_pins_the_trunk_only_where_it_has_to(name):
+    graph = km.trace(build(name))
+    assert BY_NAME[name].kind in {type(layer.operation) for layer in graph.layers}
+    assert bool(reasons(graph, "trunk")) == BY_NAME[name].pins, reasons(graph, "trunk")
+    assert not reasons(graph, "before")

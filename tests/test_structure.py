@@ -1,0 +1,172 @@
+"""A structure is a value: saved, loaded, compared, edited by hand, given as counts."""
+
+import json
+
+import models
+import numpy as np
+import pytest
+import structures
+
+import keras_morph as km
+from keras_morph.structure import fingerprint
+
+pytestmark = pytest.mark.once
+
+
+def drawn(name, kind="half"):
+    graph = km.trace(models.build(name))
+    return graph, structures.draw(graph, kind, seed=0)
+
+
+def chosen(name, **dead):
+    """The structure in which these channels of these layers are dead."""
+    graph = km.trace(models.build(name))
+    alive = np.ones(graph.num_groups, bool)
+    for layer in graph.layers:
+        if layer.name in dead:
+            alive[graph.group_of[layer.made[list(dead[layer.name])]]] = False
+    return km.Structure.closed(graph, alive)
+
+
+@pytest.mark.parametrize("kind", structures.KINDS)
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_saved_structure_is_loaded_as_it_was(name, kind, tmp_path):
+    graph, structure = drawn(name, kind)
+    structure.save(tmp_path / "structure.json")
+    loaded = km.Structure.load(str(tmp_path / "structure.json"))
+    assert loaded == structure
+    assert loaded.widths == structure.widths
+    assert loaded.counts() == structure.counts()
+    assert (loaded.seed, loaded.seed_widths, loaded.kinds) == (structure.seed, structure.seed_widths, structure.kinds)
+    np.testing.assert_array_equal(loaded.groups(graph), structure.groups(graph))
+
+
+def test_the_file_says_which_channels_of_which_model_are_alive(tmp_path):
+    chosen("plain", conv1=[1, 3], conv2=[0]).save(tmp_path / "structure.json")
+    graph = km.trace(models.build("plain"))
+    assert json.loads((tmp_path / "structure.json").read_text()) == {
+        "format": 1,
+        "seed": {"name": "plain", "fingerprint": fingerprint(graph)},
+        "layers": {
+            "conv1": {"width": 5, "alive": [0, 2, 4], "kind": "Conv2D"},
+            "conv2": {"width": 4, "alive": [1, 2, 3], "kind": "Conv2D"},
+            "dense": {"width": 3, "alive": [0, 1, 2], "kind": "Dense"},
+        },
+    }
+
+
+def test_the_file_of_the_format_as_documented_is_read(tmp_path):
+    content = {
+        "format": 1,
+        "seed": {"name": "plain", "fingerprint": fingerprint(km.trace(models.build("plain")))},
+        "layers": {
+            "conv1": {"width": 5, "alive": [0, 2, 4]},
+            "conv2": {"width": 4, "alive": [1, 2, 3]},
+            "dense": {"width": 3, "alive": [0, 1, 2]},
+        },
+    }
+    (tmp_path / "structure.json").write_text(json.dumps(content))
+    assert km.Structure.load(tmp_path / "structure.json") == chosen("plain", conv1=[1, 3], conv2=[0])
+
+
+def test_a_file_that_was_edited_by_hand_is_what_it_says(tmp_path):
+    path = tmp_path / "structure.json"
+    chosen("residual_identity", conv1=[0]).save(path)
+    content = json.loads(path.read_text())
+    content["layers"]["conv1"]["alive"] = [2, 3]
+    for layer in ("stem", "conv2"):
+        content["layers"][layer]["alive"].remove(1)
+    path.write_text(json.dumps(content))
+    assert km.Structure.load(path) == chosen("residual_identity", conv1=[0, 1, 4], stem=[1])
+    seed = models.build("residual_identity")
+    small = km.rebuild(seed, path)
+    np.testing.assert_array_equal(small.get_layer("stem").bias, np.take(seed.get_layer("stem").bias, [0, 2, 3]))
+    np.testing.assert_array_equal(small.get_layer("bn1").gamma, np.take(seed.get_layer("bn1").gamma, [2, 3]))
+
+
+def test_counts_have_the_keys_of_the_model_zoo():
+    assert chosen("plain", conv1=[1, 3], conv2=[0]).counts() == {"conv1/Conv2D": 3, "conv2/Conv2D": 3}
+    for name, keys in (
+        ("separable", ["separable1/separable_conv2d", "separable2/separable_conv2d"]),
+        ("u_net", ["down1/Conv2D", "down2/Conv2D", "up/conv2d_transpose", "last/Conv2D", "map/Conv2D"]),
+        ("operations", ["conv1/Conv2D", "inner/conv2/Conv2D", "conv3/Conv2D"]),
+        ("flattening", ["conv1/Conv2D", "conv2/Conv2D"]),
+    ):
+        assert list(drawn(name)[1].counts()) == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "widths"),
+    [
+        ("plain", {"conv1/Conv2D": 3}, {"conv1": 3, "conv2": 4}),
+        ("plain", {"conv1": 3, "conv2": 1}, {"conv1": 3, "conv2": 1}),
+        ("plain", {"conv1/Conv2D": 5, "conv2/Conv2D": 4}, {"conv1": 5, "conv2": 4}),
+        ("residual_identity", {"stem/Conv2D": 2}, {"stem": 2, "conv1": 5, "conv2": 2}),
+        ("residual_identity", {"stem/Conv2D": 2, "conv2/Conv2D": 2, "conv1/Conv2D": 0}, {"stem": 2, "conv1": 0}),
+        ("operations", {"inner/conv2/Conv2D": 2}, {"inner/conv2": 2, "conv1": 4}),
+        ("operations", {"inner/conv2": 2}, {"inner/conv2": 2, "conv1": 4}),
+        ("separable", {"separable1/separable_conv2d": 2}, {"separable1": 2, "separable2": 5}),
+        ("u_net", {"up/conv2d_transpose": 1}, {"up": 1, "down1": 4}),
+        ("grouped", {"conv2/Conv2D": 2}, {"conv1": 4, "conv2": 2}),
+    ],
+)
+def test_counts_keep_the_first_channels_of_each_layer(name, counts, widths, tmp_path):
+    seed = models.build(name)
+    (tmp_path / "alive_7").write_text(json.dumps(counts))
+    for source in (counts, tmp_path / "alive_7", str(tmp_path / "alive_7")):
+        graph = km.trace(km.rebuild(seed, source, weights=False))
+        for layer, width in widths.items():
+            np.testing.assert_equal(graph.widths.get(layer, 0), width)
+    if name == "plain":
+        kept = counts.get("conv1/Conv2D", counts.get("conv1"))
+        np.testing.assert_array_equal(
+            km.rebuild(seed, counts).get_layer("conv1").bias, seed.get_layer("conv1").bias[:kept]
+        )
+
+
+@pytest.mark.parametrize("kind", structures.KINDS)
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_counts_of_a_structure_rebuild_to_the_widths_of_the_structure(name, kind):
+    graph, structure = drawn(name, kind)
+    received, expected = (
+        km.trace(km.rebuild(graph.model, source, weights=False)).widths for source in (structure.counts(), structure)
+    )
+    convolutions = [layer for layer, layer_kind in structure.kinds.items() if "Conv" in layer_kind]
+    assert convolutions
+    for layer in convolutions:
+        np.testing.assert_equal(received.get(layer, 0), expected.get(layer, 0), err_msg=layer)
+
+
+def test_structures_are_equal_when_the_same_channels_of_the_same_model_are_alive():
+    assert chosen("plain", conv1=[1]) == chosen("plain", conv1=[1])
+    assert chosen("plain", conv1=[1]) != chosen("plain", conv1=[2])
+    assert chosen("plain") != chosen("residual_identity")
+    assert chosen("plain") != {"conv1": 5}
+    with pytest.raises(TypeError):
+        hash(chosen("plain"))
+
+
+def test_a_structure_fits_every_copy_of_its_model_and_no_other_one():
+    structure = chosen("plain", conv1=[1, 3])
+    np.testing.assert_equal(km.rebuild(models.BUILDERS["plain"](), structure).get_layer("conv1").filters, 3)
+    prints = {fingerprint(km.trace(models.build(name))) for name in models.NAMES}
+    np.testing.assert_equal(len(prints), len(models.NAMES))
+
+
+def test_a_structure_in_words():
+    assert str(chosen("plain", conv1=[1, 3], conv2=[0])) == "\n".join(
+        [
+            "structure of plain: 9 of 12 channels",
+            "  conv1                                         3 of      5",
+            "  conv2                                         3 of      4",
+            "  dense                                         3 of      3",
+        ]
+    )
+
+
+def test_saving_makes_folders_and_replaces_the_file_as_a_whole(tmp_path):
+    path = tmp_path / "runs" / "structure.json"
+    chosen("plain").save(path)
+    chosen("plain", conv1=[0]).save(path)
+    assert km.Structure.load(path) == chosen("plain", conv1=[0])
+    assert [file.name for file in path.parent.iterdir()] == ["structure.json"]
