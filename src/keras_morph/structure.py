@@ -107,7 +107,7 @@ class Structure:
             if data["format"] != FORMAT:
                 raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: {FORMAT}.")
             layers = data["layers"]
-            alive = {name: _whole_numbers(layer["alive"]) for name, layer in layers.items()}
+            alive = {name: _whole_numbers(layer["alive"], name) for name, layer in layers.items()}
             widths = {name: int(layer["width"]) for name, layer in layers.items()}
             kinds = {name: str(layer.get("kind", "Conv2D")) for name, layer in layers.items()}
             structure = cls(str(data["seed"]["name"]), str(data["seed"]["fingerprint"]), alive, widths, kinds)
@@ -161,9 +161,9 @@ class Structure:
         return _agreed(graph, channels)
 
 
-def _whole_numbers(values: Any) -> np.ndarray:
+def _whole_numbers(values: Any, layer: str) -> np.ndarray:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise TypeError("alive is no list of whole numbers")
+        raise TypeError(f"alive of {layer} is no list of whole numbers")
     return np.array(values, np.int64)
 
 
