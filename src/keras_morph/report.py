@@ -119,17 +119,11 @@ class Report:
         """A matplotlib figure: widths per layer before and after, and cost over time."""
         from matplotlib.figure import Figure
 
-        panels = 2 if self.history else 1
-        figure = Figure(figsize=(max(8, 0.16 * len(self.rows) + 4), 4 * panels), layout="constrained")
-        axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
-        at = np.arange(len(self.rows))
-        axes[0].bar(at, [row.width for row in self.rows], color="#c7d0dd", label="before")
-        axes[0].bar(at, [row.width_after for row in self.rows], color="#1f5fa8", label="after", width=0.5)
-        axes[0].set_xticks(at, [row.layer for row in self.rows], rotation=90, fontsize=max(4, 9 - len(self.rows) // 20))
-        axes[0].set_ylabel("channels")
-        axes[0].set_title(f"{self.model}: width of each layer")
-        axes[0].legend(frameon=False)
-        axes[0].margins(x=0.01)
+        heights = [0.22 * len(self.rows) + 1.2, *([3.2] if self.history else [])]
+        figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+        axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        _draw_widths(axes[0], self.rows)
+        axes[0].set_title(f"{self.model}: channels of each layer, before and after", loc="left")
         if self.history:
             _draw_history(axes[1], self.history)
         for axis in axes:
@@ -188,21 +182,36 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)] + [""]
 
 
+def _draw_widths(axis: Any, rows: Sequence[LayerRow]) -> None:
+    """A bar per layer from the input down, with its two widths behind it."""
+    at = np.arange(len(rows))
+    axis.barh(at, [row.width for row in rows], color="#c7d0dd", height=0.8)
+    axis.barh(at, [row.width_after for row in rows], color="#1f5fa8", height=0.5)
+    for y, row in enumerate(rows):
+        text = f"{row.width_after:,} of {row.width:,}" if row.width_after else f"gone, of {row.width:,}"
+        axis.annotate(text, (row.width, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(at, [row.layer for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.12, y=0.01)
+    axis.tick_params(axis="y", length=0)
+
+
 def _draw_history(axis: Any, history: Sequence[dict[str, Any]]) -> None:
     at = np.arange(1, len(history) + 1)
-    for name, color in (("cost_share", "#1f5fa8"), ("accuracy", "#8a94a3"), ("val_accuracy", "#d06a2b")):
+    for name, label, color in (
+        ("cost_share", "cost / cost of the seed", "#1f5fa8"),
+        ("accuracy", "accuracy, training", "#8a94a3"),
+        ("val_accuracy", "accuracy, validation", "#d06a2b"),
+    ):
         values = [row.get(name) for row in history]
         if any(value is not None for value in values):
-            label = {"cost_share": "cost / cost of the seed"}.get(name, name)
-            axis.plot(
-                at, [np.nan if value is None else value for value in values], color=color, label=label, marker="."
-            )
+            numbers = [np.nan if value is None else value for value in values]
+            axis.plot(at, numbers, color=color, label=label, marker=".")
     phases = [row["phase"] for row in history]
-    for number in range(1, len(history)):
-        if phases[number] != phases[number - 1]:
-            axis.axvline(number + 0.5, color="#dde3ea", zorder=0)
     for number, phase in enumerate(phases):
-        if number == 0 or phase != phases[number - 1]:
+        if number and phase != phases[number - 1]:
+            axis.axvline(number + 0.5, color="#dde3ea", zorder=0)
+        if not number or phase != phases[number - 1]:
             axis.annotate(phase, (number + 1, 1.02), xycoords=("data", "axes fraction"), fontsize=9, color="#5a6675")
     axis.set_ylim(-0.02, 1.05)
     axis.set_xlabel("epoch")

@@ -1,0 +1,147 @@
+"""Reports of a tiny pair: text, Markdown and JSON word for word, the picture and the page by what they show."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image
+
+import keras_morph as km
+
+pytestmark = pytest.mark.once
+
+HISTORY = (
+    {"phase": "seed", "epoch": 1, "accuracy": 0.5, "val_accuracy": 0.25, "cost_share": None},
+    {"phase": "learn", "epoch": 1, "accuracy": 0.6, "val_accuracy": None, "cost_share": 0.75},
+    {"phase": "learn", "epoch": 2, "accuracy": 0.7, "val_accuracy": 0.5, "cost_share": 0.5},
+)
+RESULTS = {"seed": {"test accuracy": "99.44%"}, "fine-tuned": {"test accuracy": "98.10%", "<ms>": "1.2 & more"}}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """residual_projection without the inside of its second block; a1 keeps 2 of 4 channels, the first trunk 5 of 6."""
+    seed = models.build("residual_projection")
+    counts = {"stem": 3, "a1": 2, "a2": 5, "a0": 5, "b1": 0, "b2": 5}
+    return seed, km.rebuild(seed, counts)
+
+
+@pytest.fixture(scope="module")
+def report(pair):
+    return km.report(*pair, history=HISTORY, results=RESULTS)
+
+
+def test_text(report, golden):
+    golden("report.txt", str(report))
+
+
+def test_markdown(report, golden):
+    golden("report.md", report.markdown())
+
+
+def test_json(report, golden):
+    golden("report.json", json.dumps(report.json(), indent=2) + "\n")
+
+
+def test_the_figures_are_those_of_the_models(pair, report):
+    """By hand: b1 and b2 vanish; a2 has 2 inputs and 5 outputs at 3 x 3 positions."""
+    seed, small = pair
+    rows = {row.layer: row for row in report.rows}
+    assert (rows["a2"].width, rows["a2"].width_after) == (6, 5)
+    assert (rows["a2"].flops, rows["a2"].flops_after) == (2 * 9 * 9 * 4 * 6, 2 * 9 * 9 * 2 * 5)
+    assert (rows["a2"].parameters, rows["a2"].parameters_after) == (9 * 4 * 6 + 6, 9 * 2 * 5 + 5)
+    for gone in ("b1", "b2"):
+        assert (rows[gone].width_after, rows[gone].flops_after, rows[gone].parameters_after) == (0, 0, 0)
+    for cost in (km.FLOPs(), km.ModelSize(), km.Activations()):
+        assert report.totals[cost.name] == (cost(seed), cost(small))
+    np.testing.assert_equal(sum(row.flops_after for row in report.rows), km.FLOPs()(small))
+
+
+def test_a_structure_is_reported_as_the_model_that_is_rebuilt_from_it(pair):
+    seed, small = pair
+    graph = km.trace(seed)
+    structure = km.structure.structure_from({"a1": 2, "a2": 5, "a0": 5, "b1": 0, "b2": 5}, graph)
+    expected = km.report(seed, small)
+    assert km.report(seed, structure) == km.report(graph, structure) == expected
+    assert km.report(km.StructureLearner(seed), structure) == expected
+
+
+def test_the_picture_shows_both_widths_of_each_layer_and_the_history(report):
+    widths, history = report.picture().axes
+    before, after = (np.array([bar.get_width() for bar in bars]) for bars in widths.containers)
+    np.testing.assert_array_equal(before, [row.width for row in report.rows])
+    np.testing.assert_array_equal(after, [row.width_after for row in report.rows])
+    assert [label.get_text() for label in widths.get_yticklabels()] == [row.layer for row in report.rows]
+    assert [text.get_text() for text in widths.texts][-3:] == ["gone, of 4", "gone, of 6", "3 of 3"]
+    curves = {line.get_label(): line.get_ydata() for line in history.lines if not line.get_label().startswith("_")}
+    np.testing.assert_array_equal(curves.pop("cost / cost of the seed"), [np.nan, 0.75, 0.5])
+    np.testing.assert_array_equal(curves.pop("accuracy, training"), [0.5, 0.6, 0.7])
+    np.testing.assert_array_equal(curves.pop("accuracy, validation"), [0.25, np.nan, 0.5])
+    assert not curves
+    assert [text.get_text() for text in history.texts] == ["seed", "learn"]
+
+
+def test_without_a_history_the_picture_has_no_second_part(pair):
+    assert len(km.report(*pair).picture().axes) == 1
+
+
+class Page(HTMLParser):
+    """Collects the cells of all tables and the sources of all images."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.images = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag == "img":
+            self.images.append(dict(attributes)["src"])
+
+    def handle_data(self, data):
+        if self.cells and self.lasttag in ("td", "th"):
+            self.cells[-1] += data
+
+
+def test_the_page_holds_the_tables_and_the_picture_and_nothing_from_elsewhere(report):
+    text = report.html()
+    page = Page(text)
+    for row in report.rows:
+        at = page.cells.index(row.layer)
+        assert page.cells[at + 1 : at + 6] == [
+            row.kind, str(row.width), str(row.width_after), f"{row.flops:,.0f}", f"{row.flops_after:,.0f}"
+        ]  # fmt: skip
+    assert "99.44%" in page.cells
+    assert "<ms>" in page.cells
+    assert "1.2 & more" in page.cells
+    (source,) = page.images
+    image = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
+    assert min(image.size) > 300
+    assert "http" not in text
+
+
+def test_all_forms_are_written(report, tmp_path):
+    report.save(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        f"report.{form}" for form in ("md", "json", "png", "html")
+    }
+    assert (tmp_path / "run" / "report.md").read_text() == report.markdown()
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == json.loads(json.dumps(report.json()))
+    assert Image.open(tmp_path / "run" / "report.png").size > (300, 300)
+
+
+def test_a_model_of_unknown_size_is_reported_by_its_parameters():
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    seed = keras.Model(image, layers.Conv2D(2, 1, name="map")(x))
+    found = km.report(seed, km.rebuild(seed, {"conv": 1}))
+    assert found.totals["FLOPs"] == (0, 0)
+    assert found.totals["ModelSize"] == (9 * 3 * 4 + 4 + 4 * 2 + 2, 9 * 3 + 1 + 2 + 2)
+    assert "| FLOPs | 0 | 0 | - |" in found.markdown()
