@@ -70,7 +70,9 @@ def check_folder(option: str, folder: Path) -> None:
         raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
 
 
-def regularizer_of(name: str, threshold: float, options: Iterable[str] = ()) -> Regularizer:
+def regularizer_of(
+    name: str, threshold: float, options: Iterable[str] = (), *, argument: str = "--morphnet-regularizer-algorithm"
+) -> Regularizer:
     """A regularizer by its name in the Model Zoo; options are `KEY=VALUE`."""
     values = {}
     for option in options:
@@ -81,7 +83,7 @@ def regularizer_of(name: str, threshold: float, options: Iterable[str] = ()) -> 
             )
         values[key] = _plain(value)
     try:
-        return morphnet_model.regularizer_of(name, threshold, argument="--morphnet-regularizer-algorithm", **values)
+        return morphnet_model.regularizer_of(name, threshold, argument=argument, **values)
     except TypeError as error:
         raise KerasMorphError(f"--regularizer-option {' '.join(options)}: {error}.") from error
 
@@ -94,20 +96,27 @@ def _plain(text: str) -> Any:
         return text
 
 
-def cost_of(name: str, hardware: str, peak_flops: float | None = None, bandwidth: float | None = None) -> Cost:
+def cost_of(
+    name: str,
+    hardware: str,
+    peak_flops: float | None = None,
+    bandwidth: float | None = None,
+    *,
+    arguments: tuple[str, str] = ("--morphnet-target-cost", "--morphnet-hardware"),
+) -> Cost:
     """A cost by its name; for Latency, `Others` is given by its peak (FLOP/s) and bandwidth (bytes/s)."""
-    device = one_of("--morphnet-hardware", hardware, {**HARDWARE, "Others": None})
+    device = one_of(arguments[1], hardware, {**HARDWARE, "Others": None})
     for option, value in (("--peak-flops", peak_flops), ("--bandwidth", bandwidth)):
         check_number(option, value, 0, above=True)
         if value is not None and hardware != "Others":
-            raise KerasMorphError(f"{option} belongs to --morphnet-hardware Others. Received: {hardware}.")
+            raise KerasMorphError(f"{option} belongs to {arguments[1]} Others. Received: {hardware}.")
     if COSTS.get(name) is Latency and device is None:
         if peak_flops is None or bandwidth is None:
             raise KerasMorphError(
-                "--morphnet-hardware Others needs --peak-flops (FLOP/s) and --bandwidth (bytes/s) of the data sheet."
+                f"{arguments[1]} Others needs --peak-flops (FLOP/s) and --bandwidth (bytes/s) of the data sheet."
             )
         device = Hardware("Others", peak_flops, bandwidth)
-    return morphnet_model.cost_of(name, device or "V100", argument="--morphnet-target-cost")
+    return morphnet_model.cost_of(name, device or "V100", argument=arguments[0])
 
 
 def optimizer_of(

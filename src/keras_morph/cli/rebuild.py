@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.choices import load_model
+from keras_morph.cli.choices import check_folder, load_model
 from keras_morph.costs import FLOPs, ModelSize
+from keras_morph.errors import KerasMorphError
 from keras_morph.rebuilding import rebuild as rebuild_model
 from keras_morph.runs import save_model
 
@@ -20,6 +21,9 @@ def rebuild(
     classes: Annotated[int, typer.Option(help="classes that a zoo model is built with")] = 10,
 ) -> None:
     """Rebuild a model from a structure file and save it."""
+    if output.suffix != ".keras":
+        raise KerasMorphError(f"OUTPUT expects a file name that ends in .keras. Received: {output}.")
+    check_folder("the folder of OUTPUT", output.parent)
     seed = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
     small = rebuild_model(seed, structure, weights=weights)
     save_model(small, output)

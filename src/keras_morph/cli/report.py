@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.choices import load_model
+from keras_morph.cli.choices import check_folder, load_model
 from keras_morph.report import report as make_report
 
 
@@ -17,6 +17,8 @@ def report(
     classes: Annotated[int, typer.Option(help="classes that a zoo model is built with")] = 10,
 ) -> None:
     """Compare a model with its smaller version."""
+    if folder is not None:
+        check_folder("--folder", folder)
     shape = (image_size, image_size, 3)
     result = make_report(
         load_model(before, input_shape=shape, classes=classes), load_model(after, input_shape=shape, classes=classes)

@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_morph.callbacks import EpochLog
-from keras_morph.cli.choices import cost_of, load_model, optimizer_of, regularizer_of
+from keras_morph.cli.choices import (
+    check_folder,
+    check_number,
+    cost_of,
+    load_model,
+    optimizer_of,
+    regularizer_of,
+)
 from keras_morph.costs import FLOPs, ModelSize
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
@@ -20,7 +27,7 @@ from keras_morph.pipeline import Shrunk, cosine
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.report import report
 from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
-from keras_morph.selection import parse_budget
+from keras_morph.selection import fit_budget, parse_budget
 
 
 def shrink(
@@ -52,16 +59,25 @@ def shrink(
 ) -> None:
     """Learn which channels a model needs, rebuild it within a budget, fine-tune it, and report."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
-    target, scorer, make_optimizer = (
-        cost_of(cost, hardware, peak_flops, bandwidth),
-        regularizer_of(regularizer, threshold),
-        optimizer_of(optimizer),
-    )
-    _check_numbers(epochs, batch_size, learning_rate, seed_epochs)
+    # Everything that can be wrong is found before anything is trained or written.
+    target = cost_of(cost, hardware, peak_flops, bandwidth, arguments=("--cost", "--hardware"))
+    scorer = regularizer_of(regularizer, threshold, argument="--regularizer")
+    make_optimizer = optimizer_of(optimizer)
+    for option, value, low, high in (
+        ("--epochs", epochs, 3, 10**9),
+        ("--batch-size", batch_size, 1, 10**9),
+        ("--seed-epochs", seed_epochs, 0, 10**9),
+        ("--strength", strength, 0, float("inf")),
+        ("--random-seed", random_seed, 0, 2**32 - 1),
+    ):
+        check_number(option, value, low, high)
+    check_number("--learning-rate", learning_rate, 0, above=True)
+    check_folder("--log-dir", log_dir)
     parse_budget(budget, target, 1.0)
     keras.utils.set_random_seed(random_seed)
     dataset = load(data, image_size=image_size, limit=limit, seed=random_seed)
     seed = load_model(model, input_shape=dataset.image_shape, classes=dataset.num_classes)
+    fit_budget(seed, budget, regularizer=scorer, cost=target)
     _check_fits(seed, dataset)
     folder = new_run_folder(log_dir)
     write_json(folder / "config.json", {"command": "shrink", "options": options, **describe_environment()})
@@ -102,18 +118,6 @@ def shrink(
     report(seed, result.small, history=before.rows + result.history, results=table).save(folder)
     console.print(_table(table, times, dataset))
     console.print(f"small.keras, structure.json, report.html and more are in {folder}", highlight=False)
-
-
-def _check_numbers(epochs: int, batch_size: int, learning_rate: float, seed_epochs: int | None) -> None:
-    for option, value, low in (
-        ("--epochs", epochs, 3),
-        ("--batch-size", batch_size, 1),
-        ("--seed-epochs", seed_epochs, 0),
-    ):
-        if value is not None and value < low:
-            raise KerasMorphError(f"{option} expects at least {low}. Received: {value}.")
-    if not 0 < learning_rate < float("inf"):
-        raise KerasMorphError(f"--learning-rate expects a positive number. Received: {learning_rate}.")
 
 
 def _check_fits(seed: keras.Model, dataset: Dataset) -> None:

@@ -1,0 +1,356 @@
+"""The command line: what each command prints and writes, and one line with exit code 2 for every mistake.
+
+`train` and its options are in test_model_zoo.py.
+"""
+
+import contextlib
+import csv
+import inspect
+import io
+import json
+import re
+import sys
+import zipfile
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_morph as km
+from keras_morph.cli import app, main
+from keras_morph.runs import save_model
+
+pytestmark = pytest.mark.once
+
+MODEL = "test_cli:for_digits"
+COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "zoo")
+
+
+def command(*arguments):
+    """Exit code of `keras-morph ARGUMENTS`."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return caught.value.code
+
+
+# Models for `package.module:function`.
+
+
+def for_digits(input_shape=(8, 8, 1), classes=10, name="for_digits"):
+    """image(1) -- conv1(6) -- bn -- relu -- conv2(5) -- bn -- relu -- mean -- logits(10), without a softmax."""
+    image = x = keras.Input(input_shape, name="image")
+    for number, width in ((1, 6), (2, 5)):
+        x = layers.Conv2D(width, 3, padding="same", name=f"conv{number}")(x)
+        x = layers.ReLU(name=f"relu{number}")(layers.BatchNormalization(name=f"bn{number}")(x))
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name=name)
+
+
+def for_small_colour_images():
+    return for_digits((6, 6, 3), 10)
+
+
+def for_three_classes():
+    return for_digits((8, 8, 1), 3)
+
+
+def without_gamma():
+    image = keras.Input((8, 8, 1))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, name="conv1")(image))
+    return keras.Model(image, layers.Dense(10, name="logits")(x), name="gammaless")
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def subclassed():
+    return Subclassed(name="subclassed")
+
+
+def nothing():
+    return 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Whatever the commands below read, sound and damaged."""
+    folder = tmp_path_factory.mktemp("files")
+    seed = for_digits()
+    graph = km.trace(seed)
+    save_model(seed, folder / "seed.keras")
+    structure = km.fit_budget(seed, "50%")
+    structure.save(folder / "structure.json")
+    save_model(km.rebuild(seed, structure), folder / "small.keras")
+    (folder / "alive_10").write_text(json.dumps({"conv1/Conv2D": 2, "conv2/Conv2D": 3}))
+    (folder / "too_many").write_text(json.dumps({"conv1/Conv2D": 7}))
+    (folder / "unknown_layer").write_text(json.dumps({"conv9/Conv2D": 1}))
+    (folder / "cut_off.json").write_text((folder / "structure.json").read_text()[:99])
+    km.Structure.closed(
+        km.trace(models.build("plain")), np.ones(km.trace(models.build("plain")).num_groups, bool)
+    ).save(folder / "of_another.json")
+    (folder / "cut_off.keras").write_bytes((folder / "seed.keras").read_bytes()[:999])
+    (folder / "no_images").mkdir()
+    (folder / "no_images" / "notes.txt").write_text("none")
+    with zipfile.ZipFile(folder / "no_images.zip", "w") as archive:
+        archive.writestr("train/cat/notes.txt", "none")
+    (folder / "damaged.zip").write_bytes(b"PK\x03\x04 and no more")
+    assert graph.num_groups > 0
+    return folder
+
+
+# What they do ----------------------------------------------------------------------------------------------------
+
+
+def test_zoo_lists_every_name(capsys):
+    assert command("zoo") == 0
+    printed = capsys.readouterr().out
+    for name in km.zoo.known_names():
+        assert re.search(rf"\b{name}\b", printed), name
+    assert re.search(r"InceptionV3 +images of at least 75 x 75", printed)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_describes_every_option(name):
+    (registered,) = [each for each in app.registered_commands if each.callback.__name__ == name]
+    assert registered.callback.__doc__
+    for parameter in inspect.signature(registered.callback).parameters.values():
+        (option,) = parameter.annotation.__metadata__
+        assert len(option.help) > 8, parameter.name
+
+
+def test_the_help_of_a_command_shows_its_options_and_defaults(capsys):
+    assert command("shrink", "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--budget" in printed
+    assert "[default: 50%]" in printed
+
+
+def test_the_help_of_all_lists_the_commands(capsys):
+    assert command("--help") == 0
+    listed = re.findall(r"^  ([a-z]+) +[A-Z]", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_inspect_shows_channels_groups_and_what_is_pinned(files, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command("inspect", files / "seed.keras") == 0
+    printed = capsys.readouterr().out
+    assert "for_digits: 22 channels in 22 groups, 11 of them pinned" in printed
+    row = next(line for line in printed.splitlines() if "conv2" in line)
+    share = 2 * 64 * 9 * 6 * 5 / km.FLOPs()(for_digits())
+    assert [cell.strip() for cell in row.split("│")[1:7]] == [
+        "conv2", "Conv2D", "5", "1", f"{share:.1%}", f"{275 / for_digits().count_params():.1%}"
+    ]  # fmt: skip
+    assert re.search(r"logits .* model output", printed)
+
+
+def test_inspect_takes_names_and_functions(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command("inspect", "DigitsResNet", "--image-size", 16, "--classes", 7) == 0
+    assert re.search(r"logits +│ Dense +│ +7 ", capsys.readouterr().out)
+    assert command("inspect", "test_cli:for_small_colour_images") == 0
+    assert "for_digits" in capsys.readouterr().out
+
+
+def test_rebuild_carries_the_weights(files, tmp_path, capsys):
+    assert command("rebuild", files / "seed.keras", files / "structure.json", tmp_path / "new" / "small.keras") == 0
+    x = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
+    expected, received = (
+        keras.models.load_model(path).predict(x, verbose=0)
+        for path in (files / "small.keras", tmp_path / "new" / "small.keras")
+    )
+    np.testing.assert_allclose(received, expected, rtol=1e-6)
+    flops = km.FLOPs()(keras.models.load_model(files / "small.keras"))
+    assert f"{flops:,.0f} FLOPs" in capsys.readouterr().out
+
+
+def test_rebuild_from_counts_and_without_weights(files, tmp_path):
+    for weights, name in (("--weights", "carried.keras"), ("--no-weights", "fresh.keras")):
+        assert command("rebuild", files / "seed.keras", files / "alive_10", tmp_path / name, weights) == 0
+    seed, carried, fresh = (
+        keras.models.load_model(path)
+        for path in (files / "seed.keras", tmp_path / "carried.keras", tmp_path / "fresh.keras")
+    )
+    kernels = [keras.ops.convert_to_numpy(each.get_layer("conv1").kernel) for each in (seed, carried, fresh)]
+    np.testing.assert_array_equal(kernels[1], kernels[0][..., :2])
+    assert kernels[2].shape == kernels[1].shape
+    assert not np.any(kernels[2] == kernels[1])
+
+
+def test_report_prints_and_writes(files, tmp_path, capsys):
+    pair = [files / "seed.keras", files / "small.keras"]
+    assert command("report", *pair, "--folder", tmp_path / "report") == 0
+    expected = km.report(*(keras.models.load_model(path) for path in pair))
+    assert capsys.readouterr().out == str(expected) + "\n"
+    assert (tmp_path / "report" / "report.md").read_text() == expected.markdown()
+    assert len(list((tmp_path / "report").iterdir())) == 4
+
+
+SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`keras-morph shrink`: what it printed, and the run's folder."""
+    log_dir, printed = tmp_path_factory.mktemp("runs"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert command("shrink", MODEL, "--budget", "60%", *SHRINK, "--log-dir", log_dir) == 0
+    (folder,) = log_dir.iterdir()
+    return printed.getvalue(), folder
+
+
+def test_shrink_leaves_every_file(run):
+    _, folder = run
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "history.csv", "learned_structure", "report.html", "report.json", "report.md", "report.png",
+        "seed.keras", "small.keras", "structure.json",
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["command"], config["options"]["budget"]) == ("shrink", "60%")
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert rows[0]["phase"] == "seed"
+    assert rows[-1]["phase"] == "fine-tune"
+    seed, small = (keras.models.load_model(folder / name) for name in ("seed.keras", "small.keras"))
+    flops = km.FLOPs()
+    assert flops(small) <= 0.6 * flops(seed)
+    assert flops(seed, folder / "structure.json") == flops(small)
+    for path in (folder / "learned_structure").iterdir():
+        assert json.loads(path.read_text()).keys() == {"conv1/Conv2D", "conv2/Conv2D"}
+
+
+def test_shrink_prints_the_table_that_the_report_holds(run):
+    printed, folder = run
+    results = json.loads((folder / "report.json").read_text())["results"]
+    assert list(results) == ["seed", "trained, before the cut", "rebuilt, right after it", "fine-tuned"]
+    for name, values in results.items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
+        assert [cell.strip() for cell in line.split("│")[2:-1]] == list(values.values())
+
+
+def test_the_table_says_what_the_files_do(run):
+    _, folder = run
+    results = json.loads((folder / "report.json").read_text())["results"]
+    data = km.datasets.load("digits", limit=200)
+    for name, file in (("seed", "seed.keras"), ("fine-tuned", "small.keras")):
+        model = keras.models.load_model(folder / file)
+        accuracy = np.mean(model.predict(data.x_test, verbose=0).argmax(axis=1) == data.y_test)
+        assert results[name]["test accuracy"] == f"{accuracy:.2%}"
+        assert results[name]["FLOPs"] == f"{km.FLOPs()(model):,.0f}"
+        assert results[name]["parameters"] == f"{model.count_params():,}"
+    # The cut itself loses nothing.
+    cut, rebuilt = (results[name]["test accuracy"] for name in ("trained, before the cut", "rebuilt, right after it"))
+    assert cut == rebuilt
+
+
+def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
+    options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
+    assert command("shrink", files / "seed.keras", "--budget", "1.5KB", *options, "--log-dir", tmp_path) == 0
+    (folder,) = tmp_path.iterdir()
+    assert keras.models.load_model(folder / "small.keras").count_params() * 4 <= 1500
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert "seed" not in {row["phase"] for row in rows}
+    for one, other in zip(
+        *(keras.models.load_model(path).get_weights() for path in (files / "seed.keras", folder / "seed.keras")),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+# Mistakes --------------------------------------------------------------------------------------------------------
+
+# Arguments, where {} is the folder of files, and what the line has to contain.
+MISTAKES = [
+    (["shrink"], ["MODEL"]),
+    (["shrunk", MODEL], ["shrunk"]),
+    (["shrink", MODEL, "--budgets", "50%"], ["--budgets"]),
+    (["shrink", "ResNet51"], ["ResNet51", "ResNet50"]),
+    (["shrink", "{}/nowhere.keras"], ["nowhere.keras", "does not exist"]),
+    (["shrink", "{}/cut_off.keras"], ["cut_off.keras", "cannot be loaded"]),
+    (["shrink", "nowhere:model"], ["nowhere:model", "cannot be imported"]),
+    (["shrink", "test_cli:absent"], ["test_cli:absent", "cannot be imported"]),
+    (["shrink", "test_cli:COMMANDS"], ["test_cli:COMMANDS", "tuple"]),
+    (["shrink", "test_cli:nothing"], ["test_cli:nothing", "int"]),
+    (["shrink", "test_cli:subclassed"], ["subclassed", "functional or Sequential"]),
+    (["shrink", "test_cli:without_gamma"], ["gammaless", "conv1", "GroupLasso"]),
+    (["shrink", "test_cli:for_small_colour_images"], ["(None, 6, 6, 3)", "(8, 8, 1)", "--image-size"]),
+    (["shrink", "test_cli:for_three_classes"], ["(None, 3)", "10 classes"]),
+    (["shrink", MODEL, "--budget", "half"], ["'half'", "50%"]),
+    (["shrink", MODEL, "--budget", "-5%"], ["'-5%'"]),
+    (["shrink", MODEL, "--budget", "5ms"], ["'5ms'", "FLOPs"]),
+    (["shrink", MODEL, "--budget", "0.1%"], ["reachable minimum"]),
+    (["shrink", MODEL, "--cost", "Money"], ["--cost", "Money", "FLOPs"]),
+    (["shrink", MODEL, "--cost", "Latency", "--hardware", "Abacus"], ["--hardware", "Abacus", "V100"]),
+    (["shrink", MODEL, "--cost", "Latency", "--hardware", "Others"], ["--hardware Others", "--peak-flops"]),
+    (["shrink", MODEL, "--bandwidth", "1e9"], ["--bandwidth", "--hardware Others"]),
+    (["shrink", MODEL, "--regularizer", "Lasso"], ["--regularizer", "'Lasso'", "GroupLasso"]),
+    (["shrink", MODEL, "--threshold", "-1"], ["threshold=-1"]),
+    (["shrink", MODEL, "--strength", "-1"], ["--strength", "-1"]),
+    (["shrink", MODEL, "--strength", "nan"], ["--strength", "nan"]),
+    (["shrink", MODEL, "--epochs", "2"], ["--epochs", "at least 3"]),
+    (["shrink", MODEL, "--epochs", "many"], ["--epochs", "integer"]),
+    (["shrink", MODEL, "--seed-epochs", "-1"], ["--seed-epochs"]),
+    (["shrink", MODEL, "--batch-size", "0"], ["--batch-size"]),
+    (["shrink", MODEL, "--learning-rate", "0"], ["--learning-rate"]),
+    (["shrink", MODEL, "--optimizer", "magic"], ["--optimizer", "adam"]),
+    (["shrink", MODEL, "--image-size", "0"], ["image_size", "0"]),
+    (["shrink", MODEL, "--limit", "0"], ["limit", "0"]),
+    (["shrink", MODEL, "--random-seed", "-1"], ["--random-seed"]),
+    (["shrink", MODEL, "--log-dir", "{}/seed.keras"], ["--log-dir", "seed.keras"]),
+    (["shrink", MODEL, "--data", "digit"], ["digit", "digits"]),
+    (["shrink", MODEL, "--data", "{}/no_images"], ["no_images"]),
+    (["shrink", MODEL, "--data", "{}/no_images.zip"], ["no_images.zip"]),
+    (["shrink", MODEL, "--data", "{}/damaged.zip"], ["damaged.zip"]),
+    (["train", "--dataset", "{}/no_images"], ["no_images"]),
+    (["inspect"], ["MODEL"]),
+    (["inspect", "ResNet51"], ["ResNet51"]),
+    (["inspect", "test_cli:subclassed"], ["subclassed"]),
+    (["inspect", "ResNet50", "--image-size", "8"], ["32x32"]),
+    (["inspect", "DigitsResNet", "--image-size", "0"], ["0"]),
+    (["inspect", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
+    (["rebuild", MODEL, "{}/structure.json"], ["OUTPUT"]),
+    (["rebuild", "{}/seed.keras", "{}/nowhere.json", "out.keras"], ["nowhere.json"]),
+    (["rebuild", "{}/seed.keras", "{}/cut_off.json", "out.keras"], ["cut_off.json", "JSON"]),
+    (["rebuild", "{}/seed.keras", "{}/of_another.json", "out.keras"], ["plain", "for_digits"]),
+    (["rebuild", "{}/seed.keras", "{}/unknown_layer", "out.keras"], ["unknown_layer", "'conv9'"]),
+    (["rebuild", "{}/seed.keras", "{}/too_many", "out.keras"], ["too_many", "7 channels to conv1", "at most 6"]),
+    (["rebuild", "{}/seed.keras", "{}/structure.json", "out.h5"], ["out.h5", ".keras"]),
+    (["rebuild", "{}/seed.keras", "{}/structure.json", "{}/seed.keras/out.keras"], ["OUTPUT", "seed.keras"]),
+    (["report", "{}/seed.keras"], ["AFTER"]),
+    (["report", "{}/seed.keras", "{}/nowhere.keras"], ["nowhere.keras"]),
+    (["report", "{}/seed.keras", "{}/small.keras", "--folder", "{}/seed.keras"], ["--folder"]),
+    (["zoo", "ResNet50"], ["ResNet50"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=lambda value: " ".join(value).replace("{}/", ""))
+def test_a_mistake_is_one_line_and_leaves_no_file(arguments, parts, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
+    assert command(*(argument.replace("{}", str(files)) for argument in arguments)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("keras-morph: ")
+    assert line.count("\n") == 1
+    for part in parts:
+        assert part.lower() in line.lower()
+    assert not list(tmp_path.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+
+
+def test_without_a_command_the_help_is_shown(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["keras-morph"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    for name in COMMANDS:
+        assert name in captured.out + captured.err
+
+
+def test_an_error_of_ours_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(km.cli.inspect, "trace", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", MODEL])

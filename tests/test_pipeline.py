@@ -1,0 +1,228 @@
+"""shrink and prune, by what they promise: a smaller model within the budget, and a seed that is left alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_morph as km
+from keras_morph.runs import save_model
+
+OTHER_BACKEND = "tensorflow" if keras.backend.backend() != "tensorflow" else "jax"
+EPOCHS = 6
+
+
+def residual():
+    """image(1) -- stem(6) --+-- conv1(8) -- bn1 -- relu -- conv2(6) -- bn2 --+
+    |                                              add -- relu -- mean -- logits(3)
+    +----------------------------------------------+
+    """
+    image = keras.Input((6, 6, 1), name="image")
+    stem = layers.Conv2D(6, 3, padding="same", use_bias=False, name="stem")(image)
+    stem = layers.ReLU(name="relu0")(layers.BatchNormalization(momentum=0.9, name="bn0")(stem))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv1")(stem)
+    x = layers.ReLU(name="relu1")(layers.BatchNormalization(momentum=0.9, name="bn1")(x))
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv2")(x)
+    x = layers.BatchNormalization(momentum=0.9, name="bn2")(x)
+    x = layers.ReLU(name="relu2")(layers.Add(name="add")([stem, x]))
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(image, layers.Dense(3, activation="softmax", name="logits")(x), name="residual")
+
+
+def stripes(count, seed):
+    """Noise with horizontal, vertical or no stripes, and which."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 3, count)
+    stripe = np.tile([[1.0, -1.0]], (6, 3))
+    patterns = np.stack([stripe, stripe.T, np.zeros((6, 6))])
+    return (patterns[y] + random.normal(0, 0.5, (count, 6, 6)))[..., None].astype("float32"), y
+
+
+@pytest.fixture(scope="module")
+def seed():
+    keras.utils.set_random_seed(0)
+    model = residual()
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(*stripes(192, seed=0), batch_size=32, epochs=8, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(seed, tmp_path_factory):
+    """One shrink to half the FLOPs: its result, folder, lines, and what the seed was before."""
+    before, optimizer = seed.get_weights(), seed.optimizer
+    folder, lines = tmp_path_factory.mktemp("run"), []
+    keras.utils.set_random_seed(0)
+    result = km.shrink(
+        seed,
+        "50%",
+        data=stripes(192, seed=0),
+        validation_data=stripes(64, seed=1),
+        epochs=EPOCHS,
+        learning_rate=0.01,
+        batch_size=32,
+        folder=folder,
+        line=lines.append,
+    )
+    assert seed.optimizer is optimizer
+    return result, folder, lines, before
+
+
+def test_the_small_model_is_within_the_budget_and_of_its_structure(seed, run):
+    result, *_ = run
+    flops = km.FLOPs()
+    assert 0 < flops(result.small) <= 0.5 * flops(seed)
+    assert flops(seed, result.structure) == flops(result.small)
+    graph = km.trace(result.small)
+    assert {layer: graph.widths[layer] for layer in graph.widths} == {
+        layer: width for layer, width in result.structure.widths.items() if layer in graph.widths
+    }
+
+
+def test_the_seed_is_left_alone(seed, run):
+    result, _, _, before = run
+    for one, other in zip(seed.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert result.learner.seed is not seed
+
+
+def test_nothing_is_lost_in_the_cut(run):
+    """Right after the rebuild, the small model returns what the trained network returned that it was cut from."""
+    result, *_ = run
+    small = keras.models.clone_model(result.small)
+    small.set_weights(result.rebuilt_weights)
+    x, _ = stripes(64, seed=2)
+    expected, received = (ops.convert_to_numpy(model(x, training=False)) for model in (result.learner.seed, small))
+    np.testing.assert_allclose(received, expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.01
+
+
+def test_fine_tuning_goes_on_from_there(run):
+    result, *_ = run
+    changed = [
+        np.abs(one - other).max() for one, other in zip(result.small.get_weights(), result.rebuilt_weights, strict=True)
+    ]
+    assert max(changed) > 0
+
+
+def test_the_small_model_still_tells_the_classes_apart(run):
+    result, *_ = run
+    x, y = stripes(256, seed=3)
+    accuracy = np.mean(ops.convert_to_numpy(result.small(x, training=False)).argmax(axis=1) == y)
+    assert accuracy > 0.8  # by chance: 0.33
+
+
+def test_the_run_is_logged(run):
+    result, folder, lines, _ = run
+    assert len(result.history) == len(lines) <= EPOCHS
+    phases = [row["phase"] for row in result.history]
+    assert phases[0] == "learn"
+    assert phases[-1] == "fine-tune"
+    for row in result.history:
+        assert 0 <= row["val_accuracy"] <= 1
+    assert len((folder / "history.csv").read_text().splitlines()) == 1 + len(lines)
+    counts = [json.loads(path.read_text()) for path in (folder / "learned_structure").iterdir()]
+    assert {"stem/Conv2D": 6, "conv1/Conv2D": 8, "conv2/Conv2D": 6} in counts  # before the first epoch
+
+
+OPEN = """
+import sys, keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+assert not any(name.startswith("keras_morph") for name in sys.modules)
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
+print(keras.backend.backend())
+"""
+
+
+def test_the_saved_model_opens_on_another_backend_where_keras_morph_was_never_imported(run, tmp_path):
+    result, *_ = run
+    x, _ = stripes(16, seed=4)
+    save_model(result.small, tmp_path / "small.keras")
+    np.save(tmp_path / "x.npy", x)
+    arguments = [tmp_path / name for name in ("small.keras", "x.npy", "outputs.npy")]
+    finished = subprocess.run(
+        [sys.executable, "-c", OPEN, *map(str, arguments)],
+        env=os.environ | {"KERAS_BACKEND": OTHER_BACKEND},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.split() == [OTHER_BACKEND]
+    expected = ops.convert_to_numpy(result.small(x, training=False))
+    np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), expected, rtol=0, atol=1e-5)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self):
+        super().__init__()
+        self.x, self.y = stripes(64, seed=0)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        part = slice(32 * number, 32 * number + 32)
+        return self.x[part], self.y[part]
+
+
+def test_batches_another_cost_and_another_regularizer():
+    """A model without BatchNormalization, of logits, whose parameters are to be no more than 200."""
+    image = keras.Input((6, 6, 1))
+    x = layers.Conv2D(8, 3, activation="relu", name="conv1")(image)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, activation="relu", name="conv2")(x))
+    seed = keras.Model(image, layers.Dense(3, name="logits")(x))
+    result = km.shrink(
+        seed,
+        200,
+        data=Batches(),
+        epochs=3,
+        cost=km.ModelSize(),
+        regularizer=km.GroupLasso(),
+        strength=1e-4,
+        optimizer=keras.optimizers.SGD,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        protect=["conv2"],
+    )
+    assert result.small.count_params() <= 200 < seed.count_params()
+    assert result.structure.widths["conv2"] == 6
+
+
+@pytest.mark.once
+def test_a_budget_out_of_reach_is_refused_before_anything_is_trained_or_written(tmp_path):
+    seed = residual()
+    before = seed.get_weights()
+    with pytest.raises(km.BudgetError):
+        km.shrink(seed, "0.5%", data=stripes(8, seed=0), epochs=3, folder=tmp_path / "run")
+    for one, other in zip(seed.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["residual_projection", "concatenating"])
+def test_prune_is_the_rebuilt_structure_of_the_budget(name):
+    model = models.build(name)
+    before = model.get_weights()
+    small = km.prune(model, "50%", regularizer=km.GroupLasso(), cost=km.ModelSize())
+    assert small.count_params() <= 0.5 * model.count_params()
+    structure = km.fit_budget(model, "50%", regularizer=km.GroupLasso(), cost=km.ModelSize())
+    inputs = models.examples(model)
+    for one, other in zip(
+        models.outputs(small, inputs), models.outputs(km.masked(model, structure), inputs), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_prune_keeps_what_is_protected_and_ties_what_is_tied():
+    small = km.prune(models.build("residual_projection"), "60%", protect=["a1"], tie=[["a1", "b1"]])
+    assert small.get_layer("a1").filters == small.get_layer("b1").filters == 4
