@@ -407,13 +407,16 @@ def randomize(model, seed):
         if "seed_generator" in variable.path:
             continue
         shape, name = tuple(variable.shape), variable.name
-        if name in ("gamma", "moving_variance", "moving_stddev", "renorm_stddev"):
+        if name in ("gamma", "variance", "moving_variance", "moving_stddev", "renorm_stddev"):
             value = random.uniform(0.5, 1.5, shape)
         elif name.endswith("kernel"):
             value = random.normal(0, np.sqrt(2 / max(1, _fan_in(name, shape))), shape)
         else:
             value = random.normal(0, 0.3, shape)
         variable.assign(value)
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
     return model
 
 

@@ -9,7 +9,14 @@ from keras_morph import zoo
 from keras_morph.callbacks import EpochLog, FadeOut, StopWithin, StructureLog
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
-from keras_morph.errors import BudgetError, DataError, KerasMorphError, StructureMismatchError, UnsupportedModelError
+from keras_morph.errors import (
+    BudgetError,
+    DataError,
+    KerasMorphError,
+    StructureMismatchError,
+    UnknownLayerWarning,
+    UnsupportedModelError,
+)
 from keras_morph.hardware import HARDWARE, Hardware
 from keras_morph.layer_rules import Rule, register_rule
 from keras_morph.learning import StructureLearner
@@ -48,6 +55,7 @@ __all__ = [
     "StructureLog",
     "StructureMismatchError",
     "TensorBoardLog",
+    "UnknownLayerWarning",
     "UnsupportedModelError",
     "fit_budget",
     "masked",

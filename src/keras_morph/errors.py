@@ -1,6 +1,13 @@
 """Every error of ours names the layer, file or option, and says what was expected, what was received, what to do."""
 
-__all__ = ["BudgetError", "DataError", "KerasMorphError", "StructureMismatchError", "UnsupportedModelError"]
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "KerasMorphError",
+    "StructureMismatchError",
+    "UnknownLayerWarning",
+    "UnsupportedModelError",
+]
 
 
 class KerasMorphError(ValueError):
@@ -21,3 +28,7 @@ class BudgetError(KerasMorphError):
 
 class DataError(KerasMorphError):
     """Training data is missing, unreadable or of another form than expected."""
+
+
+class UnknownLayerWarning(UserWarning):
+    """A model has layers that we do not know: they stay as they are, and their channels cannot be removed."""

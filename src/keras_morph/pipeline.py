@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_morph.callbacks import EpochLog, FadeOut, StopWithin, StructureLog
+from keras_morph.copying import cloned
 from keras_morph.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
 from keras_morph.learning import StructureLearner
@@ -70,7 +71,8 @@ def shrink(
     model is rebuilt and fine-tuned for the rest.
 
     Args:
-        seed: a trained functional or Sequential model; it is left alone.
+        seed: a trained functional or Sequential model; it is left alone, but for layers that cannot be made anew from
+            their config (a layer with weights and without `get_config`): these are trained in place.
         budget: as in `fit_budget`.
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.
@@ -101,8 +103,7 @@ def shrink(
         )
     cost, regularizer = cost or FLOPs(), regularizer or Gamma()
     trace(seed, protect=protect, tie=tie)  # a model without a graph has no clone either
-    copy = keras.models.clone_model(seed)
-    copy.set_weights(seed.get_weights())
+    copy = cloned(seed)
     learner = StructureLearner(copy, regularizer=regularizer, cost=cost, protect=protect, tie=tie)
     fit_budget(learner, budget)  # raises now if it cannot be met
     learner.strength = MULTIPLIER / cost(seed) if strength is None else strength

@@ -15,6 +15,8 @@ from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
+from keras_morph.copying import cloned, remade, transfer
+from keras_morph.errors import UnsupportedModelError
 from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
 from keras_morph.structure import structure_from
@@ -45,6 +47,8 @@ def rebuild(
 
     Returns:
         A functional model of stock Keras layers and operations, with the seed's name, layer names, inputs and outputs.
+        Layers that we do not know stay as they are; one that cannot be made anew from its config (a Lambda, a layer
+        without `get_config`) is shared with the seed.
 
     Raises:
         StructureMismatchError: if the structure is not one of this seed.
@@ -66,12 +70,11 @@ def masked(seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Seque
         A copy of the seed, of its full size.
     """
     graph, closed = _closed(seed, structure, protect, tie)
-    copy = keras.models.clone_model(graph.model)
-    copy.set_weights(graph.model.get_weights())
+    copy = cloned(graph.model)
     for layer in graph.layers:
         makes = any(weight.multiplies for weight in layer.weights) or layer.made is not None
         for weight in layer.weights if makes else ():
-            target = variable(_find(copy, layer.name), weight.name)
+            target = variable(_own(copy, layer), weight.name)
             values = ops.convert_to_numpy(target).copy()
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
@@ -81,11 +84,21 @@ def masked(seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Seque
     return copy
 
 
-def _find(model: Any, name: str) -> Any:
-    """A layer by its name in the graph, `outer/inner` inside a nested model."""
-    for part in name.split("/"):
+def _own(model: Any, layer: Layer) -> Any:
+    """A copied model's own copy of a layer of the graph; `outer/inner` names one inside a nested model."""
+    for part in layer.name.split("/"):
         model = model.get_layer(part)
+    if model is layer.operation:
+        raise _without_config(layer)
     return model
+
+
+def _without_config(layer: Layer) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{layer.name} has a rule, so it is to be narrowed, but it cannot be made anew from its config. Expected a "
+        f"get_config that holds all arguments of {layer.kind}. Received: none, or one that {layer.kind}.from_config "
+        "refuses."
+    )
 
 
 def _closed(
@@ -241,20 +254,25 @@ class _Replay:
         return self.copies[call.layer]
 
     def narrowed(self, layer: Layer, call: Call) -> Any:
-        config, rule = layer.operation.get_config(), layer.rule
-        result = self.graph.tensors[call.outputs[0]]
-        if rule and rule.width:
-            config[rule.width] = len(self.kept(result.vector))
-        if rule and rule.narrow:
-            config = rule.narrow(config, self.kept(result.vector), result)
         # A layer of a nested model that did not survive as a whole needs a name that is free outside.
-        config["name"] = layer.name.removeprefix(self.prefix).replace("/", "_")
-        return type(layer.operation).from_config(config)
+        name = layer.name.removeprefix(self.prefix).replace("/", "_")
+        rule, result = layer.rule, self.graph.tensors[call.outputs[0]]
+        if rule is None:
+            return remade(layer.operation, name)
+        try:
+            config = layer.operation.get_config()
+            if rule.width:
+                config[rule.width] = len(self.kept(result.vector))
+            if rule.narrow:
+                config = rule.narrow(config, self.kept(result.vector), result)
+            return type(layer.operation).from_config({**config, "name": name})
+        except (NotImplementedError, TypeError) as error:
+            raise _without_config(layer) from error
 
     def carry(self, layer: Layer, copy: Any) -> None:
         """Give a copy the seed's weights, sliced along every axis that holds channels."""
         if not layer.weights and isinstance(copy, layers.Layer):
-            copy.set_weights(layer.operation.get_weights())
+            transfer(layer.operation, copy)
         for weight in layer.weights:
             values = ops.convert_to_numpy(variable(layer.operation, weight.name))
             for axis, vector in enumerate(weight.vectors):

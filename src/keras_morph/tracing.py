@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras.src.models.functional import Functional
 
 from keras_morph import layer_rows, operation_rows  # noqa: F401 -- they fill the table
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
-from keras_morph.errors import KerasMorphError, UnsupportedModelError
+from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.layer_rules import Flow, Routed, Rule, Signal, rule_for, unknown, variable
 
-__all__ = ["structs", "trace"]
+__all__ = ["graph_in", "structs", "trace"]
 
 
 def trace(
@@ -32,6 +34,9 @@ def trace(
     Returns:
         The ChannelGraph. `print(graph)` shows it.
 
+    Warns:
+        UnknownLayerWarning: once for all layers that we do not know, whose channels are pinned.
+
     Raises:
         UnsupportedModelError: if the model has no graph (a subclassed model, or one that is not built).
         KerasMorphError: if `protect` or `tie` name layers that are not there.
@@ -43,7 +48,9 @@ def trace(
     tracer.run(function)
     _protect(tracer.graph, protect)
     _tie(tracer.graph, tie)
-    return tracer.finish(model)
+    graph = tracer.finish(model)
+    _warn_of_unknown(graph)
+    return graph
 
 
 def structs(model: keras.Model) -> tuple[Any, Any]:
@@ -52,21 +59,27 @@ def structs(model: keras.Model) -> tuple[Any, Any]:
     return function._inputs_struct, function._outputs_struct
 
 
+def graph_in(model: Any) -> Any:
+    """The functional graph that a model computes; None if it is not built, or if its `call` is the user's own."""
+    if isinstance(model, keras.Sequential):
+        return getattr(model, "_functional", None) if type(model).call is keras.Sequential.call else None
+    return model if hasattr(model, "_nodes_by_depth") and type(model).call is Functional.call else None
+
+
 def _graph_of(model: Any) -> Any:
     """The functional graph inside a model."""
-    if isinstance(model, keras.Sequential):
-        if not model.built or getattr(model, "_functional", None) is None:
-            raise UnsupportedModelError(
-                f"{model.name} is not built, so it has no graph to trace. Expected a model with a known input shape. "
-                f"Received: an unbuilt Sequential; add keras.Input(shape) in front or call {model.name}.build(shape)."
-            )
-        return model._functional
-    if hasattr(model, "_nodes_by_depth"):
-        return model
+    function = graph_in(model)
+    if function is not None:
+        return function
+    if isinstance(model, keras.Sequential) and getattr(model, "_functional", None) is None:
+        raise UnsupportedModelError(
+            f"{model.name} is not built, so it has no graph to trace. Expected a model with a known input shape. "
+            f"Received: an unbuilt Sequential; add keras.Input(shape) in front or call {model.name}.build(shape)."
+        )
     name = getattr(model, "name", repr(model))
     raise UnsupportedModelError(
         f"{name} has no graph to trace. Expected a functional or Sequential model. "
-        f"Received: {type(model).__name__}, a subclass whose call() is plain Python; "
+        f"Received: {type(model).__name__}, whose call() is plain Python; "
         "build it as keras.Model(inputs, outputs), or wrap only its traceable part."
     )
 
@@ -252,8 +265,8 @@ class _Tracer:
 def _nested_in(node: Any) -> Any:
     """The graph of a nested model that can be followed through, or None."""
     operation = node.operation
-    function = operation._functional if isinstance(operation, keras.Sequential) else operation
-    if not hasattr(function, "_nodes_by_depth") or rule_for(operation) is not None:
+    function = graph_in(operation)
+    if function is None or rule_for(operation) is not None:
         return None
     given, taken = node.arguments.keras_tensors, function.inputs
     fits = len(given) == len(taken) and all(
@@ -299,6 +312,22 @@ def _weights(
         scores = tokens.index("out") if multiplies and "out" in tokens else None
         weights.append(Weight(name, shape, vectors, multiplies, scores))
     return tuple(weights)
+
+
+def _warn_of_unknown(graph: ChannelGraph) -> None:
+    calls = [call for call in graph.calls if graph.layers[call.layer].rule is None and call.mode != "input"]
+    if not calls:
+        return
+    layers = dict.fromkeys(f"{graph.layers[call.layer].name} ({graph.layers[call.layer].kind})" for call in calls)
+    touched = {graph.tensors[tensor].vector for call in calls for tensor in (*call.inputs, *call.outputs)}
+    pinned = graph.group_of[np.concatenate([graph.vectors[vector] for vector in touched])]
+    warnings.warn(
+        f"{graph.model.name} has layers that we do not know: {', '.join(layers)}. What they read and make cannot be "
+        f"removed, {np.isin(graph.group_of, pinned).sum():,} of {graph.num_channels:,} channels; everything else can. "
+        "keras_morph.register_rule tells us of a layer of yours.",
+        UnknownLayerWarning,
+        stacklevel=1,  # one place for all callers, so that Python shows it once however often the model is traced
+    )
 
 
 def _protect(graph: GraphBuilder, patterns: Sequence[str]) -> None:

@@ -1,0 +1,58 @@
+"""Copies of layers and models, with all that they hold."""
+
+import tempfile
+from typing import Any
+
+import keras
+
+from keras_morph.tracing import graph_in
+
+__all__ = ["cloned", "remade", "transfer"]
+
+
+def remade(layer: Any, name: str | None = None) -> Any:
+    """A layer made anew from its config, with fresh weights; or the layer itself, where that fails.
+
+    It fails for a Lambda, and for a layer whose arguments Keras cannot write down and that has no `get_config`.
+
+    Args:
+        layer: a layer or operation.
+        name: name of the copy; that of the layer by default.
+    """
+    name = name or layer.name
+    try:
+        config = layer.get_config()
+        copy = type(layer).from_config({**config, "name": name} if "name" in config else config)
+    except Exception:  # whatever a user's layer raises
+        return layer
+    copy.name = name  # where __init__ takes no name
+    return copy
+
+
+def transfer(source: Any, target: Any) -> None:
+    """Give a layer or model everything that saving another one writes: weights, statistics, vocabularies."""
+    for one, other in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
+        if one is other:
+            continue
+        state: dict[str, Any] = {}
+        one.save_own_variables(state)
+        other.load_own_variables(state)
+        if hasattr(one, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                one.save_assets(folder)
+                other.load_assets(folder)
+
+
+def cloned(model: keras.Model) -> keras.Model:
+    """A copy of a model. Layers that cannot be made anew are shared with it, as `remade` says."""
+    copies: dict[int, Any] = {}
+
+    def copied(layer: Any) -> Any:
+        if id(layer) not in copies:
+            nested = graph_in(layer) is not None
+            copies[id(layer)] = keras.models.clone_model(layer, clone_function=copied) if nested else remade(layer)
+        return copies[id(layer)]
+
+    copy = copied(model)
+    transfer(model, copy)
+    return copy
