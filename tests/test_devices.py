@@ -48,9 +48,8 @@ def assert_same(found):
 
 
 @pytest.mark.only_on("jax")
-@pytest.mark.parametrize("network", ["plain", "normalized"])
-def test_two_devices_on_jax(network, tmp_path):
-    assert_same(comparison(network, tmp_path))
+def test_two_devices_on_jax(tmp_path):
+    assert_same(comparison("normalized", tmp_path))
 
 
 @pytest.mark.only_on("tensorflow")
@@ -149,7 +148,7 @@ def test_a_machine_without_accelerators(monkeypatch):
     with pytest.raises(KerasMorphError, match=r"at most the 0 that are visible \(no GPU\), received 1"):
         devices.choose(1)
     with devices.choose().scope():
-        assert zoo.digits_resnet().count_params()
+        assert keras.layers.Dense(1)(np.ones((1, 1))).shape == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["/gpu:1", "gpu:1", "GPU:1", "/device:GPU:1", "cuda:1"])

@@ -459,7 +459,7 @@ def test_the_example_runs(tmp_path, capsys):
 
 # The command ------------------------------------------------------------------------------------------------------
 
-DIGITS = ["--base-model-name", "DigitsResNet", "--dataset", "digits", "--limit", "200", "--batch-size", "32"]
+DIGITS = ["--base-model-name", "two_devices:tiny", "--dataset", "digits", "--limit", "200", "--batch-size", "32"]
 
 
 def command(*arguments):
@@ -530,8 +530,8 @@ def test_further_options(tmp_path, capsys):
     small = keras.models.load_model(only_run(tmp_path) / "small.keras")
     assert small.input_shape == (None, 6, 6, 1)
     assert small.output_shape == (None, 12)
-    assert small.get_layer("stem_conv").compute_dtype == "bfloat16"
-    assert small.get_layer("stem_conv").kernel.dtype == small.get_layer("logits").compute_dtype == "float32"
+    assert small.get_layer("conv0").compute_dtype == "bfloat16"
+    assert small.get_layer("conv0").kernel.dtype == small.get_layer("logits").compute_dtype == "float32"
     assert keras.config.dtype_policy().name == "float32"
 
 

@@ -115,7 +115,7 @@ def test_events_of_the_class_and_of_the_command(tmp_path):
     np.testing.assert_allclose(list(found["FLOPs"].values()), [cost for _, _, cost in losses])
     assert list(found["RegularizationLoss"]) == [1, 2]
 
-    options = "train --base-model-name DigitsResNet --dataset digits --limit 100 --num-epochs 1 --log-dir"
+    options = "train --base-model-name two_devices:tiny --dataset digits --limit 100 --num-epochs 1 --log-dir"
     with pytest.raises(SystemExit) as caught:
         km.cli.main([*options.split(), str(tmp_path / "command")])
     assert caught.value.code == 0

@@ -7,6 +7,8 @@ import pytest
 from keras_morph import zoo
 from keras_morph.errors import KerasMorphError
 
+pytestmark = pytest.mark.usefixtures("quick_initializers")
+
 
 def layer_names(model):
     return [layer.name for layer in model.layers]
@@ -17,7 +19,7 @@ def paths(model):
 
 
 @pytest.fixture(scope="module")
-def resnet50():
+def resnet50(quick_initializers):
     return zoo.build("ResNet50")
 
 
@@ -26,6 +28,7 @@ def mobilenet():
     return zoo.build("MobileNetV2", classes=7, classifier_activation=None, head=None)
 
 
+@pytest.mark.once
 def test_the_names_are_those_of_the_model_zoo():
     assert len(set(zoo.NAMES)) == len(zoo.NAMES) == 18
     assert zoo.NAMES[:5] == ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2")
@@ -35,6 +38,7 @@ def test_the_names_are_those_of_the_model_zoo():
     assert {*zoo.NAMES, "ResNet20", "EfficientNetV2S", "ConvNeXtTiny"} < set(zoo.known_names())
 
 
+@pytest.mark.once
 def test_minimum_sizes():
     sizes = {name: zoo.minimum_size(name) for name in zoo.NAMES}
     assert {name: size for name, size in sizes.items() if size != 32} == {
@@ -55,12 +59,14 @@ def test_the_head_of_the_model_zoo(resnet50):
     np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.once
 def test_options_of_the_head(mobilenet):
     assert layer_names(mobilenet)[-2:] == ["global_average_pooling", "logits"]
     assert mobilenet.output_shape == (None, 7)
     assert mobilenet.get_layer("logits").get_config()["activation"] == "linear"
 
 
+@pytest.mark.once
 def test_names_do_not_depend_on_what_was_built_before():
     # DenseNet121 has anonymous layers: its input and two paddings.
     keras.layers.ZeroPadding2D()
@@ -72,6 +78,7 @@ def test_names_do_not_depend_on_what_was_built_before():
     assert paths(first) == paths(second)
 
 
+@pytest.mark.once
 def test_a_layer_that_is_added_to_a_model_has_a_free_name():
     model = zoo.build("MobileNetV3Small", head=None)
     added = keras.layers.ReLU()
@@ -79,6 +86,7 @@ def test_a_layer_that_is_added_to_a_model_has_a_free_name():
     assert "re_lu" in layer_names(model)
 
 
+@pytest.mark.once
 def test_counting_goes_on_after_a_build():
     names = [keras.layers.ZeroPadding2D().name for _ in range(3)]
     zoo.digits_resnet()
@@ -86,6 +94,7 @@ def test_counting_goes_on_after_a_build():
     assert keras.layers.ZeroPadding2D().name not in names
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -110,6 +119,7 @@ def test_complaints(name, options, words):
         assert word in message
 
 
+@pytest.mark.once
 def test_images_in_the_unit_interval_reach_efficientnet_at_full_scale():
     model = zoo.build("EfficientNetB0")
     assert layer_names(model)[1:3] == ["to_0_255", "rescaling"]
@@ -137,6 +147,7 @@ def test_small_networks_by_hand():
     assert model.get_layer("stage3_block3_relu2").output.shape == (None, 8, 8, 64)
 
 
+@pytest.mark.once
 def test_resnet56_has_nine_blocks_a_stage():
     model = zoo.resnet56()
     assert model.name == "ResNet56"
@@ -152,6 +163,7 @@ def test_digits_resnet():
     assert not model.losses
 
 
+@pytest.mark.once
 def test_resnet_cifar_scales_its_width():
     model = zoo.resnet_cifar(8, input_shape=(8, 8, 1), classes=3, width=4, classifier_activation=None)
     assert model.name == "ResNet8"

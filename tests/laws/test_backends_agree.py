@@ -14,6 +14,9 @@ import pytest
 
 import keras_morph as km
 
+# On the default backend only, which is held against both others.
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(backend_values.__file__)
 OTHERS = [
     backend

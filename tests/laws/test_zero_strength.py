@@ -79,7 +79,9 @@ def assert_strength_0_changes_nothing(name, regularizer, zeroed, xla=False):
         assert np.any(old != received)
 
 
-@pytest.mark.parametrize("zeroed", [False, True], ids=["random", "one channel zero"])
+@pytest.mark.parametrize(
+    "zeroed", [pytest.param(False, id="random", marks=pytest.mark.once), pytest.param(True, id="one channel zero")]
+)
 @pytest.mark.parametrize(("name", "regularizer"), CASES)
 def test_strength_0_gives_the_weights_of_plain_fit_to_the_bit(name, regularizer, zeroed):
     assert_strength_0_changes_nothing(name, regularizer, zeroed)
