@@ -367,6 +367,28 @@ def channels_first():
     return keras.Model(image, layers.Dense(3, name="dense")(x), name="channels_first")
 
 
+def transformer():
+    """A vision transformer's block: normalization pins the trunk, whole heads and the inside of the MLP may go.
+
+    image(3) -- patches(4) -- flat --+-- norm1 -- attention(2 heads) --+
+                                     |                                 add1 --+-- norm2 -- inner(5) -- outer(4) --+
+                                     +---------------------------------+      |                                   add2 -- ...
+                                                                              +-----------------------------------+
+    ... -- norm3 -- mean -- dense(3)
+    """
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = layers.Conv2D(4, 2, strides=2, name="patches")(image)
+    x = layers.Reshape((9, 4), name="flat")(x)
+    y = layers.LayerNormalization(name="norm1")(x)
+    x = layers.Add(name="add1")([x, layers.MultiHeadAttention(2, 3, name="attention")(y, y)])
+    y = layers.LayerNormalization(name="norm2")(x)
+    y = layers.Dense(5, activation="gelu", name="inner")(y)
+    x = layers.Add(name="add2")([x, layers.Dense(4, name="outer")(y)])
+    x = layers.LayerNormalization(name="norm3")(x)
+    x = layers.GlobalAveragePooling1D(name="mean")(x)
+    return keras.Model(image, layers.Dense(3, name="dense")(x), name="transformer")
+
+
 EVERYWHERE = (
     plain,
     residual_identity,
@@ -387,6 +409,7 @@ EVERYWHERE = (
     merges,
     operations,
     sequential,
+    transformer,
 )
 BUILDERS = {builder.__name__: builder for builder in (*EVERYWHERE, channels_first)}
 NAMES = [builder.__name__ for builder in EVERYWHERE]

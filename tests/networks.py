@@ -1,15 +1,22 @@
 """Random small networks, for Hypothesis: a recipe is data that prints and shrinks well, `build` makes the model.
 
 A network is a stack of blocks; each takes the newest tensor and adds one, and some look back at an older one. An option
-is a small whole number that a block reads as it likes.
+is a small whole number that a block reads as it likes. Blocks work in both data formats.
 """
 
 from typing import NamedTuple
 
 import keras
 import models
+import numpy as np
+from functions import COMBINATIONS, ELEMENTWISE, JUMPING, REDUCING
 from hypothesis import strategies as st
 from keras import layers, ops
+from keras.src.applications.convnext import LayerScale
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+# TensorFlow's CPU kernels know no channels_first convolution.
+FORMATS = ["channels_last"] if keras.backend.backend() == "tensorflow" else ["channels_last", "channels_first"]
 
 
 class Block(NamedTuple):
@@ -22,6 +29,7 @@ class Block(NamedTuple):
 class Recipe(NamedTuple):
     """`rank` spatial axes of `size`, one or two inputs of these widths, the blocks, the head, and how many outputs."""
 
+    format: str
     rank: int
     size: int
     inputs: tuple[int, ...]
@@ -31,10 +39,11 @@ class Recipe(NamedTuple):
 
 
 class Stack:
-    """The tensors so far, and shorthands for the layers of one rank."""
+    """The tensors so far, and shorthands for the layers of one rank and data format."""
 
     def __init__(self, recipe):
         self.rank = recipe.rank
+        self.axis = -1 if recipe.format == "channels_last" else 1
         self.tensors = []
 
     def layer(self, name, *args, **kwargs):
@@ -44,6 +53,19 @@ class Stack:
         options = {"padding": "same", "activation": activation, **options}
         return self.layer("Conv", width, size, **options)(x)
 
+    def normalization(self, **options):
+        return layers.BatchNormalization(axis=self.axis, **options)
+
+    def width(self, x):
+        return x.shape[self.axis]
+
+    def space(self, x):
+        return tuple(x.shape[1:-1] if self.axis == -1 else x.shape[2:])
+
+    def shape(self, space, width):
+        """A shape without its batch axis."""
+        return (*space, width) if self.axis == -1 else (width, *space)
+
     def older(self, block):
         return self.tensors[block.option % len(self.tensors)]
 
@@ -51,25 +73,36 @@ class Stack:
         """`other` itself if it has the shape of x; else projected, and over space reduced where that differs too."""
         if tuple(other.shape) == tuple(x.shape):
             return other
-        if tuple(other.shape[1:-1]) != tuple(x.shape[1:-1]):
+        if self.space(other) != self.space(x):
             other = self.layer("GlobalAveragePooling", keepdims=True)(other)
-        return self.conv(other, x.shape[-1], size=1)
+        return self.conv(other, self.width(x), size=1)
 
     def beside(self, x, other):
         """`other` itself if it can be joined with x; else a convolution of x."""
-        return other if tuple(other.shape[1:-1]) == tuple(x.shape[1:-1]) else self.conv(x, x.shape[-1], "tanh")
+        return other if self.space(other) == self.space(x) else self.conv(x, self.width(x), "tanh")
+
+    def join(self, operands):
+        return layers.Concatenate(axis=self.axis)(operands)
+
+    def sequence(self, x):
+        """The positions of x as steps, and the way back."""
+        places, space = int(np.prod(self.space(x))), self.space(x)
+        if self.axis == 1:
+            flat = layers.Permute((2, 1))(layers.Reshape((self.width(x), places))(x))
+            return flat, lambda y: layers.Reshape((y.shape[-1], *space))(layers.Permute((2, 1))(y))
+        return layers.Reshape((places, self.width(x)))(x), lambda y: layers.Reshape((*space, y.shape[-1]))(y)
 
 
 def conv(stack, x, block):
     options = [{}, {"use_bias": False}, {"padding": "valid"}, {"strides": 2}, {"dilation_rate": 2}][block.option % 5]
-    if options.get("padding") == "valid" and min(x.shape[1:-1]) < 3:
+    if options.get("padding") == "valid" and min(stack.space(x)) < 3:
         options = {}
     return stack.conv(x, block.width, block.activation, **options)
 
 
 def normalized(stack, x, block):
     options = [{}, {"scale": False}, {"center": False}, {"scale": False, "center": False}][block.option % 4]
-    return layers.BatchNormalization(**options)(x)
+    return stack.normalization(**options)(x)
 
 
 def activated(stack, x, block):
@@ -80,32 +113,32 @@ def activated(stack, x, block):
         layers.ELU(),
         layers.PReLU(shared_axes=list(range(1, stack.rank + 1))),
         layers.PReLU(),
-        layers.Softmax(),
+        layers.Softmax(stack.axis),
         layers.Activation(ops.relu),
     ][block.option % 8](x)
 
 
 def conv_bn_act(stack, x, block):
     x = stack.conv(x, block.width, size=3 - 2 * (block.option % 2), use_bias=block.option % 3 == 0)
-    return layers.Activation(block.activation)(layers.BatchNormalization()(x))
+    return layers.Activation(block.activation)(stack.normalization()(x))
 
 
 def residual(stack, x, block):
     y = stack.conv(x, block.width, block.activation)
-    y = layers.BatchNormalization()(stack.conv(y, x.shape[-1]))
+    y = stack.normalization()(stack.conv(y, stack.width(x)))
     return layers.Add()([x, y] if block.option % 2 else [y, x])
 
 
 def projected_residual(stack, x, block):
     y = stack.conv(x, 3, block.activation, strides=2)
-    y = layers.BatchNormalization()(stack.conv(y, block.width))
-    x = layers.BatchNormalization()(stack.conv(x, block.width, size=1, strides=2))
+    y = stack.normalization()(stack.conv(y, block.width))
+    x = stack.normalization()(stack.conv(x, block.width, size=1, strides=2))
     return layers.Activation(block.activation)(layers.Add()([x, y]))
 
 
 def padded_residual(stack, x, block):
-    y = layers.BatchNormalization()(stack.conv(x, block.width, size=1))
-    y = stack.conv(stack.layer("ZeroPadding", 1)(y), x.shape[-1], padding="valid")
+    y = stack.normalization()(stack.conv(x, block.width, size=1))
+    y = stack.conv(stack.layer("ZeroPadding", 1)(y), stack.width(x), padding="valid")
     return layers.Add()([x, y])
 
 
@@ -114,7 +147,7 @@ MERGES = [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.M
 
 def merged(stack, x, block):
     older = stack.like(x, stack.older(block))
-    branch = stack.conv(stack.conv(x, block.width, block.activation, size=1), x.shape[-1], size=1)
+    branch = stack.conv(stack.conv(x, block.width, block.activation, size=1), stack.width(x), size=1)
     merge = MERGES[block.option % 6]
     operands = [[x, branch], [branch, x], [x, older], [x, branch, older], [older, branch, x]][block.width % 5]
     return merge()(operands[:2] if merge is layers.Subtract else operands)
@@ -123,13 +156,13 @@ def merged(stack, x, block):
 def joined(stack, x, block):
     older = stack.beside(x, stack.older(block))
     operands = [[x, older], [older, x], [x, older, x]][block.width % 3]
-    return ops.concatenate(operands, axis=-1) if block.option % 4 == 3 else layers.Concatenate()(operands)
+    return ops.concatenate(operands, axis=stack.axis) if block.option % 4 == 3 else stack.join(operands)
 
 
 def depthwise(stack, x, block):
     options = {"depth_multiplier": 1 + block.option % 2, "padding": "same", "activation": block.activation}
     if stack.rank == 3:
-        return stack.conv(x, x.shape[-1], groups=x.shape[-1])
+        return stack.conv(x, stack.width(x), groups=stack.width(x))
     return stack.layer("DepthwiseConv", 3, **options)(x)
 
 
@@ -141,17 +174,18 @@ def separable(stack, x, block):
 
 
 def grouped(stack, x, block):
-    groups = 2 if x.shape[-1] % 2 == 0 else x.shape[-1]
-    return stack.conv(x, groups * (1 + block.option % 2), block.activation, groups=groups)
+    width = stack.width(x)
+    groups = next((n for n in (2, 3, 5) if width % n == 0), 1)
+    return stack.conv(x, groups * (1 + block.option % 3), block.activation, groups=groups)
 
 
 def squeeze_excite(stack, x, block):
-    channels = x.shape[-1]
+    channels = stack.width(x)
     if block.option % 2:
         gate = stack.layer("GlobalAveragePooling")(x)
         gate = layers.Dense(block.width, activation=block.activation)(gate)
         gate = layers.Dense(channels, activation="sigmoid")(gate)
-        gate = layers.Reshape((1,) * stack.rank + (channels,))(gate)
+        gate = layers.Reshape(stack.shape((1,) * stack.rank, channels))(gate)
     else:
         gate = stack.layer("GlobalMaxPooling", keepdims=True)(x)
         gate = stack.conv(gate, block.width, block.activation, size=1)
@@ -160,20 +194,20 @@ def squeeze_excite(stack, x, block):
 
 
 def resized(stack, x, block):
-    if min(x.shape[1:-1]) < 3:
+    if min(stack.space(x)) < 3:
         return stack.layer("UpSampling", 2)(x)
     return [
         stack.layer("MaxPooling", 2),
         stack.layer("AveragePooling", 2, padding="same"),
         stack.layer("ZeroPadding", 1),
         stack.layer("Cropping", 1),
-        stack.layer("UpSampling", 2) if max(x.shape[1:-1]) < 8 else stack.layer("MaxPooling", 3, strides=2),
+        stack.layer("UpSampling", 2) if max(stack.space(x)) < 8 else stack.layer("MaxPooling", 3, strides=2),
         stack.layer("AveragePooling", 3, strides=1, padding="same"),
     ][block.option % 6](x)
 
 
 def transposed(stack, x, block):
-    strides = 2 if max(x.shape[1:-1]) < 6 else 1
+    strides = 2 if max(stack.space(x)) < 6 else 1
     options = {"strides": strides, "padding": ("same", "valid")[block.option % 2], "activation": block.activation}
     return getattr(layers, f"Conv{stack.rank}DTranspose")(block.width, 2, **options)(x)
 
@@ -187,43 +221,184 @@ def dropped(stack, x, block):
         layers.Dropout(0.5),
         stack.layer("SpatialDropout", 0.5),
         layers.GaussianNoise(0.1),
+        layers.AlphaDropout(0.5),
+        layers.GaussianDropout(0.5),
+        layers.ActivityRegularization(0.1),
         layers.Identity(),
         layers.Rescaling(0.5, offset=0.25),
-    ][block.option % 5](x)
+    ][block.option % 8](x)
 
 
 def shared(stack, x, block):
-    twins = stack.layer("Conv", x.shape[-1], 3, padding="same", activation=block.activation)
+    groups = 2 if block.option % 2 and stack.width(x) % 2 == 0 else 1
+    twins = stack.layer("Conv", stack.width(x), 3, padding="same", activation=block.activation, groups=groups)
     older = stack.like(x, stack.older(block))
     return [
         lambda: twins(twins(x)),
         lambda: layers.Add()([twins(x), twins(older)]),
-        lambda: layers.Concatenate()([twins(x), twins(stack.beside(x, older))]),
+        lambda: stack.join([twins(x), twins(stack.like(x, older))]),
     ][block.option % 3]()
 
 
+def part(stack, x, slice_):
+    """Some of the channels."""
+    return x[(Ellipsis, slice_) if stack.axis == -1 else (slice(None), slice_)]
+
+
 def operation(stack, x, block):
-    older = stack.like(x, stack.older(block))
+    older, width = stack.like(x, stack.older(block)), stack.width(x)
     return [
         lambda: ops.relu(x),
         lambda: x + older,
         lambda: x * 2.0,
-        lambda: x[..., : max(1, x.shape[-1] // 2)],
-        lambda: ops.take(x, list(reversed(range(x.shape[-1]))), axis=-1),
-        lambda: ops.maximum(x, older),
-        lambda: ops.split(ops.concatenate([x, stack.beside(x, older)], axis=-1), 2, axis=-1)[block.width % 2],
-        lambda: x - older,
-        lambda: ops.multiply(older, x),
+        lambda: part(stack, x, slice(max(1, width // 2))),
+        lambda: part(stack, x, slice(None, None, 2)),
+        lambda: ops.take(x, [*reversed(range(width)), 0], axis=stack.axis),
+        lambda: ops.split(
+            ops.concatenate([x, stack.beside(x, older)], axis=stack.axis), 2 if width % 2 == 0 else [1], axis=stack.axis
+        )[block.width % 2],
+        lambda: ops.flip(x, axis=[1, 2, -1][block.width % 3]),
+        lambda: ops.repeat(x, 2, axis=stack.axis),
+        lambda: ops.add(*ops.split(x, 2, axis=stack.axis)) if width % 2 == 0 else older - x,
+        lambda: ops.pad(x, [(0, 0), *[(1, 0) if n == block.width % 3 else (0, 0) for n in range(stack.rank + 1)]]),
         lambda: 1.0 - x,
-    ][block.option % 10]()
+        lambda: x * np.linspace(0.5, 1.5, width, dtype="float32").reshape(stack.shape((1,) * stack.rank, width)),
+        lambda: ops.where(x > 0, x, older),
+        lambda: ops.stack([x, older], axis=1)[:, block.width % 2],
+    ][block.option % 15]()
+
+
+SMOOTH = [function for kind, function in ELEMENTWISE if kind not in JUMPING]
+COMBINING = [function for kind, function in COMBINATIONS if kind not in JUMPING]
+
+
+def elementwise(stack, x, block):
+    """Any function of the table; of tanh, so that none overflows."""
+    x = ops.tanh(x)
+    if block.option % 2:
+        return SMOOTH[(block.option // 2 * 5 + block.width) % len(SMOOTH)](x)
+    combine = COMBINING[(block.option // 2) % len(COMBINING)]
+    branch = ops.tanh(stack.conv(x, stack.width(x), block.activation))
+    return combine(x, branch) if block.width % 2 else combine(branch, x)
+
+
+def reduced(stack, x, block):
+    axes = [n for n in range(1, stack.rank + 2) if n != stack.axis % (stack.rank + 2)]
+    kept = ops.tanh(x)
+    _, reduce = REDUCING[block.option % len(REDUCING)]
+    return (
+        kept * reduce(kept + 1, axis=axes, keepdims=True)
+        if block.width % 2
+        else kept - reduce(kept, axis=axes[0], keepdims=True)
+    )
+
+
+def moved(stack, x, block):
+    """Axes are moved, and moved back after something that works on them."""
+    axes = [0, *range(2, stack.rank + 2), 1]
+    back = [0, stack.rank + 1, *range(1, stack.rank + 1)]
+    return [
+        lambda: ops.transpose(ops.relu(ops.transpose(x, axes)), back),
+        lambda: layers.Permute(back[1:])(layers.Activation(block.activation)(layers.Permute(axes[1:])(x))),
+        lambda: ops.moveaxis(layers.Dense(x.shape[1])(ops.moveaxis(x, 1, -1)), -1, 1),
+        lambda: ops.swapaxes(layers.Dense(x.shape[1])(ops.swapaxes(x, 1, -1)), 1, -1),
+        lambda: ops.squeeze(ops.expand_dims(x, block.width % (stack.rank + 2) + 1), block.width % (stack.rank + 2) + 1),
+        lambda: ops.reshape(ops.reshape(x, (-1, int(np.prod(x.shape[1:])))), (-1, *x.shape[1:])),
+    ][block.option % 6]()
+
+
+def shuffled(stack, x, block):
+    """As ShuffleNet shuffles; and as PixelShuffle does, where the channels allow."""
+    width, space, groups = stack.width(x), stack.space(x), 2 if stack.width(x) % 2 == 0 else 3
+    if stack.axis == 1 or width % groups:
+        return stack.conv(x, 4, block.activation)
+    if block.option % 2 or stack.rank != 2 or width % 4 or max(space) > 6:
+        split = ops.reshape(x, (-1, *space, groups, width // groups))
+        swapped = ops.swapaxes(split, -1, -2)
+        return ops.reshape(swapped, (-1, *space, width))
+    high, wide = space
+    x = ops.reshape(x, (-1, high, wide, 2, 2, width // 4))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 2 * high, 2 * wide, width // 4))
+
+
+def normalizing(stack, x, block):
+    """What normalizes or scales."""
+    width = stack.width(x)
+    return [
+        lambda: layers.LayerNormalization(axis=stack.axis)(x),
+        lambda: layers.GroupNormalization(groups=1, axis=stack.axis)(x),
+        lambda: layers.RMSNormalization(axis=stack.axis)(x),
+        lambda: layers.UnitNormalization(axis=stack.axis)(x),
+        lambda: layers.Normalization(axis=stack.axis, mean=[0.5] * width, variance=[2.0] * width)(x),
+        lambda: stack.normalization(renorm=True)(x),
+        lambda: x + LayerScale(0.1, width)(stack.conv(x, width)) if stack.axis == -1 else x,
+        lambda: CustomScaleLayer(0.3)([x, stack.conv(stack.conv(x, block.width, block.activation), width)]),
+        lambda: stack.layer("AveragePooling", 2)(layers.Resizing(6, 5)(x)) if stack.rank == 2 else x,
+    ][block.option % 9]()
+
+
+def recurrent(stack, x, block):
+    steps, back = stack.sequence(x)
+    options = {"return_sequences": True, "use_bias": block.option % 2 == 0}
+    layer = [layers.LSTM, layers.GRU, layers.SimpleRNN][block.width % 3](block.width, **options)
+    if block.option % 3 == 0:
+        layer = layers.Bidirectional(layer, merge_mode=["concat", "sum", "ave", "mul"][block.option % 4])
+    if block.option % 7 == 6:
+        short = layers.RepeatVector(steps.shape[1])(layers.GRU(block.width, reset_after=False)(steps))
+        return back(layers.Concatenate()([short, steps]))
+    return back(layer(steps))
+
+
+def transformer(stack, x, block):
+    """A residual block with attention and one with an MLP; without LayerNormalization nothing pins the trunk."""
+    steps, back = stack.sequence(x)
+    width = steps.shape[-1]
+    y = layers.LayerNormalization()(steps) if block.option % 2 else steps
+    attended = [
+        lambda: layers.MultiHeadAttention(3, 2, use_bias=block.width % 2 == 0)(y, y),
+        lambda: layers.MultiHeadAttention(2, 3, output_shape=width)(y, layers.Dense(block.width)(y)),
+        lambda: layers.GroupQueryAttention(2, 4, 2)(y, y),
+        lambda: layers.Attention()([layers.Dense(4)(y), layers.Dense(width)(y), layers.Dense(4)(y)]),
+        lambda: layers.AdditiveAttention()([y, y]),
+        lambda: ops.matmul(ops.softmax(ops.matmul(y, ops.transpose(y, (0, 2, 1)))), layers.Dense(width)(y)),
+        lambda: ops.einsum("bqk,bkc->bqc", ops.einsum("bqc,bkc->bqk", ops.tanh(y), y), layers.Dense(width)(y)),
+    ][block.option % 7]()
+    steps = layers.Add()([steps, attended])
+    y = layers.EinsumDense("abc,cd->abd", (steps.shape[1], block.width), bias_axes="d", activation="gelu")(steps)
+    return back(layers.Add()([steps, layers.Dense(width)(y)]))
+
+
+def distributed(stack, x, block):
+    """The first axis of space as time."""
+    if stack.axis == 1 or stack.rank == 1:
+        return layers.TimeDistributed(layers.Dense(x.shape[-1], block.activation))(x)
+    convolution, pooling = (getattr(layers, f"{name}{stack.rank - 1}D") for name in ("Conv", "MaxPooling"))
+    options = {"padding": "same", "activation": block.activation}
+    return layers.TimeDistributed(
+        [
+            lambda: convolution(block.width, 3, **options),
+            lambda: convolution(2 * block.width, 3, groups=2 if x.shape[-1] % 2 == 0 else 1, **options),
+            lambda: pooling(2, padding="same"),
+            lambda: layers.BatchNormalization(),
+            lambda: layers.Dense(block.width),
+        ][block.option % 5]()
+    )(x)
+
+
+def looked_up(stack, x, block):
+    """What channels say is looked up, and multiplied with them."""
+    tokens = ops.cast(ops.clip(3 * ops.abs(stack.layer("GlobalMaxPooling")(x)), 0, 0), "int32")
+    gate = layers.GlobalAveragePooling1D(data_format="channels_last")(layers.Embedding(3, stack.width(x))(tokens))
+    return layers.Multiply()([x, layers.Reshape(stack.shape((1,) * stack.rank, stack.width(x)))(gate)])
 
 
 def nested(stack, x, block):
     inside = keras.Input(tuple(x.shape[1:]))
-    y = layers.BatchNormalization()(stack.conv(inside, block.width, block.activation))
+    y = stack.normalization()(stack.conv(inside, block.width, block.activation))
     if block.option % 2:
         return keras.Model(inside, y)(x)
-    return keras.Model(inside, layers.Add()([inside, stack.conv(y, x.shape[-1])]))(x)
+    model = keras.Model(inside, layers.Add()([inside, stack.conv(y, stack.width(x))]))
+    return model(model(x)) if block.option % 4 == 2 else model(x)
 
 
 KINDS = {
@@ -248,6 +423,15 @@ KINDS = {
         dropped,
         shared,
         operation,
+        elementwise,
+        reduced,
+        moved,
+        shuffled,
+        normalizing,
+        recurrent,
+        transformer,
+        distributed,
+        looked_up,
         nested,
     )
 }
@@ -288,7 +472,7 @@ def mean(stack, x):
 
 def hidden(stack, x):
     x = layers.Dense(5, activation="relu")(layers.Flatten()(x))
-    return layers.Dense(3)(layers.BatchNormalization()(x))
+    return layers.Dense(3)(stack.normalization()(x))
 
 
 def maps(stack, x):
@@ -297,7 +481,7 @@ def maps(stack, x):
 
 def reshaped(stack, x):
     x = stack.layer("GlobalMaxPooling")(x)
-    return layers.Dense(2)(layers.Reshape((1, x.shape[-1]))(x))
+    return layers.Dense(2)(layers.Reshape((1, stack.width(x)))(x))
 
 
 def bare(stack, x):
@@ -318,6 +502,7 @@ def recipes(draw):
         option=st.integers(0, 29),
     )
     return Recipe(
+        format=draw(st.sampled_from(FORMATS)),
         rank=draw(st.sampled_from([2, 2, 2, 1, 3])),
         size=draw(st.integers(4, 6)),
         inputs=tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=2))),
@@ -329,13 +514,22 @@ def recipes(draw):
 
 def build(recipe):
     """The recipe's model, with random weights."""
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format(recipe.format)
+    try:
+        return models.randomize(_built(recipe), seed=1)
+    finally:
+        keras.config.set_image_data_format(before)
+
+
+def _built(recipe):
     keras.backend.clear_session(free_memory=False)
     stack = Stack(recipe)
     space = (recipe.size,) * recipe.rank
-    inputs = [keras.Input((*space, width)) for width in recipe.inputs]
+    inputs = [keras.Input(stack.shape(space, width)) for width in recipe.inputs]
     x = inputs[0]
     if len(inputs) == 2:
-        x = layers.Concatenate()([stack.conv(inputs[0], 3, "relu"), stack.conv(inputs[1], 2, "relu")])
+        x = stack.join([stack.conv(inputs[0], 3, "relu"), stack.conv(inputs[1], 2, "relu")])
     for block in recipe.blocks:
         stack.tensors.append(x)
         x = KINDS[block.kind](stack, x, block)
@@ -343,8 +537,9 @@ def build(recipe):
     if recipe.outputs == 2:
         middle = stack.tensors[len(stack.tensors) // 2]
         ends.append(layers.Dense(2)(stack.layer("GlobalAveragePooling")(middle)))
-    return models.randomize(keras.Model(inputs, ends), seed=1)
+    return keras.Model(inputs, ends)
 
 
 # What to kill: a share of the layers, a share of the other channels, and which.
 kills = st.tuples(st.sampled_from([0.0, 0.3, 0.6, 1.0]), st.sampled_from([0.0, 0.3, 0.7, 0.9]), st.integers(0, 999))
+grouped_modes = st.sampled_from(["whole", "equal"])

@@ -53,7 +53,8 @@ class Weight:
         name: attribute of the layer that holds it, such as `kernel`.
         shape: its shape in the seed.
         vectors: per axis the number of its id vector, or -1 where the axis holds no channels.
-        multiplies: "outputs" or "inputs" if each of its elements is multiplied once per position of that tensor.
+        multiplies: "outputs" or "inputs" if each of its elements is multiplied once per position of the result, or of
+            the last operand.
         scores: the axis whose channels this weight makes (the axis of GroupLasso), or None.
     """
 
@@ -102,11 +103,12 @@ class Call:
     Attributes:
         layer: number of the layer in `ChannelGraph.layers`.
         mode: how the call treats constant and missing operands, one of the modes of `closure.py`.
-        inputs, outputs: numbers of its tensors in `ChannelGraph.tensors`.
+        inputs, outputs: numbers of its tensors in `ChannelGraph.tensors`. Behind the operands there may be one of the
+            channels inside the layer (the heads of attention), which must not be empty either.
         arguments: the arguments as Keras recorded them, for the replay.
         gathers: for each output the positions of its channels in the first input's vector, where the call picks
             channels; else empty.
-        sources: Keras's own tensors that `inputs` stand for, in the same order.
+        sources: Keras's own tensors that the operands stand for, in the same order.
     """
 
     layer: int
@@ -116,6 +118,11 @@ class Call:
     arguments: Any = None
     sources: tuple[Any, ...] = ()
     gathers: tuple[np.ndarray, ...] = ()
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """Numbers of the tensors that the call is given."""
+        return self.inputs[: len(self.sources)]
 
 
 @dataclass(frozen=True)

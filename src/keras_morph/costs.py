@@ -119,7 +119,7 @@ def _pair(vectors: list[int]) -> tuple[int, int]:
 
 
 def _positions(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
-    tensor = graph.tensors[call.outputs[0] if where == "outputs" else call.inputs[0]]
+    tensor = graph.tensors[call.outputs[0] if where == "outputs" else call.operands[-1]]
     if tensor.positions is None:
         raise UnsupportedModelError(
             f"{cost} of {layer.name} depends on the size of its {where}, which is unknown. Expected a model with a "

@@ -1,4 +1,4 @@
-"""The rows of Keras's layers."""
+"""The rows of Keras's layers, but for those over sequences."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ from keras_morph.layer_rules import (
     together,
 )
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "mixes_channels", "weighted"]
 
 
 def _channel_axis(operation: Any, rank: int) -> int:
@@ -42,7 +42,7 @@ ELEMENTWISE = frozenset(
 )
 
 
-def _mixes_channels(activation: Any) -> str | None:
+def mixes_channels(activation: Any) -> str | None:
     """Why an activation cannot be taken apart by channels, or None."""
     name = getattr(activation, "__name__", type(activation).__name__)
     if activation is None or (name in ELEMENTWISE and getattr(keras.activations, name, None) is activation):
@@ -55,26 +55,35 @@ def _mixes_channels(activation: Any) -> str | None:
 # Flows: how ids pass through a call.
 
 
-def _weighted(flow: Flow) -> Routed:
+def weighted(flow: Flow) -> Routed:
     """Conv, transposed Conv and Dense: read every input channel, make `out`."""
     axis = _channel_axis(flow.operation, flow.inputs[0].rank)
     made = flow.graph.make(flow.name, flow.output_shapes[0][axis] or 0)
-    if reason := _mixes_channels(getattr(flow.operation, "activation", None)):
+    if reason := mixes_channels(getattr(flow.operation, "activation", None)):
         flow.graph.pin(made, reason)
     return Routed([(made, axis)], {"in": flow.read(axis), "out": made})
 
 
 def _grouped(flow: Flow) -> Routed:
-    """A grouped convolution: inputs and outputs of one conv group are one group of channels."""
-    routed, groups = _weighted(flow), flow.operation.groups
+    """A grouped convolution: inputs and outputs of one conv group are one group of channels.
+
+    Or, for equal counts in every conv group, the k-th inputs of all of them are one, and so are the k-th outputs; not
+    where a conv group has a single input, which could never go.
+    """
+    routed, groups = weighted(flow), flow.operation.groups
     read, made = routed.sides["in"], routed.sides["out"]
     if read is None or made is None:
         flow.graph.pin(
             routed.results[0][0], f"{flow.name} is a grouped convolution over another axis than its channels'"
         )
-    else:
-        members = np.concatenate([read.reshape(groups, -1), made.reshape(groups, -1)], axis=1)
-        flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), members.ravel())
+        return Routed(routed.results, {"out": made})
+    inputs, outputs = read.reshape(groups, -1), made.reshape(groups, -1)
+    if flow.grouped == "equal" and inputs.shape[1] > 1:
+        for members in (inputs, outputs):
+            flow.graph.tie(np.tile(members[0], groups), members.ravel())
+        return Routed(routed.results, {"group_in": inputs[0], "out": made})
+    members = np.concatenate([inputs, outputs], axis=1)
+    flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), members.ravel())
     return Routed(routed.results, {"out": made})
 
 
@@ -84,7 +93,7 @@ def _depthwise(flow: Flow) -> Routed:
     read = flow.read(axis)
     if read is None:
         return fresh(flow, "filters another axis than the one that its channels lie along")
-    if reason := _mixes_channels(flow.operation.activation):
+    if reason := mixes_channels(flow.operation.activation):
         flow.graph.pin(read, reason)
     out = _repeat(read, flow.operation.depth_multiplier)
     return Routed([(out, axis)], {"in": read, "out": out})
@@ -95,7 +104,7 @@ def _repeat(ids: Ids, times: int) -> Ids:
 
 
 def _separable(flow: Flow) -> Routed:
-    routed = _weighted(flow)
+    routed = weighted(flow)
     read = routed.sides["in"]
     mid = None if read is None else _repeat(read, flow.operation.depth_multiplier)
     return replace(routed, sides={**routed.sides, "mid": mid})
@@ -109,7 +118,7 @@ def _normalized(flow: Flow) -> Routed:
 
 
 def _activated(flow: Flow) -> Routed:
-    reason = _mixes_channels(flow.operation.activation)
+    reason = mixes_channels(flow.operation.activation)
     return together(flow, reason) if reason else same(flow)
 
 
@@ -159,7 +168,8 @@ def _vector_repeated(flow: Flow) -> Routed:
 
 
 def _narrow_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
-    return {**config, "groups": config["groups"] * len(kept) // config["filters"], "filters": len(kept)}
+    alive = np.unique(kept // (config["filters"] // config["groups"]))
+    return {**config, "groups": len(alive), "filters": len(kept)}
 
 
 def _narrow_projection(config: dict, kept: np.ndarray, result: Tensor) -> dict:
@@ -191,11 +201,11 @@ def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 SAME = Rule(same, "uniform")
 SPATIAL = Rule(_spatial, "uniform")
 MERGE = Rule(merged, "merge")
-DENSE = Rule(_weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units")
+DENSE = Rule(weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units")
 
 
 def _convolution(kernel: str, positions: str = "outputs") -> Rule:
-    return Rule(_weighted, "make", {"kernel": kernel, "bias": "out"}, {"kernel": positions}, width="filters")
+    return Rule(weighted, "make", {"kernel": kernel, "bias": "out"}, {"kernel": positions}, width="filters")
 
 
 def _grouped_variant(kernel: str) -> Callable[[Any], Rule | None]:
@@ -228,37 +238,6 @@ _NORMALIZED_WEIGHTS = dict.fromkeys(("gamma", "beta", "moving_mean", "moving_var
 _RENORM_WEIGHTS = dict.fromkeys(("moving_stddev", "renorm_mean", "renorm_stddev"), "in")
 
 
-def _embedded(flow: Flow) -> Routed:
-    made = flow.graph.make(flow.name, flow.operation.output_dim)
-    flow.graph.pin(flow.inputs[0].ids, f"{flow.name} looks them up as tokens")
-    return Routed([(made, len(flow.output_shapes[0]) - 1)], {"out": made})
-
-
-def _recurrent(flow: Flow) -> Routed:
-    """LSTM, GRU and SimpleRNN: every unit makes one channel, and reads all of them at the next step."""
-    operation, signal = flow.operation, flow.inputs[0]
-    if len(flow.inputs) > 1:
-        return fresh(flow, "is given its initial state")
-    made = flow.graph.make(flow.name, operation.units)
-    for part in ("activation", "recurrent_activation"):
-        if reason := _mixes_channels(getattr(operation, part, None)):
-            flow.graph.pin(made, f"{flow.name}: {reason}")
-    gates = np.tile(made, operation.cell.kernel.shape[-1] // operation.units)
-    results = [(made, len(shape) - 1) for shape in flow.output_shapes]
-    return Routed(results, {"in": flow.read(signal.rank - 1), "out": made, "gates": gates})
-
-
-RECURRENT = Rule(
-    _recurrent,
-    "strict",
-    {"cell.kernel": "in gates", "cell.recurrent_kernel": "out gates", "cell.bias": "gates"},
-    width="units",
-)
-
-
-GRU_OF_TWO_BIASES = replace(RECURRENT, weights={**RECURRENT.weights, "cell.bias": "side gates"})
-
-
 def _scaled_sum(flow: Flow) -> Routed:
     return merged(flow) if len(flow.inputs) == 2 else fresh(flow, "adds something that we do not know")
 
@@ -278,10 +257,6 @@ ROWS: dict[type, Rule] = {
     layers.BatchNormalization: Rule(_normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma"),
     LayerScale: Rule(same, "uniform", {"gamma": "in"}, narrow=_narrow_projection),
     CustomScaleLayer: Rule(_scaled_sum, "merge"),
-    layers.Embedding: Rule(_embedded, "strict", {"embeddings": "token out"}, width="output_dim"),
-    layers.LSTM: RECURRENT,
-    layers.GRU: replace(RECURRENT, variant=lambda gru: GRU_OF_TWO_BIASES if gru.reset_after else None),
-    layers.SimpleRNN: RECURRENT,
     layers.LayerNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
     layers.GroupNormalization: Rule(partial(together, reason="normalizes over groups of channels"), "strict"),
     layers.RMSNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),

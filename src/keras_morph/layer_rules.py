@@ -54,6 +54,7 @@ class Flow:
         default_axis: channel axis of tensors of unknown origin, as a function of their rank.
         args: positional arguments of the call, Keras's own tensors among them.
         kwargs: keyword arguments of the call.
+        grouped: "whole" or "equal", as in `trace`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Flow:
     default_axis: Callable[[int], int]
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    grouped: str = "whole"
 
     def read(self, axis: int) -> Ids | None:
         """Ids that the layer reads along `axis` of its operand; None, and pinned, if they lie along another axis."""
@@ -84,12 +86,16 @@ class Routed:
         mode: overrides the row's mode for this call.
         gathers: for each result the positions of its channels along the operand's channel axis, where the call picks
             channels (slices, splits, takes, shuffles).
+        hidden: ids of the channels inside the layer, of which one has to stay, or None.
+        followed: False where the row does not say what this call does: the layer is then one that we do not know.
     """
 
     results: list[tuple[Ids, int]]
     sides: Mapping[str, Ids | None] = field(default_factory=dict)
     mode: str | None = None
     gathers: tuple[np.ndarray, ...] = ()
+    hidden: Ids | None = None
+    followed: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,12 @@ class Rule:
             "join": joins the operands' vectors.
             "strict": operands must not be constant.
         weights: attribute -> axis string.
-        multiplies: attribute -> "outputs" or "inputs": each element is multiplied once per position of that tensor.
-        width: config field that holds the number of `out` channels.
+        multiplies: attribute -> "outputs" or "inputs": each element is multiplied once per position of the result, or
+            of the last operand.
+        width: config field that holds the number of channels that the layer makes.
         scale: attribute that scales each channel (the gamma of BatchNormalization).
-        narrow: `narrow(config, kept positions of the result's channel axis, result) -> config` where the config holds
-            more than a width.
+        narrow: `narrow(config, kept, result) -> config` where the config holds more than a width; kept are the
+            positions, of the channels that the layer makes or else of the result's, that are alive.
         rewrite: `rewrite(args, kwargs, Rewriting) -> (args, kwargs)`, where arguments of the call depend on channels:
             constant arrays, indices, shapes. It is called before tensors are filled in.
         variant: `variant(operation) -> Rule | None`, a different row for some instances of the class.
@@ -141,6 +148,16 @@ class Rule:
     narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
     rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
+
+    def of(self, operation: Any) -> "Rule":
+        """The row of one instance of the class."""
+        return (self.variant(operation) if self.variant else None) or self
+
+    def narrowed(self, config: dict, kept: np.ndarray, result: Tensor) -> dict:
+        """The config of a copy that keeps these channels."""
+        if self.narrow:
+            config = self.narrow(config, kept, result)
+        return {**config, self.width: len(kept)} if self.width else config
 
 
 # Flows that layers and functional operations share.
@@ -168,7 +185,7 @@ def fresh(flow: Flow, reason: str) -> Routed:
         made = flow.graph.make(f"{flow.name}:{number}" if number else flow.name, (shape[axis] or 0) if shape else 0)
         flow.graph.pin(made, f"{flow.name} {reason}")
         results.append((made, axis))
-    return Routed(results, mode="strict")
+    return Routed(results, mode="strict", followed=False)
 
 
 def unknown(flow: Flow) -> Routed:
@@ -265,7 +282,7 @@ def rule_for(operation: Any) -> Rule | None:
     rule = TABLE.get(type(operation))
     if rule is None or getattr(operation, "lora_enabled", False) or getattr(operation, "quantization_mode", None):
         return None
-    return (rule.variant(operation) if rule.variant else None) or rule
+    return rule.of(operation)
 
 
 def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | None = None) -> None:

@@ -32,6 +32,7 @@ class StructureLearner(keras.Model):
             Zoo's choice is `multiplier / cost(seed)`.
         protect: as in `trace`.
         tie: as in `trace`.
+        grouped: as in `trace`.
 
     Raises:
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
@@ -47,13 +48,14 @@ class StructureLearner(keras.Model):
         strength: float = 0.0,
         protect: Sequence[str] = (),
         tie: Sequence[Sequence[str]] = (),
+        grouped: str = "whole",
         name: str | None = None,
     ) -> None:
         super().__init__(name=name or f"{seed.name}_learner")
         self.seed = seed
         self.regularizer = regularizer or GroupLasso()
         self.target_cost = cost or FLOPs()
-        self.graph = pin_sourceless(trace(seed, protect=protect, tie=tie), self.regularizer)
+        self.graph = pin_sourceless(trace(seed, protect=protect, tie=tie, grouped=grouped), self.regularizer)
         self._penalty = Penalty(self.graph, self.regularizer, self.target_cost)
         self._strength = self.add_weight(
             name="strength", shape=(), dtype="float32", initializer="zeros", trainable=False, autocast=False

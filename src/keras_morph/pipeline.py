@@ -63,6 +63,7 @@ def shrink(
     line: Callable[[str], Any] | None = None,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
+    grouped: str = "whole",
 ) -> Shrunk:
     """Shrink a trained model to a budget.
 
@@ -90,6 +91,7 @@ def shrink(
         line: receives one line per epoch, such as `print`.
         protect: as in `trace`.
         tie: as in `trace`.
+        grouped: as in `trace`.
 
     Returns:
         A Shrunk. `small` costs no more than the budget.
@@ -102,9 +104,9 @@ def shrink(
             f"shrink needs an epoch for each of its three phases. Expected: epochs >= 3. Received: {epochs}."
         )
     cost, regularizer = cost or FLOPs(), regularizer or Gamma()
-    trace(seed, protect=protect, tie=tie)  # a model without a graph has no clone either
+    trace(seed, protect=protect, tie=tie, grouped=grouped)  # a model without a graph has no clone either
     copy = cloned(seed)
-    learner = StructureLearner(copy, regularizer=regularizer, cost=cost, protect=protect, tie=tie)
+    learner = StructureLearner(copy, regularizer=regularizer, cost=cost, protect=protect, tie=tie, grouped=grouped)
     fit_budget(learner, budget)  # raises now if it cannot be met
     learner.strength = MULTIPLIER / cost(seed) if strength is None else strength
     learning, fading = max(1, round(0.4 * epochs)), max(1, round(0.3 * epochs))
@@ -139,6 +141,7 @@ def prune(
     cost: Cost | None = None,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
+    grouped: str = "whole",
 ) -> keras.Model:
     """Cut a trained model to a budget in one shot, by the scores of its weights as they are.
 
@@ -149,12 +152,13 @@ def prune(
         cost: as in `fit_budget`.
         protect: as in `trace`.
         tie: as in `trace`.
+        grouped: as in `trace`.
 
     Returns:
         The rebuilt model, to be fine-tuned.
     """
-    structure = fit_budget(model, budget, regularizer=regularizer, cost=cost, protect=protect, tie=tie)
-    return rebuild(model, structure, protect=protect, tie=tie)
+    structure = fit_budget(model, budget, regularizer=regularizer, cost=cost, protect=protect, tie=tie, grouped=grouped)
+    return rebuild(model, structure, protect=protect, tie=tie, grouped=grouped)
 
 
 def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> Any:

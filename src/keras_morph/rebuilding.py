@@ -34,6 +34,7 @@ def rebuild(
     weights: bool = True,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
+    grouped: str = "whole",
 ) -> keras.Model:
     """The model of a structure: narrower layers, dead layers and branches gone.
 
@@ -44,6 +45,7 @@ def rebuild(
             fresh ones.
         protect: as in `trace`.
         tie: as in `trace`.
+        grouped: as in `trace`.
 
     Returns:
         A functional model of stock Keras layers and operations, with the seed's name, layer names, inputs and outputs.
@@ -53,11 +55,18 @@ def rebuild(
     Raises:
         StructureMismatchError: if the structure is not one of this seed.
     """
-    graph, closed = _closed(seed, structure, protect, tie)
+    graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
     return _Replay(graph, closed, weights).model()
 
 
-def masked(seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Sequence[Sequence[str]] = ()) -> keras.Model:
+def masked(
+    seed: Any,
+    structure: Any,
+    *,
+    protect: Sequence[str] = (),
+    tie: Sequence[Sequence[str]] = (),
+    grouped: str = "whole",
+) -> keras.Model:
     """The seed with every dead channel cut off: what makes it and the rows by which it is read are zero.
 
     Args:
@@ -65,11 +74,12 @@ def masked(seed: Any, structure: Any, *, protect: Sequence[str] = (), tie: Seque
         structure: as in `rebuild`.
         protect: as in `trace`.
         tie: as in `trace`.
+        grouped: as in `trace`.
 
     Returns:
         A copy of the seed, of its full size.
     """
-    graph, closed = _closed(seed, structure, protect, tie)
+    graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
     copy = cloned(graph.model)
     for layer in graph.layers:
         makes = any(weight.multiplies for weight in layer.weights) or layer.made is not None
@@ -101,10 +111,8 @@ def _without_config(layer: Layer) -> UnsupportedModelError:
     )
 
 
-def _closed(
-    seed: Any, structure: Any, protect: Sequence[str], tie: Sequence[Sequence[str]]
-) -> tuple[ChannelGraph, Closed]:
-    graph = seed.graph if isinstance(seed, StructureLearner) else trace(seed, protect=protect, tie=tie)
+def _closed(seed: Any, structure: Any, **options: Any) -> tuple[ChannelGraph, Closed]:
+    graph = seed.graph if isinstance(seed, StructureLearner) else trace(seed, **options)
     return graph, close(graph, structure_from(structure, graph).groups(graph))
 
 
@@ -184,22 +192,25 @@ class _Replay:
 
     def kept(self, vector: int) -> np.ndarray:
         """Positions of a vector that are alive."""
-        return np.flatnonzero(self.closed.alive[self.graph.group_of[self.graph.vectors[vector]]])
+        return self.alive(self.graph.vectors[vector])
+
+    def alive(self, ids: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(self.closed.alive[self.graph.group_of[ids]])
 
     def replay(self, call: Call) -> list[Any]:
         states = self.closed.states
         if call.mode == "input":
             return [self.copy(call).output]
-        live = [self.tensors[t] for t in call.inputs if states[t] == LIVE]
+        live = [self.tensors[t] for t in call.operands if states[t] == LIVE]
         if call.gathers:
             return self.gather(call)
         if call.mode == "merge" and any(states[t] == CONSTANT for t in call.inputs):
             return [self.fold(call, live)]
         if call.mode in ("merge", "join") and len(live) == 1 < len(call.inputs):
             return live
-        if len(live) < len(call.inputs):
+        if len(live) < len(call.operands):
             return tree.flatten(self.copy(call)(live))
-        return self.apply(call, {id(s): self.tensors[t] for t, s in zip(call.inputs, call.sources, strict=True)})
+        return self.apply(call, {id(s): self.tensors[t] for t, s in zip(call.operands, call.sources, strict=True)})
 
     def apply(self, call: Call, values: dict[int, Any]) -> list[Any]:
         """Call the copy with its arguments rewritten and with these values for the seed's tensors."""
@@ -256,15 +267,12 @@ class _Replay:
     def narrowed(self, layer: Layer, call: Call) -> Any:
         # A layer of a nested model that did not survive as a whole needs a name that is free outside.
         name = layer.name.removeprefix(self.prefix).replace("/", "_")
-        rule, result = layer.rule, self.graph.tensors[call.outputs[0]]
-        if rule is None:
+        if layer.rule is None:
             return remade(layer.operation, name)
+        result = self.graph.tensors[call.outputs[0]]
+        made = self.graph.vectors[result.vector] if layer.made is None else layer.made
         try:
-            config = layer.operation.get_config()
-            if rule.width:
-                config[rule.width] = len(self.kept(result.vector))
-            if rule.narrow:
-                config = rule.narrow(config, self.kept(result.vector), result)
+            config = layer.rule.narrowed(layer.operation.get_config(), self.alive(made), result)
             return type(layer.operation).from_config({**config, "name": name})
         except (NotImplementedError, TypeError) as error:
             raise _without_config(layer) from error

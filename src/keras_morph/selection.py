@@ -79,6 +79,7 @@ def fit_budget(
     bytes_per_parameter: int = 4,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
+    grouped: str = "whole",
 ) -> Structure:
     """The structure of the highest scores that costs no more than a budget.
 
@@ -90,6 +91,7 @@ def fit_budget(
         bytes_per_parameter: bytes of one saved parameter, for budgets such as "2MB".
         protect: as in `trace`; a learner has its own.
         tie: as in `trace`; a learner has its own.
+        grouped: as in `trace`; a learner has its own.
 
     Returns:
         A closed structure, never above the budget. Either 98 % of the budget is used, or no dead group could be
@@ -102,7 +104,7 @@ def fit_budget(
         graph = model.graph
         regularizer, cost = regularizer or model.regularizer, cost or model.target_cost
     else:
-        graph, regularizer = trace(model, protect=protect, tie=tie), regularizer or GroupLasso()
+        graph, regularizer = trace(model, protect=protect, tie=tie, grouped=grouped), regularizer or GroupLasso()
     graph = pin_sourceless(graph, regularizer)
     scores = group_scores(graph, regularizer)
     limits = limits_of(graph, budget, cost or FLOPs(), bytes_per_parameter=bytes_per_parameter)

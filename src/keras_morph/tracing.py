@@ -13,7 +13,7 @@ import numpy as np
 from keras import tree
 from keras.src.models.functional import Functional
 
-from keras_morph import layer_rows, operation_rows  # noqa: F401 -- they fill the table
+from keras_morph import layer_rows, operation_rows, sequence_rows  # noqa: F401 -- they fill the table
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.layer_rules import Flow, Routed, Rule, Signal, rule_for, unknown, variable
@@ -22,7 +22,11 @@ __all__ = ["graph_in", "structs", "trace"]
 
 
 def trace(
-    model: keras.Model | ChannelGraph, *, protect: Sequence[str] = (), tie: Sequence[Sequence[str]] = ()
+    model: keras.Model | ChannelGraph,
+    *,
+    protect: Sequence[str] = (),
+    tie: Sequence[Sequence[str]] = (),
+    grouped: str = "whole",
 ) -> ChannelGraph:
     """Follow every channel of a model: who makes it, what ties it, who reads it.
 
@@ -30,6 +34,7 @@ def trace(
         model: a functional or Sequential model that is built. A ChannelGraph is handed back as it is.
         protect: regular expressions; layers whose whole name matches one keep all their channels.
         tie: lists of layer names; the layers of one list keep the same channels, index by index.
+        grouped: how grouped convolutions are narrowed: "whole" conv groups, or "equal" counts in every conv group.
 
     Returns:
         The ChannelGraph. `print(graph)` shows it.
@@ -39,12 +44,14 @@ def trace(
 
     Raises:
         UnsupportedModelError: if the model has no graph (a subclassed model, or one that is not built).
-        KerasMorphError: if `protect` or `tie` name layers that are not there.
+        KerasMorphError: if `protect` or `tie` name layers that are not there, or `grouped` is neither.
     """
     if isinstance(model, ChannelGraph):
         return model
+    if grouped not in ("whole", "equal"):
+        raise KerasMorphError(f'Expected grouped="whole" or grouped="equal". Received: grouped={grouped!r}.')
     function = _graph_of(model)
-    tracer = _Tracer(function)
+    tracer = _Tracer(function, grouped)
     tracer.run(function)
     _protect(tracer.graph, protect)
     _tie(tracer.graph, tie)
@@ -87,8 +94,8 @@ def _graph_of(model: Any) -> Any:
 class _Tracer:
     """One pass over the calls of a graph, and of the models nested in it, in the order in which they run."""
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, grouped: str) -> None:
+        self.function, self.grouped = function, grouped
         self.graph = GraphBuilder()
         self.tensors: list[Tensor] = []
         self.numbers: dict[int, int] = {}
@@ -152,6 +159,7 @@ class _Tracer:
             self.default_axis,
             node.arguments.args,
             node.arguments.kwargs,
+            self.grouped,
         )
         rule = None if node.is_input else rule_for(operation)
         if shuffle:
@@ -160,6 +168,7 @@ class _Tracer:
             )
         else:
             routed = _enter(flow) if node.is_input else (rule.flow if rule else unknown)(flow)
+        rule = rule if routed.followed else None
         if name in self.layers:
             self.share(name, routed)
         else:
@@ -171,6 +180,8 @@ class _Tracer:
             self.tensor(*result, source, spec)
             for result, source, spec in zip(routed.results, node.outputs, specs, strict=True)
         )
+        if routed.hidden is not None:
+            inputs += (self.hidden(routed.hidden),)
         mode = routed.mode or (rule.mode if rule else "strict")
         layer = self.layer_numbers.setdefault(name, len(self.layer_numbers))
         self.calls.append(Call(layer, mode, inputs, outputs, node.arguments, sources, routed.gathers))
@@ -221,6 +232,10 @@ class _Tracer:
         self.specs[id(source)] = spec
         self.tensors.append(Tensor(self.graph.vector(ids), axis, tuple(spec.shape)))
         return number
+
+    def hidden(self, ids: np.ndarray) -> int:
+        self.tensors.append(Tensor(self.graph.vector(ids), 1, (None, len(ids))))
+        return len(self.tensors) - 1
 
     def spec(self, source: Any) -> Any:
         return self.specs.get(id(source), source)

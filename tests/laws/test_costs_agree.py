@@ -21,9 +21,8 @@ COSTS = [
 ]
 
 
-def assert_costs_agree(model, structure):
-    graph = km.trace(model)
-    small = km.rebuild(model, structure, weights=False)
+def assert_costs_agree(graph, structure):
+    small = km.rebuild(graph, structure, weights=False)
     rebuilt = km.trace(small)
     for cost in COSTS:
         np.testing.assert_allclose(cost(graph, structure), cost(rebuilt), rtol=1e-12, err_msg=repr(cost))
@@ -34,15 +33,15 @@ def assert_costs_agree(model, structure):
 @pytest.mark.parametrize("kind", structures.KINDS)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_cost_of_a_structure_is_the_cost_of_the_rebuilt_tiny_network(name, kind):
-    model = models.build(name)
-    assert_costs_agree(model, structures.draw(km.trace(model), kind, seed=1))
+    graph = km.trace(models.build(name))
+    assert_costs_agree(graph, structures.draw(graph, kind, seed=1))
 
 
 @pytest.mark.once
-@given(networks.recipes(), networks.kills)
-def test_cost_of_a_structure_is_the_cost_of_the_rebuilt_random_network(recipe, kill):
-    model = networks.build(recipe)
-    assert_costs_agree(model, structures.mixed(km.trace(model), *kill))
+@given(networks.recipes(), networks.kills, networks.grouped_modes)
+def test_cost_of_a_structure_is_the_cost_of_the_rebuilt_random_network(recipe, kill, grouped):
+    graph = km.trace(networks.build(recipe), grouped=grouped)
+    assert_costs_agree(graph, structures.mixed(graph, *kill))
 
 
 @pytest.mark.parametrize("name", models.PARAMETERS)

@@ -1,6 +1,7 @@
 """Law 3: a price is the derivative of the cost; and the penalty is the sum of price x score, by its definition."""
 
 import functools
+from operator import attrgetter
 
 import keras
 import models
@@ -155,7 +156,7 @@ def scores_by_definition(graph, regularizer):
             else:
                 if weight.scores is None:
                     continue
-                kernel = ops.convert_to_numpy(getattr(layer.operation, weight.name)).astype(np.float64)
+                kernel = ops.convert_to_numpy(attrgetter(weight.name)(layer.operation)).astype(np.float64)
                 flat = np.moveaxis(kernel, weight.scores, -1).reshape(-1, kernel.shape[weight.scores])
                 l1 = regularizer.l1_fraction
                 values = (1 - l1) * np.sqrt((flat**2).mean(axis=0)) + l1 * np.abs(flat).mean(axis=0)

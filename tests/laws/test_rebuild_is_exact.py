@@ -34,10 +34,10 @@ def test_rebuilt_tiny_network_returns_what_the_masked_seed_returns(name, kind):
     assert_exact(*drawn(name, kind))
 
 
-@given(networks.recipes(), networks.kills)
-def test_rebuilt_random_network_returns_what_the_masked_seed_returns(recipe, kill):
+@given(networks.recipes(), networks.kills, networks.grouped_modes)
+def test_rebuilt_random_network_returns_what_the_masked_seed_returns(recipe, kill, grouped):
     model = networks.build(recipe)
-    assert_exact(model, structures.mixed(km.trace(model), *kill))
+    assert_exact(model, structures.mixed(km.trace(model, grouped=grouped), *kill), grouped=grouped)
 
 
 @pytest.mark.parametrize("name", models.PARAMETERS)
@@ -140,9 +140,9 @@ def test_closing_a_closed_structure_changes_nothing(name, kind):
 
 
 @pytest.mark.once
-@given(networks.recipes(), networks.kills)
-def test_closing_a_closed_structure_of_a_random_network_changes_nothing(recipe, kill):
-    graph = km.trace(networks.build(recipe))
+@given(networks.recipes(), networks.kills, networks.grouped_modes)
+def test_closing_a_closed_structure_of_a_random_network_changes_nothing(recipe, kill, grouped):
+    graph = km.trace(networks.build(recipe), grouped=grouped)
     random = np.random.default_rng(kill[-1])
     assert_closed(graph, random.random(graph.num_groups) < 1 - kill[1], random.random(graph.num_groups))
 

@@ -1,0 +1,239 @@
+"""The rows of layers over sequences: recurrent layers, attention, and the wrappers TimeDistributed and Bidirectional."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, tree
+
+from keras_morph.channels import Tensor
+from keras_morph.layer_rows import mixes_channels, weighted
+from keras_morph.layer_rules import TABLE, Flow, Routed, Rule, Signal, fresh, rule_for
+
+__all__ = ["SEQUENCE_ROWS"]
+
+
+def _embedded(flow: Flow) -> Routed:
+    made = flow.graph.make(flow.name, flow.operation.output_dim)
+    flow.graph.pin(flow.inputs[0].ids, f"{flow.name} looks them up as tokens")
+    return Routed([(made, len(flow.output_shapes[0]) - 1)], {"out": made})
+
+
+# Recurrent layers.
+
+
+def _recurrent(flow: Flow) -> Routed:
+    """LSTM, GRU and SimpleRNN: every unit makes one channel, and reads all of them at the next step."""
+    operation, signal = flow.operation, flow.inputs[0]
+    if len(flow.inputs) > 1:
+        return fresh(flow, "is given its initial state")
+    made = flow.graph.make(flow.name, operation.units)
+    for part in ("activation", "recurrent_activation"):
+        if reason := mixes_channels(getattr(operation, part, None)):
+            flow.graph.pin(made, f"{flow.name}: {reason}")
+    gates = np.tile(made, operation.cell.kernel.shape[-1] // operation.units)
+    results = [(made, len(shape) - 1) for shape in flow.output_shapes]
+    return Routed(results, {"in": flow.read(signal.rank - 1), "out": made, "gates": gates})
+
+
+RECURRENT = Rule(
+    _recurrent,
+    "strict",
+    {"cell.kernel": "in gates", "cell.recurrent_kernel": "out gates", "cell.bias": "gates"},
+    width="units",
+)
+RECURRENT_LAYERS = {layers.LSTM, layers.GRU, layers.SimpleRNN}
+GRU_OF_TWO_BIASES = replace(RECURRENT, weights={**RECURRENT.weights, "cell.bias": "side gates"})
+
+
+# Wrappers: their config holds that of the layer inside.
+
+
+def _inside(prefix: str, names: Any) -> dict[str, Any]:
+    """The weights of a layer inside, by the names that they have from outside."""
+    return {f"{prefix}.{name}": value for name, value in names.items()}
+
+
+def _narrow_inside(config: dict, key: str, narrowed: Callable[[dict], dict]) -> dict:
+    """The config of a wrapper whose layer under `key` is narrowed; without the shape that it was built for."""
+    inside = {part: value for part, value in config[key].items() if part != "build_config"}
+    return {**config, key: {**inside, "config": narrowed(inside["config"])}}
+
+
+WRAPPER = Rule(partial(fresh, reason="wraps a layer that we cannot narrow"), "strict")
+
+
+def _time_distributed(operation: Any) -> Rule | None:
+    """TimeDistributed(layer): the row of the layer inside, with one more axis."""
+    inner = rule_for(operation.layer)
+    if inner is None or "*" in inner.weights.values():
+        return None
+
+    def flow(flow: Flow) -> Routed:
+        signal = flow.inputs[0]
+        if signal.axis == 1 or len(flow.inputs) > 1:
+            return fresh(flow, "works on one step after the other, not on the axis that its channels lie along")
+        step = Signal(signal.ids, signal.axis - 1, _step(signal.shape))
+        shapes = [_step(shape) for shape in flow.output_shapes]
+        routed = inner.flow(replace(flow, operation=operation.layer, inputs=[step], output_shapes=shapes))
+        return replace(routed, results=[(ids, axis + 1) for ids, axis in routed.results])
+
+    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+        step = Tensor(result.vector, result.axis - 1, _step(result.shape))
+        return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, step))
+
+    return Rule(
+        flow,
+        inner.mode,
+        _inside("layer", inner.weights),
+        _inside("layer", inner.multiplies),
+        scale=inner.scale and f"layer.{inner.scale}",
+        narrow=narrow,
+    )
+
+
+def _step(shape: tuple) -> tuple:
+    return shape[:1] + shape[2:]
+
+
+def _bidirectional(operation: Any) -> Rule | None:
+    """Bidirectional(recurrent layer): the k-th units of both directions are one channel, so that they stay as many."""
+    parts = operation.forward_layer, operation.backward_layer
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1 or not kinds <= RECURRENT_LAYERS or parts[0].units != parts[1].units:
+        return None
+
+    def flow(flow: Flow) -> Routed:
+        if len(flow.inputs) > 1:
+            return fresh(flow, "is given its initial state")
+        routed = [_recurrent(replace(flow, operation=part)) for part in parts]
+        made = flow.graph.make(flow.name, parts[0].units)
+        both = np.tile(made, 2)
+        results = [(both if shape[-1] == len(both) else made, len(shape) - 1) for shape in flow.output_shapes]
+        return replace(routed[0], results=results)
+
+    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+        for key in ("layer", "backward_layer"):
+            config = _narrow_inside(config, key, lambda inside: {**inside, "units": len(kept)})
+        return config
+
+    forward, backward = (SEQUENCE_ROWS[type(part)].of(part).weights for part in parts)
+    return Rule(flow, "strict", _inside("forward_layer", forward) | _inside("backward_layer", backward), narrow=narrow)
+
+
+# Attention.
+
+
+def _attended(flow: Flow) -> Routed:
+    """MultiHeadAttention and GroupedQueryAttention: a channel is a head, with its queries, keys and values.
+
+    Heads are added up, each with its own softmax, so that one whose rows of the output kernel are zero can go. The width
+    of the result is the residual stream's and stays. Only the values' kernel has an `out` axis: it scores a head.
+    """
+    operation, operands = flow.operation, tree.flatten((flow.args, flow.kwargs))
+    tensors = [x for x in operands if isinstance(x, keras.KerasTensor)]
+    positional = [x for x in flow.args if isinstance(x, keras.KerasTensor)]
+    by_name = len({id(x) for x in tensors}) > 1 and len(tensors) != len(positional)
+    plain = len(tensors) in (2, 3) and len(flow.output_shapes) == 1 and len(flow.output_shapes[0]) == 3
+    if by_name or not plain or any((signal.axis, signal.rank) != (2, 3) for signal in flow.inputs):
+        return fresh(flow, "is called with something else than sequences as query, value and key")
+    query, value, key = flow.inputs if len(tensors) == 3 else [*flow.inputs, flow.inputs[1]]
+    result = flow.graph.make(f"{flow.name}:result", flow.output_shapes[0][2] or 0)
+    flow.graph.pin(result, f"{flow.name} adds up its heads in it")
+    grouped = type(operation) is layers.GroupQueryAttention
+    for signal in flow.inputs if grouped else ():
+        flow.graph.pin(signal.ids, f"{flow.name} makes its result as wide as them")
+    heads = flow.graph.make(flow.name, operation.num_key_value_heads if grouped else operation.num_heads)
+    queries = np.repeat(heads, operation.num_repeats) if grouped else heads
+    sides = {"query": query.ids, "value": value.ids, "key": key.ids, "out": heads, "keys": heads, "queries": queries}
+    return Routed([(result, 2)], sides, hidden=heads)
+
+
+def _narrow_heads(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    return {**config, "output_shape": config["output_shape"] or (result.shape[-1],)}
+
+
+def _narrow_queries(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    repeats = config["num_query_heads"] // config["num_key_value_heads"]
+    return {**config, "num_query_heads": repeats * len(kept)}
+
+
+ATTENTION = Rule(
+    _attended,
+    "strict",
+    {
+        "_query_dense.kernel": "query queries size",
+        "_query_dense.bias": "queries size",
+        "_key_dense.kernel": "key keys size",
+        "_key_dense.bias": "keys size",
+        "_value_dense.kernel": "value out size",
+        "_value_dense.bias": "out size",
+        "_gate_dense.kernel": "query queries size",
+        "_gate_dense.bias": "queries size",
+        "_output_dense.kernel": "queries size result",
+        "_output_dense.bias": "result",
+    },
+    multiplies={
+        "_query_dense.kernel": "outputs",
+        "_key_dense.kernel": "inputs",
+        "_value_dense.kernel": "inputs",
+        "_gate_dense.kernel": "outputs",
+        "_output_dense.kernel": "outputs",
+    },
+    width="num_heads",
+    narrow=_narrow_heads,
+)
+
+
+def _weighed(flow: Flow) -> Routed:
+    """Attention and AdditiveAttention: queries and keys weigh positions with all their channels, values pass."""
+    if not 2 <= len(flow.inputs) <= 3 or len(flow.output_shapes) > 1 or any(s.axis != 2 for s in flow.inputs):
+        return fresh(flow, "attends to something else than a sequence of vectors")
+    query, value, key = flow.inputs if len(flow.inputs) == 3 else [*flow.inputs, flow.inputs[1]]
+    for signal in (query, key):
+        flow.graph.pin(signal.ids, f"{flow.name} weighs positions with all of them")
+    return Routed([(value.ids, 2)])
+
+
+# Dense layers as einsums.
+
+
+def _einsum_dense(operation: Any) -> Rule | None:
+    """EinsumDense where it is a Dense layer, `ab,bc->ac`: the last axis is contracted, and a new one takes its place."""
+    left, _, result = operation.equation.partition("->")
+    operand, _, kernel = left.partition(",")
+    dense = sorted(kernel) == sorted(operand[-1] + result[-1]) and operand[:-1] == result[:-1]
+    if (
+        not dense
+        or len({*operand, result[-1]}) != len({*operand}) + 1
+        or len(getattr(operation.bias, "shape", "c")) > 1
+    ):
+        return None
+    axes = "in out" if kernel[0] == operand[-1] else "out in"
+    return Rule(weighted, "make", {"kernel": axes, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_last)
+
+
+def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    return {**config, "output_shape": (*config["output_shape"][:-1], len(kept))}
+
+
+SEQUENCE_ROWS: dict[type, Rule] = {
+    layers.Embedding: Rule(_embedded, "strict", {"embeddings": "token out"}, width="output_dim"),
+    layers.LSTM: RECURRENT,
+    layers.GRU: replace(RECURRENT, variant=lambda gru: GRU_OF_TWO_BIASES if gru.reset_after else None),
+    layers.SimpleRNN: RECURRENT,
+    layers.TimeDistributed: replace(WRAPPER, variant=_time_distributed),
+    layers.Bidirectional: replace(WRAPPER, variant=_bidirectional),
+    layers.EinsumDense: Rule(
+        partial(fresh, reason="is an einsum other than a Dense layer"), "strict", variant=_einsum_dense
+    ),
+    layers.MultiHeadAttention: ATTENTION,
+    layers.GroupQueryAttention: replace(ATTENTION, width="num_key_value_heads", narrow=_narrow_queries),
+    layers.Attention: Rule(_weighed, "strict"),
+    layers.AdditiveAttention: Rule(_weighed, "strict"),
+}
+
+TABLE.update(SEQUENCE_ROWS)
