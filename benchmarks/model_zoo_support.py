@@ -5,7 +5,8 @@
 For each network, at the smallest images that it takes: random weights, of which three channels of ten are weak; then for
 each combination one training step under the penalty, the structure's counts as the Model Zoo writes them, and the
 rebuilt model, whose outputs before the softmax are compared with the masked seed's. Appends a row per combination to
-benchmarks/results/model_zoo_support.csv, leaves out those that are there, and writes docs/support.md.
+benchmarks/results/model_zoo_support.csv, leaves out those that are there, and writes docs/support.md and the README's
+short form of it.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from keras_morph.zoo.morphnet_model import regularizer_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLE = ROOT / "benchmarks" / "results" / "model_zoo_support.csv", ROOT / "docs" / "support.md"
+README, BEGIN, END = ROOT / "README.md", "<!-- model_zoo_support.py -->\n", "<!-- end -->\n"
+MARKS = {"works": "✓", "no gamma": "no gamma"}
 COSTS = {
     "FLOPs": km.FLOPs(),
     "Latency V100": km.Latency("V100"),
@@ -162,6 +165,40 @@ def run(name, environment):
         print(name, algorithm, cost, found, flush=True)
 
 
+def mark(row):
+    return MARKS.get(row["result"], "✗") if row else "?"
+
+
+def summary(found):
+    """README's table: networks of equal results share a line, and costs of equal results a cell."""
+    cells = {(row["network"], row["algorithm"], row["cost"]): row for row in found}
+    lines = {}
+    for name in km.zoo.NAMES:
+        by_cost = [{cost: mark(cells.get((name, each, cost))) for cost in COSTS} for each in ALGORITHMS]
+        texts = [
+            next(iter(marks.values()))
+            if len(set(marks.values())) == 1
+            else ", ".join(f"{cost} {each}" for cost, each in marks.items())
+            for marks in by_cost
+        ]
+        lines.setdefault(" | ".join(texts), []).append(name)
+    return "\n".join(
+        [
+            f"| networks | {' | '.join(ALGORITHMS)} |",
+            "|---|" + ":---:|" * len(ALGORITHMS),
+            *(f"| {', '.join(names)} | {texts} |" for texts, names in lines.items()),
+            "",
+        ]
+    )
+
+
+def with_summary(readme, found):
+    """README.md with the table as the results say it."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + summary(found) + END + after
+
+
 def table(found):
     """docs/support.md."""
     cells = {(row["network"], row["algorithm"], row["cost"]): row for row in found}
@@ -188,7 +225,7 @@ def table(found):
         if not any(mine):
             continue
         first = next(row for row in mine if row)
-        marks = [{"works": "✓", "no gamma": "no gamma"}.get(row["result"], "✗") if row else "?" for row in mine]
+        marks = [mark(row) for row in mine]
         worst = max((float(row["difference"]) for row in mine if row and row["difference"]), default=float("nan"))
         lines.append(
             f"| {name} | {first['image_size']} | {int(first['flops']):,} | {int(first['parameters']):,} | "
@@ -213,6 +250,7 @@ def main():
     for name in parser.parse_args().networks.split(","):
         run(name, environment)
         write_text(TABLE, table(rows()))
+        write_text(README, with_summary(README.read_text(), rows()))
 
 
 if __name__ == "__main__":

@@ -229,6 +229,23 @@ def test_the_support_table_has_every_network_and_nothing_fails():
 
 
 @pytest.mark.once
+def test_the_table_in_the_readme_is_that_of_the_results():
+    readme, rows = support.README.read_text(), support.rows()
+    assert support.summary(rows) in readme
+    assert readme == support.with_summary(readme, rows)
+    # By hand: networks of one result share a line, and what differs is told apart.
+    failed = [row | {"result": "FAILS"} if (row["network"], row["cost"]) == ("VGG16", "FLOPs") else row for row in rows]
+    lines = support.summary(failed).splitlines()[2:]
+    assert len(lines) == 3
+    assert (
+        "| VGG16 | FLOPs ✗, Latency V100 ✓, Latency P100 ✓, Latency Others ✓, ModelSize ✓ | FLOPs ✗, Latency"
+        in lines[1]
+    )
+    assert lines[2] == "| VGG19, InceptionV3, InceptionResNetV2 | ✓ | no gamma |"
+    assert support.with_summary(readme, failed) != readme
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "pairs"),
     {
