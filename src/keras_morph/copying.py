@@ -4,6 +4,8 @@ import tempfile
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_morph.tracing import graph_in
 
@@ -36,7 +38,8 @@ def transfer(source: Any, target: Any) -> None:
             continue
         state: dict[str, Any] = {}
         one.save_own_variables(state)
-        other.load_own_variables(state)
+        # JAX gives a variable's array away when it trains: what is trained must not share it.
+        other.load_own_variables({key: np.array(ops.convert_to_numpy(value)) for key, value in state.items()})
         if hasattr(one, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 one.save_assets(folder)

@@ -31,4 +31,4 @@ class DataError(KerasMorphError):
 
 
 class UnknownLayerWarning(UserWarning):
-    """A model has layers that we do not know: they stay as they are, and their channels cannot be removed."""
+    """A model has layers that we do not know or cannot follow: they stay as they are, and their channels cannot be removed."""

@@ -268,6 +268,8 @@ def _split_by_reshape(flow: Flow, signal: Signal, after: tuple[Any, ...]) -> tup
 
 
 TABLE: dict[type, Rule] = {}
+MODES = ("make", "uniform", "merge", "join", "strict")
+SIDES = ("outputs", "inputs")
 
 
 def variable(operation: Any, name: str) -> Any:
@@ -294,8 +296,10 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
         like: a class whose row it shares: the same weights under the same names, the same config field for the width.
 
     Raises:
-        KerasMorphError: if neither or both are given, or `like` has no row.
+        KerasMorphError: if neither or both are given, `like` has no row, or the rule makes no sense.
     """
+    if not isinstance(layer_class, type):
+        raise KerasMorphError(f"register_rule expects a class of layers. Received: {layer_class!r}, an instance.")
     if (rule is None) == (like is None):
         raise KerasMorphError(
             f"register_rule({layer_class.__name__}) expects either a rule or like=LayerClass. "
@@ -306,4 +310,20 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
             f"register_rule({layer_class.__name__}): like={like.__name__} has no rule to share; "
             "give a class that has one, or a Rule in full."
         )
+    if rule is not None:
+        _check(layer_class, rule)
     TABLE[layer_class] = rule or TABLE[like]  # type: ignore[index]
+
+
+def _check(layer_class: type, rule: Any) -> None:
+    where = f"register_rule({layer_class.__name__})"
+    if not isinstance(rule, Rule):
+        raise KerasMorphError(f"{where} expects a Rule. Received: {rule!r}; like=... shares the row of a class.")
+    if rule.mode not in MODES:
+        raise KerasMorphError(f"{where} received mode={rule.mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
+    wrong = {name: side for name, side in rule.multiplies.items() if name not in rule.weights or side not in SIDES}
+    if wrong:
+        raise KerasMorphError(
+            f"{where} received multiplies={wrong}. Expected names among the weights {list(rule.weights)}, each with "
+            f"{' or '.join(map(repr, SIDES))}."
+        )

@@ -319,6 +319,11 @@ def _weights(
         shape = tuple(value.shape)
         whole = ["in" if axis + 1 == signals[0].axis else "-" for axis in range(len(shape))]
         tokens = whole if axes == "*" else axes.split()
+        if len(tokens) != len(shape):
+            raise KerasMorphError(
+                f"{operation.name}: the rule of {type(operation).__name__} says {name}={axes!r}. "
+                f"Expected one word per axis of that weight. Received: a weight of shape {shape}."
+            )
         vectors = tuple(
             graph.vector(ids) if (ids := routed.sides.get(token)) is not None and len(ids) == size else -1
             for token, size in zip(tokens, shape, strict=True)
@@ -337,7 +342,7 @@ def _warn_of_unknown(graph: ChannelGraph) -> None:
     touched = {graph.tensors[tensor].vector for call in calls for tensor in (*call.inputs, *call.outputs)}
     pinned = graph.group_of[np.concatenate([graph.vectors[vector] for vector in touched])]
     warnings.warn(
-        f"{graph.model.name} has layers that we do not know: {', '.join(layers)}. What they read and make cannot be "
+        f"{graph.model.name} has layers that we cannot follow: {', '.join(layers)}. What they read and make cannot be "
         f"removed, {np.isin(graph.group_of, pinned).sum():,} of {graph.num_channels:,} channels; everything else can. "
         "keras_morph.register_rule tells us of a layer of yours.",
         UnknownLayerWarning,
