@@ -16,6 +16,7 @@ import keras
 import models
 import numpy as np
 import pytest
+import typer
 from keras import layers
 
 import keras_morph as km
@@ -286,6 +287,7 @@ MISTAKES = [
     (["shrink", MODEL, "--cost", "Latency", "--hardware", "Abacus"], ["--hardware", "Abacus", "V100"]),
     (["shrink", MODEL, "--cost", "Latency", "--hardware", "Others"], ["--hardware Others", "--peak-flops"]),
     (["shrink", MODEL, "--bandwidth", "1e9"], ["--bandwidth", "--hardware Others"]),
+    (["shrink", MODEL, "--peak-flops", "0"], ["--peak-flops", "above 0"]),
     (["shrink", MODEL, "--regularizer", "Lasso"], ["--regularizer", "'Lasso'", "GroupLasso"]),
     (["shrink", MODEL, "--threshold", "-1"], ["threshold=-1"]),
     (["shrink", MODEL, "--strength", "-1"], ["--strength", "-1"]),
@@ -319,11 +321,33 @@ MISTAKES = [
     (["rebuild", "{}/seed.keras", "{}/too_many", "out.keras"], ["too_many", "7 channels to conv1", "at most 6"]),
     (["rebuild", "{}/seed.keras", "{}/structure.json", "out.h5"], ["out.h5", ".keras"]),
     (["rebuild", "{}/seed.keras", "{}/structure.json", "{}/seed.keras/out.keras"], ["OUTPUT", "seed.keras"]),
+    (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--image-size", "3"], ["4x4"]),
+    (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--classes", "0"], ["classes", "0"]),
     (["report", "{}/seed.keras"], ["AFTER"]),
+    (["report", "DigitsResNet", "{}/small.keras", "--image-size", "3"], ["4x4"]),
+    (["report", "DigitsResNet", "{}/small.keras", "--classes", "0"], ["classes", "0"]),
     (["report", "{}/seed.keras", "{}/nowhere.keras"], ["nowhere.keras"]),
     (["report", "{}/seed.keras", "{}/small.keras", "--folder", "{}/seed.keras"], ["--folder"]),
     (["zoo", "ResNet50"], ["ResNet50"]),
 ]
+
+
+def options_of(name):
+    """Options of a command that take a value."""
+    (registered,) = [each for each in app.registered_commands if each.callback.__name__ == name]
+    parameters = inspect.signature(registered.callback).parameters.values()
+    return {
+        "--" + parameter.name.replace("_", "-")
+        for parameter in parameters
+        if isinstance(parameter.annotation.__metadata__[0], typer.models.OptionInfo)
+        and parameter.annotation.__origin__ is not bool
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_every_option_has_a_bad_value_here(name):
+    tried = {argument for arguments, _ in MISTAKES if arguments[0] == name for argument in arguments}
+    assert options_of(name) <= tried
 
 
 @pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=lambda value: " ".join(value).replace("{}/", ""))

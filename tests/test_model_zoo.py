@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import inspect
 import json
 import zlib
 from pathlib import Path
@@ -648,6 +649,13 @@ def test_a_bad_value_is_one_line(option, value, no_data, capsys):
     assert command(option, value) == 2
     line = one_line(capsys)
     assert option in line or value.partition("=")[0] in line
+
+
+@pytest.mark.once
+def test_every_option_has_a_bad_value_here():
+    """But for --dataset, whose mistakes are in test_datasets.py and test_cli.py, and --mixed-precision, which takes none."""
+    options = {"--" + name.rstrip("_").replace("_", "-") for name in inspect.signature(train.train).parameters}
+    assert options == {option for option, _ in BAD if option != "--no-such-option"} | {"--dataset", "--mixed-precision"}
 
 
 @pytest.mark.once
