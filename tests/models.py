@@ -352,6 +352,36 @@ def sequential():
     )
 
 
+def pixel_shuffle():
+    """As in super-resolution: 12 channels become 3 channels of twice the height and width.
+
+    image(3) -- conv1(4) -- conv2(12) -- reshape(.., 2, 2, 3) -- transpose -- reshape(3) -- conv3(5) -- map(2)
+    """
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv1")(image)
+    x = layers.Conv2D(12, 3, padding="same", name="conv2")(x)
+    x = layers.Reshape((SIZE, SIZE, 2, 2, 3), name="split")(x)
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    x = layers.Reshape((2 * SIZE, 2 * SIZE, 3), name="shuffle")(x)
+    x = layers.Conv2D(5, 3, padding="same", activation="relu", name="conv3")(x)
+    return keras.Model(image, layers.Conv2D(2, 1, name="map")(x), name="pixel_shuffle")
+
+
+def intermediate_outputs():
+    """As for a feature pyramid or distillation: two layers on the way are outputs too, and one output stands twice.
+
+    image(3) -- conv1(5) -- relu --+-- conv2(4) -- bn --+-- conv3(6) -- mean -- dense(3)
+                                   |                    |
+                                  out                  out
+    """
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    first = layers.ReLU(name="relu")(layers.Conv2D(5, 3, padding="same", name="conv1")(image))
+    second = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv2")(first))
+    x = layers.Conv2D(6, 3, activation="relu", name="conv3")(second)
+    last = layers.Dense(3, name="dense")(layers.GlobalAveragePooling2D(name="mean")(x))
+    return keras.Model(image, [first, last, second, last], name="intermediate_outputs")
+
+
 def channels_first():
     """residual_identity with the channels in front, and Flatten in place of the mean."""
     first = {"padding": "same", "data_format": "channels_first"}
@@ -389,6 +419,48 @@ def transformer():
     return keras.Model(image, layers.Dense(3, name="dense")(x), name="transformer")
 
 
+def channels_first_u_net():
+    """u_net with a depthwise layer and a gate per channel, all with the channels in front.
+
+    image(3) -- down1(4) --+-- depthwise -- pool -- down2(5) -- bn --+-------- multiply -- up(3) --+
+                           |                                         +-- mean -- gate(5) --+       |
+                           +-------------------------------------------------------------------- join(7) -- last(4) -- map(2)
+    """
+    first = {"data_format": "channels_first"}
+    image = keras.Input((3, SIZE, SIZE), name="image")
+    skip = layers.Conv2D(4, 3, padding="same", activation="relu", **first, name="down1")(image)
+    x = layers.DepthwiseConv2D(3, padding="same", **first, name="depthwise")(skip)
+    x = layers.MaxPooling2D(2, **first, name="pool")(x)
+    x = layers.SeparableConv2D(5, 3, padding="same", activation="relu", **first, name="down2")(x)
+    x = layers.BatchNormalization(axis=1, name="bn")(x)
+    gate = layers.GlobalAveragePooling2D(keepdims=True, **first, name="mean")(x)
+    gate = layers.Conv2D(5, 1, activation="sigmoid", **first, name="gate")(gate)
+    x = layers.Multiply(name="multiply")([x, gate])
+    x = layers.Conv2DTranspose(3, 2, strides=2, activation="relu", **first, name="up")(x)
+    x = layers.Concatenate(axis=1, name="join")([skip, x])
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", **first, name="last")(x)
+    return keras.Model(image, layers.Conv2D(2, 1, **first, name="map")(x), name="channels_first_u_net")
+
+
+def channels_first_volume():
+    """A signal and a volume with the channels in front.
+
+    signal(2) -- conv1(4) -- bn -- pool -- flat1 --+
+                                                   join -- dense(3)
+    volume(2) -- conv2(3) -- relu -- flat2 --------+
+    """
+    first = {"data_format": "channels_first"}
+    signal, volume = keras.Input((2, 12), name="signal"), keras.Input((2, 4, 4, 4), name="volume")
+    x = layers.Conv1D(4, 3, **first, name="conv1")(signal)
+    x = layers.BatchNormalization(axis=1, name="bn")(x)
+    x = layers.AveragePooling1D(2, **first, name="pool")(x)
+    x = layers.Flatten(**first, name="flat1")(x)
+    y = layers.ReLU(name="relu")(layers.Conv3D(3, 3, **first, name="conv2")(volume))
+    y = layers.Flatten(**first, name="flat2")(y)
+    x = layers.Concatenate(name="join")([x, y])
+    return keras.Model([signal, volume], layers.Dense(3, name="dense")(x), name="channels_first_volume")
+
+
 EVERYWHERE = (
     plain,
     residual_identity,
@@ -410,11 +482,17 @@ EVERYWHERE = (
     operations,
     sequential,
     transformer,
+    pixel_shuffle,
+    intermediate_outputs,
 )
-BUILDERS = {builder.__name__: builder for builder in (*EVERYWHERE, channels_first)}
+CHANNELS_FIRST = (channels_first, channels_first_u_net, channels_first_volume)
+BUILDERS = {builder.__name__: builder for builder in (*EVERYWHERE, *CHANNELS_FIRST)}
 NAMES = [builder.__name__ for builder in EVERYWHERE]
 # TensorFlow's CPU kernels know no channels_first convolution.
-PARAMETERS = [*NAMES, pytest.param("channels_first", marks=pytest.mark.only_on("jax", "torch"))]
+PARAMETERS = [
+    *NAMES,
+    *(pytest.param(builder.__name__, marks=pytest.mark.only_on("jax", "torch")) for builder in CHANNELS_FIRST),
+]
 
 
 @functools.cache
