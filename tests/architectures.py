@@ -75,8 +75,9 @@ def prepare(model, kind_of_structure, inputs, seed=1):
                 kernel = getattr(layer.operation, weight.name)
                 kernel.assign(keras.ops.multiply(kernel, np.sqrt(len(graph.vectors[read[0]]) / counts[read[0]])))
     masked = km.masked(model, structure)
+    # By name: a subclass of a functional model may hold its layers in another order than its copy.
     normalizations = [
-        [layer for layer in each._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        sorted((x for x in each._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)), key=_name)
         for each in (model, masked)
     ]
     for layer in masked._flatten_layers():
@@ -90,3 +91,7 @@ def prepare(model, kind_of_structure, inputs, seed=1):
         target.moving_mean.assign(mean + 0.1 * random.normal(size=mean.shape) * np.sqrt(variance))
         target.moving_variance.assign(np.maximum(variance, 1e-4) * random.uniform(0.8, 1.2, variance.shape))
     return graph, structure
+
+
+def _name(layer):
+    return layer.name

@@ -1,5 +1,6 @@
 """One pytest process per backend: `KERAS_BACKEND=jax pytest`. Unmarked tests run on every backend."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 DEFAULT_BACKEND = "tensorflow"
+OPTIONAL = ("keras_hub",)
 MARKERS = (
     "once: holds no tensors, or covers what does not depend on them: runs on the default backend only",
     "only_on(*backends): what only these backends can run",
+    "needs(module): what runs where an optional package is installed",
 )
 
 settings.register_profile(
@@ -41,6 +44,17 @@ def pytest_configure(config):
         config.addinivalue_line("markers", marker)
 
 
+def pytest_terminal_summary(terminalreporter):
+    for package in OPTIONAL:
+        if importlib.util.find_spec(package) is None:
+            terminalreporter.write_line(f"deselected: tests that need {package}, which is not installed")
+
+
+def missing(item):
+    """Optional packages that a test needs and that are not installed."""
+    return [m.args[0] for m in item.iter_markers("needs") if importlib.util.find_spec(m.args[0]) is None]
+
+
 def pytest_collection_modifyitems(config, items):
     """Deselects, and never skips, what is not for this backend."""
     backend = keras.backend.backend()
@@ -49,6 +63,7 @@ def pytest_collection_modifyitems(config, items):
         for item in items
         if (item.get_closest_marker("once") and backend != DEFAULT_BACKEND)
         or any(backend not in marker.args for marker in item.iter_markers("only_on"))
+        or missing(item)
     ]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]

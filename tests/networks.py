@@ -236,7 +236,7 @@ def shared(stack, x, block):
     return [
         lambda: twins(twins(x)),
         lambda: layers.Add()([twins(x), twins(older)]),
-        lambda: stack.join([twins(x), twins(stack.like(x, older))]),
+        lambda: stack.join([twins(x), twins(stack.beside(x, older))]),
     ][block.option % 3]()
 
 

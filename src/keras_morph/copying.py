@@ -48,14 +48,18 @@ def transfer(source: Any, target: Any) -> None:
 
 def cloned(model: keras.Model) -> keras.Model:
     """A copy of a model. Layers that cannot be made anew are shared with it, as `remade` says."""
-    copies: dict[int, Any] = {}
+    copies: dict[int, tuple[Any, Any]] = {}
 
     def copied(layer: Any) -> Any:
         if id(layer) not in copies:
             nested = graph_in(layer) is not None
-            copies[id(layer)] = keras.models.clone_model(layer, clone_function=copied) if nested else remade(layer)
-        return copies[id(layer)]
+            copy = keras.models.clone_model(layer, clone_function=copied) if nested else remade(layer)
+            copies[id(layer)] = layer, copy
+        return copies[id(layer)][1]
 
     copy = copied(model)
-    transfer(model, copy)
+    # Layer by layer: a subclass of a functional model may keep the same layers in another order.
+    for source, target in copies.values():
+        if graph_in(source) is None and isinstance(source, keras.layers.Layer):
+            transfer(source, target)
     return copy

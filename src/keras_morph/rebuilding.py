@@ -124,6 +124,7 @@ class _Replay:
         self.tensors: dict[int, Any] = {}
         self.copies: dict[int, Any] = {}
         self.nested: dict[int, tuple[Any, tuple[bool, ...]]] = {}
+        self.wholes: list[tuple[Any, Any]] = []
         self.prefix = ""
         self.constants = _Constants(graph)
 
@@ -138,6 +139,8 @@ class _Replay:
         if self.weights:
             for number, copy in self.copies.items():
                 self.carry(self.graph.layers[number], copy)
+            for source, target in self.wholes:
+                transfer(source, target)
         return model
 
     def run(self, start: int, stop: int, scopes: Sequence[Scope]) -> None:
@@ -173,6 +176,9 @@ class _Replay:
         """Rebuild a nested model once, and call it."""
         given = [self.tensors[t] for t in scope.inputs]
         ins, outs = structs(scope.model)
+        if id(scope.model) not in self.nested and (copy := self.unchanged(scope)) is not None:
+            self.nested[id(scope.model)] = copy, self.pattern(scope)
+            self.wholes.append((scope.model, copy))
         if id(scope.model) not in self.nested:
             for number, tensor in zip(scope.inputs, given, strict=True):
                 self.tensors[number] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
@@ -189,6 +195,16 @@ class _Replay:
         model, _ = self.nested[id(scope.model)]
         results = tree.flatten(model(tree.pack_sequence_as(ins, given)))
         self.tensors.update(zip(scope.outputs, results, strict=True))
+
+    def unchanged(self, scope: Scope) -> Any:
+        """A nested model that loses nothing, made anew from its own config, so that it stays of its class; or None."""
+        graph = self.graph
+        inside = {t for call in graph.calls[scope.start : scope.stop] for t in (*call.inputs, *call.outputs)}
+        vectors = {graph.tensors[t].vector for t in (*inside, *scope.inputs)}
+        if any(self.closed.counts[vector] < len(graph.vectors[vector]) for vector in vectors):
+            return None
+        copy = remade(scope.model)
+        return None if copy is scope.model else copy
 
     def kept(self, vector: int) -> np.ndarray:
         """Positions of a vector that are alive."""

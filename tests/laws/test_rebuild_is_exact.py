@@ -246,3 +246,40 @@ def test_dictionaries_of_inputs_and_outputs_keep_their_keys(kind):
         np.testing.assert_allclose(
             ops.convert_to_numpy(received[key]), ops.convert_to_numpy(output), rtol=1e-4, atol=1e-5, err_msg=key
         )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Backbone(keras.Model):
+    """A functional model of a class of its own, whose config holds its arguments."""
+
+    def __init__(self, width, **options):
+        image = keras.Input((6, 6, 3))
+        super().__init__(image, layers.ReLU()(layers.Conv2D(width, 3, name="conv")(image)), **options)
+        self.width = width
+
+    def get_config(self):
+        return {"width": self.width, "name": self.name}
+
+
+class Classifier(keras.Model):
+    """One that holds its layers in another order than they are called in."""
+
+    def __init__(self, backbone):
+        self.head, self.hidden = layers.Dense(2, name="head"), layers.Dense(4, name="hidden")
+        self.backbone = backbone
+        x = self.hidden(layers.GlobalAveragePooling2D()(backbone(backbone.input)))
+        super().__init__(backbone.input, self.head(x), name="classifier")
+
+
+@pytest.mark.parametrize("kind", structures.KINDS)
+def test_subclasses_of_functional_models_are_rebuilt_exactly(kind):
+    model = models.randomize(Classifier(Backbone(5, name="backbone")), seed=1)
+    assert_exact(model, structures.draw(km.trace(model), kind, seed=1))
+
+
+def test_a_nested_model_that_loses_nothing_stays_of_its_class():
+    model = models.randomize(Classifier(Backbone(5, name="backbone")), seed=1)
+    kept = assert_exact(model, structure_with(model, hidden=[0, 2]))
+    assert type(kept.get_layer("backbone")) is Backbone
+    narrowed = assert_exact(model, structure_with(model, **{"backbone/conv": [0, 2]}))
+    assert type(narrowed.get_layer("backbone")) is not Backbone
