@@ -281,3 +281,58 @@ def test_after_fading_dead_channels_can_be_trained_again():
     bias.assign(before + 1.0)
     fit(learner, [])
     assert np.all(ops.convert_to_numpy(bias)[[2, 3]] > 0.2)
+
+
+class Shares:
+    """A learner's cost as a share of the budget, by the script; what the controller does with it is what counts."""
+
+    def __init__(self, monkeypatch, shares):
+        self.shares = iter(shares)
+        monkeypatch.setattr("keras_morph.callbacks.share_of_budget", lambda learner, budget: next(self.shares))
+
+
+def test_the_controller_raises_the_strength_above_the_plan_and_lowers_it_below(monkeypatch):
+    learner = learner_of(fresh("plain"))
+    # The plan: from 2 times the budget to 1 in 4 epochs: 1.75, 1.5, 1.25, 1.
+    Shares(monkeypatch, [2.0, 2.0, 1.5, 1.0, 1.0])
+    start = 20 / learner.target_cost(learner.graph)
+    strengths = []
+    log = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: strengths.append(learner.strength))
+    fit(learner, [km.StrengthController("50%", factor=2.0), log], epochs=4)
+    strengths.append(learner.strength)
+    np.testing.assert_allclose(np.divide(strengths, start), [1, 2, 2, 1, 1], rtol=1e-5)
+
+
+def test_the_controller_goes_on_from_the_strength_that_is_there():
+    learner = learner_of(fresh("plain"), strength=3e-4)
+    fit(learner, [km.StrengthController("1%", factor=10.0)], epochs=2)
+    assert learner.strength == pytest.approx(3e-2, rel=1e-5)
+
+
+def test_the_temperature_falls_geometrically():
+    learner = learner_of(fresh("plain"), regularizer=km.LogisticSigmoid(temperature=1.0))
+    temperatures = []
+    log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: temperatures.append(learner.temperature))
+    fit(learner, [km.Anneal(0.01), log], epochs=3)
+    np.testing.assert_allclose(temperatures, [1.0, 0.1, 0.01], rtol=1e-4)
+
+
+def test_fading_stops_the_sampling_of_gates():
+    learner = learner_of(fresh("residual_identity"), regularizer=km.LogisticSigmoid())
+    structure = km.fit_budget(learner, "70%")
+    fit(learner, [km.FadeOut(structure)], epochs=2)
+    assert float(ops.convert_to_numpy(learner.gates.sampling)) == 0
+    inputs = models.examples(learner.seed)
+    rebuilt, masked = (models.outputs(make(learner, structure), inputs) for make in (km.rebuild, km.masked))
+    assert_equal_outputs(rebuilt, masked)
+    assert_equal_outputs(models.outputs(learner, inputs), masked)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: km.Anneal(0), lambda: km.StrengthController("50%", factor=1.0)],
+    ids=["Anneal", "StrengthController"],
+)
+def test_options_of_callbacks_out_of_range_are_refused(make):
+    with pytest.raises(km.KerasMorphError, match="Received"):
+        make()

@@ -6,9 +6,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 from keras_morph import zoo
-from keras_morph.callbacks import EpochLog, FadeOut, StopWithin, StructureLog
+from keras_morph.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.distilling import Distiller
 from keras_morph.errors import (
     BudgetError,
     DataError,
@@ -17,15 +18,17 @@ from keras_morph.errors import (
     UnknownLayerWarning,
     UnsupportedModelError,
 )
+from keras_morph.expansion import expand
 from keras_morph.hardware import HARDWARE, Hardware
 from keras_morph.layer_rules import Rule, register_rule
 from keras_morph.learning import StructureLearner
 from keras_morph.measuring import measure
 from keras_morph.pipeline import Shrunk, prune, shrink
 from keras_morph.rebuilding import masked, rebuild
-from keras_morph.regularizers import Gamma, GroupLasso
+from keras_morph.regularizers import Gamma, GroupLasso, LogisticSigmoid
 from keras_morph.report import Report, report
-from keras_morph.selection import fit_budget
+from keras_morph.selection import Reach, fit_budget, reach
+from keras_morph.statistics import reestimate_statistics
 from keras_morph.structure import Structure
 from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.tracing import trace
@@ -33,10 +36,12 @@ from keras_morph.tracing import trace
 __all__ = [
     "HARDWARE",
     "Activations",
+    "Anneal",
     "BudgetError",
     "ChannelGraph",
     "Cost",
     "DataError",
+    "Distiller",
     "EpochLog",
     "FLOPs",
     "FadeOut",
@@ -45,11 +50,14 @@ __all__ = [
     "Hardware",
     "KerasMorphError",
     "Latency",
+    "LogisticSigmoid",
     "ModelSize",
+    "Reach",
     "Report",
     "Rule",
     "Shrunk",
     "StopWithin",
+    "StrengthController",
     "Structure",
     "StructureLearner",
     "StructureLog",
@@ -57,11 +65,14 @@ __all__ = [
     "TensorBoardLog",
     "UnknownLayerWarning",
     "UnsupportedModelError",
+    "expand",
     "fit_budget",
     "masked",
     "measure",
     "prune",
+    "reach",
     "rebuild",
+    "reestimate_statistics",
     "register_rule",
     "report",
     "shrink",

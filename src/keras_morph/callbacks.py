@@ -15,11 +15,12 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.layer_rules import variable
 from keras_morph.learning import StructureLearner
 from keras_morph.runs import write_json, write_text
-from keras_morph.selection import is_within
+from keras_morph.selection import share_of_budget
 from keras_morph.structure import Structure
 
-__all__ = ["EpochLog", "FadeOut", "StopWithin", "StructureLog"]
+__all__ = ["Anneal", "EpochLog", "FadeOut", "StopWithin", "StrengthController", "StructureLog"]
 
+INITIAL = 20.0  # of a controlled strength, times the cost of the seed: between 20 and 100 hardly matters
 FADED = 1e-4  # what is left of a weight in the end, before it is set to zero
 
 
@@ -133,8 +134,65 @@ class StopWithin(_OfLearner):
         self.budget = budget
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if is_within(self.learner, self.learner.structure(), self.budget):
+        if share_of_budget(self.learner, self.budget) <= 1:
             self.model.stop_training = True
+
+
+class StrengthController(_OfLearner):
+    """Move the learner's strength after each epoch, so that its cost is on its way to a budget; nobody has to tune it.
+
+    The plan: the cost of the channels above the threshold falls along a straight line from what it is at the beginning
+    to the budget in the last epoch. While it is above the plan the strength is multiplied by `factor`, and divided by it
+    where it is below by more than `slack`. A learner whose strength is 0 begins at 20 / cost of the seed.
+
+    Args:
+        budget: as in `fit_budget`.
+        epochs: epochs until the budget should be met; by default all of `fit`.
+        factor: above 1.
+        slack: of the plan, as a share of the seed's cost.
+    """
+
+    def __init__(self, budget: Any, *, epochs: int | None = None, factor: float = 1.5, slack: float = 0.05) -> None:
+        super().__init__()
+        if not factor > 1:
+            raise KerasMorphError(f"StrengthController expects a factor above 1. Received: factor={factor}.")
+        self.budget, self.epochs, self.factor, self.slack = budget, epochs, factor, slack
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        learner = self.learner
+        if not learner.strength:
+            learner.strength = INITIAL / learner.target_cost(learner.graph)
+        self.start = share_of_budget(learner, self.budget)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        epochs = self.epochs or self.params.get("epochs") or 1
+        share = share_of_budget(self.learner, self.budget)
+        planned = self.start + (1 - self.start) * min(1.0, (epoch + 1) / epochs)
+        if share > planned:
+            self.learner.strength *= self.factor
+        elif share < planned - self.slack * self.start:
+            self.learner.strength /= self.factor
+
+
+class Anneal(_OfLearner):
+    """Lower the temperature of LogisticSigmoid's samples geometrically during `fit`, so that they end near 0 and 1.
+
+    Args:
+        final: temperature in the last epoch.
+    """
+
+    def __init__(self, final: float = 0.1) -> None:
+        super().__init__()
+        if not 0 < final < float("inf"):
+            raise KerasMorphError(f"Anneal expects a final temperature above 0. Received: final={final}.")
+        self.final = final
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.initial = self.learner.temperature
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        last = max(1, (self.params.get("epochs") or 1) - 1)
+        self.learner.temperature = self.initial * (self.final / self.initial) ** min(1.0, epoch / last)
 
 
 class FadeOut(_OfLearner):
@@ -154,6 +212,7 @@ class FadeOut(_OfLearner):
         self.structure, self.steps = structure, steps
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        self.learner.stop_sampling()
         steps = self.steps or (self.params.get("steps") or 100) * (self.params.get("epochs") or 1)
         rate = FADED ** (1 / max(1, steps))
         self.faded = list(self._dead_entries())

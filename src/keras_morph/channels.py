@@ -56,6 +56,7 @@ class Weight:
         multiplies: "outputs" or "inputs" if each of its elements is multiplied once per position of the result, or of
             the last operand.
         scores: the axis whose channels this weight makes (the axis of GroupLasso), or None.
+        reads: the axis that lies along the layer's operand, or None.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Weight:
     vectors: tuple[int, ...]
     multiplies: str | None = None
     scores: int | None = None
+    reads: int | None = None
 
     @property
     def static_size(self) -> int:
@@ -220,7 +222,7 @@ class ChannelGraph:
         """Entries of each vector whose group is alive.
 
         Args:
-            alive: bool, `(num_groups,)`.
+            alive: bool, `(num_groups,)`, or how often each group is there.
 
         Returns:
             int64, `(len(vectors),)`.

@@ -35,12 +35,14 @@ class Closed:
         present: whether each call, and behind them each layer, is in the rebuilt model,
             bool, `(len(calls) + len(layers),)`.
         counts: alive entries of each vector, int64, `(len(vectors),)`.
+        copies: how often each group is there: 0 or 1, and more where a structure is expanded; int64, `(num_groups,)`.
     """
 
     alive: np.ndarray
     states: np.ndarray
     present: np.ndarray
     counts: np.ndarray
+    copies: np.ndarray
 
 
 def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = None) -> Closed:
@@ -48,14 +50,16 @@ def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = No
 
     Args:
         graph: the traced model.
-        alive: groups that should stay, bool, `(num_groups,)`; pinned groups stay whatever it says.
+        alive: groups that should stay, bool, `(num_groups,)`; pinned groups stay whatever it says. Whole numbers say
+            how often.
         scores: one number per group, `(num_groups,)`: where a path would be lost the input of the highest score is
             kept. Without scores it is the first.
 
     Returns:
         The closed structure. Closing it again changes nothing.
     """
-    wanted = alive | graph.pinned_mask
+    copies = np.maximum(alive, 1)
+    wanted = (alive > 0) | graph.pinned_mask
     closer = _Closer(graph, wanted, scores)
     alive = wanted
     while True:
@@ -70,7 +74,8 @@ def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = No
                 closer.keep_path(tensor, states)
             alive = wanted | closer.kept
         else:
-            return Closed(alive, states, present, counts)
+            copies = copies * alive
+            return Closed(alive, states, present, counts if copies.max(initial=0) < 2 else graph.counts(copies), copies)
 
 
 class _Closer:

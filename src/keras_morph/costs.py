@@ -87,7 +87,7 @@ class Cost(ABC):
         """
         graph = trace(model)
         whole = np.ones(graph.num_groups, bool)
-        alive = whole if structure is None else structure_from(structure, graph).groups(graph)
+        alive = whole if structure is None else structure_from(structure, graph).copies(graph)
         return self.total(graph, close(graph, alive))
 
     def total(self, graph: ChannelGraph, closed: Closed) -> float:

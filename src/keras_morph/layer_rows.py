@@ -168,8 +168,10 @@ def _vector_repeated(flow: Flow) -> Routed:
 
 
 def _narrow_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
-    alive = np.unique(kept // (config["filters"] // config["groups"]))
-    return {**config, "groups": len(alive), "filters": len(kept)}
+    width = config["filters"] // config["groups"]
+    alive, count = np.unique(kept // width, return_counts=True)
+    groups = len(kept) // width if np.all(count % width == 0) else len(alive)  # copies of whole groups are groups
+    return {**config, "groups": groups, "filters": len(kept)}
 
 
 def _narrow_projection(config: dict, kept: np.ndarray, result: Tensor) -> dict:

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_morph.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
+from keras_morph.gating import Gates, gateable, gated
 from keras_morph.penalty import Penalty
-from keras_morph.regularizers import GroupLasso, Regularizer, group_scores, pin_sourceless
+from keras_morph.regularizers import GroupLasso, LogisticSigmoid, Regularizer, group_scores, pin_sourceless
 from keras_morph.structure import Structure
 from keras_morph.tracing import trace
 
@@ -55,8 +57,14 @@ class StructureLearner(keras.Model):
         self.seed = seed
         self.regularizer = regularizer or GroupLasso()
         self.target_cost = cost or FLOPs()
-        self.graph = pin_sourceless(trace(seed, protect=protect, tie=tie, grouped=grouped), self.regularizer)
-        self._penalty = Penalty(self.graph, self.regularizer, self.target_cost)
+        graph = trace(seed, protect=protect, tie=tie, grouped=grouped)
+        self.gates, self._network = None, seed
+        if isinstance(self.regularizer, LogisticSigmoid):
+            self.gates = Gates(np.flatnonzero(gateable(graph)), self.regularizer)
+            self._network = gated(graph, self.gates)
+        self._scorer = self.gates or self.regularizer
+        self.graph = pin_sourceless(graph, self._scorer)
+        self._penalty = Penalty(self.graph, self._scorer, self.target_cost)
         self._strength = self.add_weight(
             name="strength", shape=(), dtype="float32", initializer="zeros", trainable=False, autocast=False
         )
@@ -77,6 +85,30 @@ class StructureLearner(keras.Model):
         self._sync()
         self._strength.assign(value)
 
+    @property
+    def temperature(self) -> float:
+        """Temperature of LogisticSigmoid's samples; it can be set while training."""
+        self._sync()
+        return float(ops.convert_to_numpy(self._gates().temperature))
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if not 0 < value < float("inf"):
+            raise KerasMorphError(f"Expected a finite temperature above 0. Received: temperature={value}.")
+        self._sync()
+        self._gates().temperature.assign(value)
+
+    def _gates(self) -> Gates:
+        if self.gates is None:
+            raise KerasMorphError(f"Only LogisticSigmoid has a temperature. Received: {self.regularizer!r}.")
+        return self.gates
+
+    def stop_sampling(self) -> None:
+        """Let LogisticSigmoid's gates be their p while training too, once the structure is chosen."""
+        if self.gates is not None:
+            self._sync()
+            self.gates.sampling.assign(0.0)
+
     def _sync(self) -> None:
         """While JAX trains, the trainer holds the weights: have them back in the variables."""
         if getattr(self, "_jax_state_synced", True) is False:
@@ -86,7 +118,7 @@ class StructureLearner(keras.Model):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.seed(inputs, training=training)
+        return self._network(inputs, training=training)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -103,7 +135,13 @@ class StructureLearner(keras.Model):
     def scores(self) -> Any:
         """Score of each group, float64, `(graph.num_groups,)`."""
         self._sync()
-        return group_scores(self.graph, self.regularizer)
+        return group_scores(self.graph, self._scorer)
+
+    def gate_values(self) -> Any:
+        """What each group is multiplied by where it is read, float64, `(graph.num_groups,)`; without gates all 1."""
+        self._sync()
+        n = self.graph.num_groups
+        return np.ones(n) if self.gates is None else self.gates.values(n)
 
     def structure(self) -> Structure:
         """The structure of the channels whose score is above the threshold, closed."""

@@ -34,7 +34,7 @@ class Penalty:
         self.regularizer = regularizer
         self.sources = regularizer.sources(graph)
         # Groups in the order of first use here: only those that are scored take part.
-        entries = np.concatenate([graph.group_of[graph.vectors[source.vector]] for source in self.sources])
+        entries = np.concatenate([source.groups(graph) for source in self.sources])
         scored, self.entry_group = np.unique(entries, return_inverse=True)
         self.free = (~graph.pinned_mask[scored]).astype(np.float32)
         position = np.full(graph.num_groups, -1)

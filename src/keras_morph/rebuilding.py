@@ -13,13 +13,13 @@ import numpy as np
 from keras import layers, ops, tree
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
-from keras_morph.channels import Call, ChannelGraph, Layer, Scope
+from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
 from keras_morph.copying import cloned, remade, transfer
-from keras_morph.errors import UnsupportedModelError
+from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
-from keras_morph.structure import structure_from
+from keras_morph.structure import repeated, structure_from
 from keras_morph.tracing import structs, trace
 
 __all__ = ["masked", "rebuild"]
@@ -56,7 +56,9 @@ def rebuild(
         StructureMismatchError: if the structure is not one of this seed.
     """
     graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
-    return _Replay(graph, closed, weights).model()
+    if weights:
+        _check_not_expanded(closed)
+    return _Replay(graph, closed, weights, _gates(seed)).model()
 
 
 def masked(
@@ -80,12 +82,14 @@ def masked(
         A copy of the seed, of its full size.
     """
     graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
+    gates = _gates(seed)
+    _check_not_expanded(closed)
     copy = cloned(graph.model)
     for layer in graph.layers:
         makes = any(weight.multiplies for weight in layer.weights) or layer.made is not None
         for weight in layer.weights if makes else ():
             target = variable(_own(copy, layer), weight.name)
-            values = ops.convert_to_numpy(target).copy()
+            values = _values(graph, layer, weight, gates).copy()
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
                     dead = ~closed.alive[graph.group_of[graph.vectors[vector]]]
@@ -113,14 +117,35 @@ def _without_config(layer: Layer) -> UnsupportedModelError:
 
 def _closed(seed: Any, structure: Any, **options: Any) -> tuple[ChannelGraph, Closed]:
     graph = seed.graph if isinstance(seed, StructureLearner) else trace(seed, **options)
-    return graph, close(graph, structure_from(structure, graph).groups(graph))
+    return graph, close(graph, structure_from(structure, graph).copies(graph))
+
+
+def _check_not_expanded(closed: Closed) -> None:
+    if closed.copies.max(initial=0) > 1:
+        raise KerasMorphError(
+            "An expanded structure is wider than its seed, whose weights do not fill it. Expected: weights=False."
+        )
+
+
+def _gates(seed: Any) -> np.ndarray | None:
+    return seed.gate_values() if isinstance(seed, StructureLearner) and seed.gates is not None else None
+
+
+def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray | None) -> np.ndarray:
+    """The seed's weight; what reads channels is multiplied by their gates."""
+    values = ops.convert_to_numpy(variable(layer.operation, weight.name))
+    if gates is None or weight.reads is None or layer.made is None or weight.vectors[weight.reads] < 0:
+        return values
+    factors = gates[graph.group_of[graph.vectors[weight.vectors[weight.reads]]]]
+    shape = [-1 if axis == weight.reads else 1 for axis in range(values.ndim)]
+    return values * factors.reshape(shape).astype(values.dtype)
 
 
 class _Replay:
     """One pass over the calls that are present, from the inputs to the outputs."""
 
-    def __init__(self, graph: ChannelGraph, closed: Closed, weights: bool) -> None:
-        self.graph, self.closed, self.weights = graph, closed, weights
+    def __init__(self, graph: ChannelGraph, closed: Closed, weights: bool, gates: np.ndarray | None = None) -> None:
+        self.graph, self.closed, self.weights, self.gates = graph, closed, weights, gates
         self.tensors: dict[int, Any] = {}
         self.copies: dict[int, Any] = {}
         self.nested: dict[int, tuple[Any, tuple[bool, ...]]] = {}
@@ -211,7 +236,7 @@ class _Replay:
         return self.alive(self.graph.vectors[vector])
 
     def alive(self, ids: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(self.closed.alive[self.graph.group_of[ids]])
+        return repeated(self.closed.copies[self.graph.group_of[ids]])
 
     def replay(self, call: Call) -> list[Any]:
         states = self.closed.states
@@ -252,7 +277,9 @@ class _Replay:
         kept = self.kept(operand.vector)
         results = []
         for number, positions in zip(call.outputs, call.gathers, strict=True):
-            chosen = np.searchsorted(kept, positions[self.kept(self.graph.tensors[number].vector)])
+            wanted = self.kept(self.graph.tensors[number].vector)
+            copy = np.arange(len(wanted)) - np.searchsorted(wanted, wanted)  # which of the copies
+            chosen = np.searchsorted(kept, positions[wanted]) + copy
             whole = np.array_equal(chosen, np.arange(len(kept)))
             results.append(x if whole or not len(chosen) else ops.take(x, chosen, axis=axis))
         return results
@@ -298,7 +325,7 @@ class _Replay:
         if not layer.weights and isinstance(copy, layers.Layer):
             transfer(layer.operation, copy)
         for weight in layer.weights:
-            values = ops.convert_to_numpy(variable(layer.operation, weight.name))
+            values = _values(self.graph, layer, weight, self.gates)
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
                     values = np.take(values, self.kept(vector), axis=axis)

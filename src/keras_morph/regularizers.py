@@ -1,7 +1,7 @@
 """How strong each channel is, and when it counts as dead.
 
-A regularizer reads one weight per channel (a slice of a kernel, or a gamma) and gives a score. Channels of a group are
-reduced by their maximum: a group lives while one of its channels does.
+A regularizer reads one weight per channel (a slice of a kernel, a gamma, or a logit) and gives a score. Channels of a group
+are reduced by their maximum: a group lives while one of its channels does.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.layer_rules import variable
 
-__all__ = ["Gamma", "GroupLasso", "Regularizer", "Source", "group_scores", "pin_sourceless"]
+__all__ = ["Gamma", "GroupLasso", "LogisticSigmoid", "Regularizer", "Source", "group_scores", "pin_sourceless"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class Source:
     weight: Weight
     axis: int
 
-    @property
-    def vector(self) -> int:
-        return self.weight.vectors[self.axis]
+    def channels(self, graph: ChannelGraph) -> np.ndarray:
+        """Ids of the channels along the axis."""
+        return graph.vectors[self.weight.vectors[self.axis]]
+
+    def groups(self, graph: ChannelGraph) -> np.ndarray:
+        """Their group numbers."""
+        return graph.group_of[self.channels(graph)]
 
     @property
     def other_axes(self) -> tuple[int, ...]:
@@ -51,8 +55,8 @@ class Regularizer(Protocol):
 
     threshold: float
 
-    def sources(self, graph: ChannelGraph) -> list[Source]:
-        """The weights that it reads."""
+    def sources(self, graph: ChannelGraph) -> list[Any]:
+        """The weights that it reads: objects with the `groups`, `variable` and `other_axes` of a Source."""
 
     def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
         """One non-negative score per channel: `weight` reduced over `axes`, with `xp` = keras.ops or numpy.
@@ -144,6 +148,57 @@ class Gamma:
         return f"Gamma(threshold={self.threshold})"
 
 
+class LogisticSigmoid:
+    """A learned gate per group, as in FiGS: sampled while training, folded into the weights when rebuilt.
+
+    Each group that may be removed has a logit; p = sigmoid(logit) is its score. Where a layer reads channels they are
+    multiplied by their gates: while training by a sample, sigmoid((logit + logistic noise) / temperature), the same for
+    all channels of the group; in inference by p where p is above the threshold, else by 0. The logits live in the
+    StructureLearner, and only a learner can be scored with them.
+
+    Args:
+        threshold: a group is alive when its p is strictly above.
+        initial: p of every group at the start, in (0, 1).
+        temperature: of the samples; the lower, the closer they are to 0 and 1. `learner.temperature` changes it while
+            training, and so does the callback `Anneal`.
+        straight_through: whether samples are rounded to 0 or 1, their gradients being those of the unrounded ones.
+        speed: factor between the trained variable and the logit, so that logits can move as far as they need within a
+            short training whose learning rate fits the weights.
+
+    References:
+        Gordon et al., Fine-grained stochastic architecture search, https://arxiv.org/abs/2006.09581
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.1,
+        *,
+        initial: float = 0.9,
+        temperature: float = 1.0,
+        straight_through: bool = False,
+        speed: float = 10.0,
+    ) -> None:
+        if not 0 < initial < 1:
+            raise KerasMorphError(f"LogisticSigmoid expects 0 < initial < 1. Received: initial={initial}.")
+        for name, value in (("temperature", temperature), ("speed", speed)):
+            if not 0 < value < float("inf"):
+                raise KerasMorphError(f"LogisticSigmoid expects {name} > 0. Received: {name}={value}.")
+        self.threshold, self.initial, self.temperature = _threshold(threshold), float(initial), float(temperature)
+        self.straight_through, self.speed = bool(straight_through), float(speed)
+
+    def sources(self, graph: ChannelGraph) -> list[Any]:
+        raise KerasMorphError(
+            "LogisticSigmoid scores channels by logits that are learned. Expected a StructureLearner that was trained "
+            f"with it. Received: {graph.model.name} as it is; use GroupLasso or Gamma for a model without a learner."
+        )
+
+    def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
+        return 1.0 / (1.0 + xp.exp(-self.speed * weight))
+
+    def __repr__(self) -> str:
+        return f"LogisticSigmoid(threshold={self.threshold})"
+
+
 def _magnitude(x: Any, xp: Any) -> Any:
     # |x| whose gradient at 0 is 0 on every backend (JAX gives 1 for abs).
     return xp.where(x > 0, x, xp.where(x < 0, -x, xp.zeros_like(x)))
@@ -153,16 +208,36 @@ def pin_sourceless(graph: ChannelGraph, regularizer: Regularizer) -> ChannelGrap
     """Pin the groups that a regularizer has no score for: it could never tell whether they are needed."""
     scored = np.zeros(graph.num_groups, bool)
     for source in regularizer.sources(graph):
-        scored[graph.group_of[graph.vectors[source.vector]]] = True
-    reason = f"{type(regularizer).__name__} finds no weight that scores it"
+        scored[source.groups(graph)] = True
+    name = type(getattr(regularizer, "regularizer", regularizer)).__name__
+    reason = f"{name} finds no weight that scores it"
     return graph.pinned_with({int(group): reason for group in np.flatnonzero(~scored)})
 
 
-def group_scores(graph: ChannelGraph, regularizer: Regularizer) -> np.ndarray:
-    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it."""
+def group_scores(graph: ChannelGraph, regularizer: Regularizer, *, ranking: bool = False) -> np.ndarray:
+    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it.
+
+    Args:
+        graph: the traced model.
+        regularizer: gives the scores.
+        ranking: how the scores of one channel that several weights score are put together (in pre-activation networks
+            a channel passes a BatchNormalization for each of its readers): the strongest one decides whether it is
+            alive; but to say which channel is needed more than another one, their mean tells more.
+    """
     scores = np.zeros(graph.num_groups)
+    entries = []
     for source in regularizer.sources(graph):
         weight = np.asarray(keras.ops.convert_to_numpy(source.variable), np.float64)
-        groups = graph.group_of[graph.vectors[source.vector]]
-        np.maximum.at(scores, groups, regularizer.score(weight, source.other_axes, np))
+        entries.append((source, regularizer.score(weight, source.other_axes, np)))
+    if ranking and not any(isinstance(source, Source) for source, _ in entries):
+        ranking = False
+    if not ranking:
+        for source, values in entries:
+            np.maximum.at(scores, source.groups(graph), values)
+        return scores
+    channels = np.concatenate([source.channels(graph) for source, _ in entries])
+    values = np.concatenate([values for _, values in entries])
+    count = np.bincount(channels, minlength=graph.num_channels)
+    mean = np.bincount(channels, weights=values, minlength=graph.num_channels) / np.maximum(count, 1)
+    np.maximum.at(scores, graph.group_of, mean)
     return scores

@@ -36,7 +36,8 @@ class Structure:
     Attributes:
         seed: name of the model that it belongs to.
         fingerprint: `fingerprint` of that model's graph.
-        alive: layer -> indices of its alive channels, ascending.
+        alive: layer -> indices of its alive channels, ascending; a channel that is there several times belongs to an
+            expanded structure, which is wider.
         seed_widths: layer -> number of channels in the seed.
         kinds: layer -> class name.
     """
@@ -84,6 +85,7 @@ class Structure:
             {
                 "format": FORMAT,
                 "seed": {"name": self.seed, "fingerprint": self.fingerprint},
+                **({"expanded": True} if self.is_expanded else {}),
                 "layers": {
                     layer: {
                         "width": self.seed_widths[layer],
@@ -106,7 +108,7 @@ class Structure:
         try:
             if data["format"] != FORMAT:
                 raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: {FORMAT}.")
-            layers = data["layers"]
+            layers, expanded = data["layers"], data.get("expanded") is True
             alive = {name: _whole_numbers(layer["alive"], name) for name, layer in layers.items()}
             widths = {name: int(layer["width"]) for name, layer in layers.items()}
             kinds = {name: str(layer.get("kind", "Conv2D")) for name, layer in layers.items()}
@@ -119,12 +121,18 @@ class Structure:
                 f"Received: {type(error).__name__} {error}; write it with Structure.save."
             ) from error
         for name, indices in alive.items():
-            if np.any(np.diff(indices) <= 0) or np.any(indices < 0) or np.any(indices >= widths[name]):
+            steps = np.diff(indices)
+            if np.any(steps < 0 if expanded else steps <= 0) or np.any(indices < 0) or np.any(indices >= widths[name]):
                 raise StructureMismatchError(
                     f"{path}: layer {name!r} lists alive channels that are not ascending indices below its width "
                     f"{widths[name]}."
                 )
         return structure
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether a channel is there more than once."""
+        return any(len(np.unique(indices)) < len(indices) for indices in self.alive.values())
 
     @classmethod
     def closed(cls, graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = None) -> "Structure":
@@ -132,15 +140,15 @@ class Structure:
 
         Args:
             graph: the traced seed.
-            alive: bool per group, `(num_groups,)`.
+            alive: bool per group, `(num_groups,)`, or how often each is there.
             scores: numbers per group that say which channel is kept where a path would be lost.
         """
-        alive = close(graph, alive, scores).alive
+        copies = close(graph, alive, scores).copies
         made = {layer.name: layer for layer in graph.layers if layer.name in graph.widths}
         return cls(
             graph.model.name,
             fingerprint(graph),
-            {name: np.flatnonzero(alive[graph.group_of[layer.made]]) for name, layer in made.items()},
+            {name: repeated(copies[graph.group_of[layer.made]]) for name, layer in made.items()},
             graph.widths,
             {name: layer.kind for name, layer in made.items()},
         )
@@ -151,14 +159,29 @@ class Structure:
         Raises:
             StructureMismatchError: if this is not a structure of that model, or it parts channels that are tied.
         """
+        return self.copies(graph) > 0
+
+    def copies(self, graph: ChannelGraph) -> np.ndarray:
+        """How often each group of the seed is there, int64, `(num_groups,)`.
+
+        Raises:
+            StructureMismatchError: as in `groups`.
+        """
         if self.fingerprint != fingerprint(graph):
             raise StructureMismatchError(_mismatch(self, graph))
-        channels = np.ones(graph.num_channels, bool)
+        channels = np.ones(graph.num_channels, np.int64)
         for layer in graph.layers:
             if layer.made is not None and layer.name in self.alive:
-                channels[layer.made] = False
-                channels[layer.made[self.alive[layer.name]]] = True
-        return _agreed(graph, channels)
+                channels[layer.made] = np.bincount(self.alive[layer.name], minlength=len(layer.made))
+        alive = _agreed(graph, channels > 0)
+        copies = alive.astype(np.int64)
+        np.maximum.at(copies, graph.group_of, np.where(alive[graph.group_of], channels, 0))
+        return copies
+
+
+def repeated(copies: np.ndarray) -> np.ndarray:
+    """Positions, each as often as it is there."""
+    return np.repeat(np.arange(len(copies)), copies)
 
 
 def _whole_numbers(values: Any, layer: str) -> np.ndarray:

@@ -330,7 +330,8 @@ def _weights(
         )
         multiplies = rule.multiplies.get(name)
         scores = tokens.index("out") if multiplies and "out" in tokens else None
-        weights.append(Weight(name, shape, vectors, multiplies, scores))
+        reads = tokens.index("in") if "in" in tokens else None
+        weights.append(Weight(name, shape, vectors, multiplies, scores, reads))
     return tuple(weights)
 
 

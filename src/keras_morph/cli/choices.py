@@ -71,7 +71,11 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def regularizer_of(
-    name: str, threshold: float, options: Iterable[str] = (), *, argument: str = "--morphnet-regularizer-algorithm"
+    name: str,
+    threshold: float | None,
+    options: Iterable[str] = (),
+    *,
+    argument: str = "--morphnet-regularizer-algorithm",
 ) -> Regularizer:
     """A regularizer by its name in the Model Zoo; options are `KEY=VALUE`."""
     values = {}

@@ -22,12 +22,13 @@ from keras_morph.cli.choices import (
 from keras_morph.costs import FLOPs, ModelSize
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
+from keras_morph.learning import StructureLearner
 from keras_morph.measuring import Measured, measure
-from keras_morph.pipeline import Shrunk, cosine
+from keras_morph.pipeline import PER_COST, Shrunk, cosine
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.report import report
 from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
-from keras_morph.selection import fit_budget, parse_budget
+from keras_morph.selection import fit_budget, parse_budget, reach, split_budget
 
 
 def shrink(
@@ -40,11 +41,17 @@ def shrink(
     hardware: Annotated[str, typer.Option(help="for Latency: V100, P100, T4, ..., or Others")] = "V100",
     peak_flops: Annotated[float | None, typer.Option(help="for Others: FLOP/s")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="for Others: bytes/s")] = None,
-    regularizer: Annotated[str, typer.Option(help="GroupLasso or Gamma")] = "Gamma",
-    threshold: Annotated[float, typer.Option(help="a channel is alive when its score is above")] = 1e-2,
-    strength: Annotated[
-        float | None, typer.Option(help="factor of the penalty; by default 5 / cost of the seed")
+    regularizer: Annotated[str, typer.Option(help="GroupLasso, Gamma or LogisticSigmoid")] = "Gamma",
+    threshold: Annotated[
+        float | None, typer.Option(help="a channel is alive when its score is above; by default the regularizer's")
     ] = None,
+    strength: Annotated[float | None, typer.Option(help="factor of the penalty; by default it is controlled")] = None,
+    per_cost: Annotated[
+        float, typer.Option(help="0: the strongest channels live, 1: the strongest for what they cost")
+    ] = PER_COST,
+    round_to: Annotated[int, typer.Option(help="widths become multiples of this, or stay whole")] = 1,
+    rounds: Annotated[int, typer.Option(help="shrink, expand to the cost of the seed, and shrink again")] = 1,
+    distillation: Annotated[float, typer.Option(help="share of the seed's answers in the loss of fine-tuning")] = 0.0,
     seed_epochs: Annotated[
         int | None, typer.Option(help="epochs to train the seed first; default 15, 0 for a .keras file")
     ] = None,
@@ -64,7 +71,11 @@ def shrink(
     scorer = regularizer_of(regularizer, threshold, argument="--regularizer")
     make_optimizer = optimizer_of(optimizer)
     for option, value, low, high in (
-        ("--epochs", epochs, 3, 10**9),
+        ("--rounds", rounds, 1, 10**9),
+        ("--epochs", epochs, 3 * rounds, 10**9),
+        ("--round-to", round_to, 1, 10**9),
+        ("--per-cost", per_cost, 0, float("inf")),
+        ("--distillation", distillation, 0, 1),
         ("--batch-size", batch_size, 1, 10**9),
         ("--seed-epochs", seed_epochs, 0, 10**9),
         ("--strength", strength, 0, float("inf")),
@@ -73,16 +84,19 @@ def shrink(
         check_number(option, value, low, high)
     check_number("--learning-rate", learning_rate, 0, above=True)
     check_folder("--log-dir", log_dir)
-    parse_budget(budget, target, 1.0)
+    for part, text in split_budget(budget, target):
+        parse_budget(text, part, 1.0)
     keras.utils.set_random_seed(random_seed)
     dataset = load(data, image_size=image_size, limit=limit, seed=random_seed)
     seed = load_model(model, input_shape=dataset.image_shape, classes=dataset.num_classes)
-    fit_budget(seed, budget, regularizer=scorer, cost=target)
+    untrained = StructureLearner(seed, regularizer=scorer, cost=target)
+    fit_budget(untrained, budget, round_to=round_to)
+    reaches = [reach(untrained, part) for part, _ in split_budget(budget, target)]
     _check_fits(seed, dataset)
     folder = new_run_folder(log_dir)
     write_json(folder / "config.json", {"command": "shrink", "options": options, **describe_environment()})
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{dataset}\nrun folder: {folder}", highlight=False)
+    console.print("\n".join([str(dataset), *map(str, reaches), f"run folder: {folder}"]), highlight=False)
 
     pair, held_out = (dataset.x_train, dataset.y_train), (dataset.x_val, dataset.y_val) if len(dataset.x_val) else None
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(seed))
@@ -104,6 +118,10 @@ def shrink(
         cost=target,
         regularizer=scorer,
         strength=strength,
+        per_cost=per_cost,
+        round_to=round_to,
+        rounds=rounds,
+        distillation=distillation,
         optimizer=make_optimizer,
         learning_rate=learning_rate,
         loss=loss,

@@ -18,11 +18,15 @@ from keras_morph.devices import choose, existing, padded
 from keras_morph.errors import KerasMorphError
 from keras_morph.hardware import Hardware
 from keras_morph.learning import StructureLearner
-from keras_morph.regularizers import Gamma, GroupLasso, Regularizer
+from keras_morph.regularizers import Gamma, GroupLasso, LogisticSigmoid, Regularizer
 from keras_morph.runs import new_run_folder, write_json
 from keras_morph.zoo.applications import build
 
-ALGORITHMS: dict[str, Callable[..., Regularizer]] = {"GroupLasso": GroupLasso, "Gamma": Gamma}
+ALGORITHMS: dict[str, Callable[..., Regularizer]] = {
+    "GroupLasso": GroupLasso,
+    "Gamma": Gamma,
+    "LogisticSigmoid": LogisticSigmoid,
+}
 COSTS: dict[str, Callable[..., Cost]] = {
     "FLOPs": FLOPs,
     "Latency": Latency,
@@ -39,7 +43,7 @@ def one_of(argument: str, value: Any, choices: Any) -> Any:
 
 
 def regularizer_of(
-    name: str, threshold: float, *, argument: str = "morphnet_regularizer_algorithm", **options: Any
+    name: str, threshold: float | None, *, argument: str = "morphnet_regularizer_algorithm", **options: Any
 ) -> Regularizer:
     """A regularizer by its name in the Model Zoo, with keyword arguments of its own."""
     kind = one_of(argument, name, ALGORITHMS)
@@ -50,7 +54,7 @@ def regularizer_of(
                 f"{name} has no option {option!r}. Expected: {', '.join(known) or 'none'}; its threshold is an argument "
                 "of its own."
             )
-    return kind(threshold=threshold, **options)
+    return kind(**options) if threshold is None else kind(threshold=threshold, **options)
 
 
 def cost_of(name: str, hardware: str | Hardware, *, argument: str = "morphnet_target_cost") -> Cost:

@@ -1,0 +1,73 @@
+"""Fine-tune a small classifier to answer as its seed does."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_morph.errors import KerasMorphError
+
+__all__ = ["Distiller"]
+
+SMALLEST = 1e-7  # probability whose logarithm is still taken
+
+
+class Distiller(keras.Model):
+    """A model that computes what the student computes and trains the student in place, under plain `compile` and `fit`.
+
+    Its loss is `(1 - weight) * compiled loss + weight * T^2 * KL(teacher || student)`, both softened by the temperature T.
+
+    Args:
+        student: a classifier with one output.
+        teacher: a classifier with the same classes; it is not trained.
+        weight: share of the teacher, 0 to 1.
+        temperature: divides the logits of both.
+        from_logits: whether the models return logits; else probabilities.
+
+    References:
+        Hinton et al., Distilling the knowledge in a neural network, https://arxiv.org/abs/1503.02531
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model,
+        *,
+        weight: float = 0.5,
+        temperature: float = 2.0,
+        from_logits: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name or f"{student.name}_distiller")
+        if not 0 <= weight <= 1 or not temperature > 0:
+            raise KerasMorphError(
+                f"Distiller expects a weight from 0 to 1 and a temperature above 0. "
+                f"Received: weight={weight}, temperature={temperature}."
+            )
+        shapes = [model.output_shape for model in (student, teacher)]
+        if isinstance(shapes[0], list) or shapes[0] != shapes[1]:
+            raise KerasMorphError(f"Distiller expects two models with the same single output. Received: {shapes}.")
+        self.student, self.weight, self.temperature, self.from_logits = student, weight, temperature, from_logits
+        self._answers = lambda x: teacher(x, training=False)  # a function, so that its weights are not tracked
+
+    def build(self, input_shape: Any = None) -> None:
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.student(inputs, training=training)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        if not training or not self.weight:
+            return loss
+        teacher, student = self._soft(ops.stop_gradient(self._answers(x))), self._soft(y_pred)
+        kl = ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
+        return (1 - self.weight) * loss + self.weight * self.temperature**2 * ops.cast(kl, loss.dtype)
+
+    def _soft(self, outputs: Any) -> Any:
+        """Logarithms of the softened probabilities, float32."""
+        outputs = ops.cast(outputs, "float32")
+        logits = outputs if self.from_logits else ops.log(ops.maximum(outputs, SMALLEST))
+        return ops.log_softmax(logits / self.temperature, axis=-1)

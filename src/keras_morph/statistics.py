@@ -1,0 +1,46 @@
+"""Estimate anew what BatchNormalization knows of its input: after a cut, or where training was too short for it."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+__all__ = ["batches_of", "reestimate_statistics"]
+
+
+def reestimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 64, batches: int = 50) -> None:
+    """Set the moving statistics of every BatchNormalization to the mean over some batches of data.
+
+    Weights are left alone, and so are frozen layers (`trainable=False`), whose statistics are part of them.
+
+    Args:
+        model: a built model, changed in place.
+        data: as in `shrink`: a pair of arrays, or whatever `fit` takes as its first argument.
+        batch_size: examples per batch, where `data` is a pair of arrays.
+        batches: at most so many batches are looked at.
+    """
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in norms if layer.trainable]
+    momenta = [layer.momentum for layer in norms]
+    try:
+        for number, x in enumerate(batches_of(data, batch_size, batches) if norms else ()):
+            for layer in norms:
+                layer.momentum = number / (number + 1)  # the mean of all batches so far
+            model(x, training=True)
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def batches_of(data: Any, batch_size: int, batches: int) -> Iterator[Any]:
+    """Inputs of up to `batches` whole batches (of the first one, if there is no other)."""
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        size = len(tree.flatten(data[0])[0])
+        for start in range(0, max(1, size - batch_size + 1), batch_size)[:batches]:
+            yield tree.map_structure(lambda x, s=start: ops.convert_to_tensor(x[s : s + batch_size]), data[0])
+        return
+    items = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+    for item in itertools.islice(items, batches):
+        yield tree.map_structure(ops.convert_to_tensor, item[0] if isinstance(item, (tuple, list)) else item)

@@ -1,0 +1,135 @@
+"""LogisticSigmoid's gates: what the learner computes, what the masked seed computes and what the rebuilt model computes."""
+
+import keras
+import models
+import numpy as np
+import pytest
+from exactness import assert_equal_outputs
+from keras import ops
+
+import keras_morph as km
+
+COSTS = [km.FLOPs(), km.ModelSize(), km.Activations(), km.Latency("P100")]
+
+
+def fresh(name):
+    """A tiny network of its own: learners train their seed."""
+    return models.randomize(models.BUILDERS[name](), seed=1)
+
+
+def gated(name, **options):
+    """A learner with random logits, about half of them below the threshold."""
+    learner = km.StructureLearner(fresh(name), regularizer=km.LogisticSigmoid(**options))
+    random = np.random.default_rng(0)
+    learner.gates.logits.assign(random.normal(-0.2, 0.3, learner.gates.logits.shape))
+    return learner
+
+
+@pytest.mark.parametrize("name", models.PARAMETERS)
+def test_learner_masked_seed_and_rebuilt_model_agree(name):
+    learner = gated(name)
+    alive = learner.scores() > learner.regularizer.threshold
+    structure = learner.structure()
+    inputs = models.examples(learner.seed)
+    masked = models.outputs(km.masked(learner, structure), inputs)
+    rebuilt = models.outputs(km.rebuild(learner, structure), inputs)
+    assert_equal_outputs(rebuilt, masked)
+    if np.all(structure.groups(learner.graph) <= (alive | learner.graph.pinned_mask)):  # no path had to be kept
+        assert_equal_outputs(models.outputs(learner, inputs), masked)
+
+
+def test_gates_of_one_leave_the_network_as_it_is():
+    learner = gated("residual_projection")
+    inputs = models.examples(learner.seed)
+    learner.gates.logits.assign(np.full(learner.gates.logits.shape, 10.0))
+    assert_equal_outputs(models.outputs(learner, inputs), models.outputs(learner.seed, inputs))
+
+
+def test_the_learner_holds_the_seeds_weights_once_and_one_logit_per_free_group():
+    learner = gated("residual_identity")
+    free = learner.graph.num_groups - len(learner.graph.pinned)
+    assert learner.gates.logits.shape == (free,)
+    assert len(learner.trainable_variables) == len(learner.seed.trainable_variables) + 1
+
+
+def test_tied_channels_share_a_sample_and_samples_differ_from_step_to_step():
+    learner = gated("residual_identity")
+    one, other = (ops.convert_to_numpy(learner.gates(np.zeros(1), training=True)) for _ in range(2))
+    assert one.shape == (len(learner.gates.gated_groups) + 1,)
+    assert np.all((one > 0) & (one <= 1))
+    assert one[-1] == 1
+    assert not np.allclose(one, other)
+
+
+def test_samples_that_are_straight_through_are_zero_or_one():
+    gates = gated("plain", straight_through=True).gates
+    sample = ops.convert_to_numpy(gates(np.zeros(1), training=True))
+    np.testing.assert_allclose(sample, np.round(sample), atol=1e-6)
+
+
+def test_samples_have_the_mean_of_their_probabilities():
+    gates = gated("plain", temperature=0.05).gates
+    samples = np.mean([ops.convert_to_numpy(gates(np.zeros(1), training=True)) for _ in range(400)], axis=0)
+    expected = gates.score(ops.convert_to_numpy(gates.logits).astype(float), (), np)
+    np.testing.assert_allclose(samples[:-1], expected, atol=5 * 0.5 / np.sqrt(400))
+
+
+def test_sampling_stops():
+    learner = gated("plain")
+    learner.stop_sampling()
+    sample = ops.convert_to_numpy(learner.gates(np.zeros(1), training=True))
+    expected = learner.gates.score(ops.convert_to_numpy(learner.gates.logits).astype(float), (), np)
+    np.testing.assert_allclose(sample[:-1], expected, rtol=1e-5)
+
+
+def test_a_group_that_is_revived_below_the_threshold_keeps_its_probability():
+    learner = gated("plain")
+    learner.gates.logits.assign(np.full(learner.gates.logits.shape, -1.0))  # p = 4.5e-5 each
+    structure = learner.structure()
+    assert min(structure.widths.values()) >= 1
+    inputs = models.examples(learner.seed)
+    rebuilt, masked = (models.outputs(make(learner, structure), inputs) for make in (km.rebuild, km.masked))
+    assert_equal_outputs(rebuilt, masked)
+
+
+@pytest.mark.parametrize(
+    "regularizer", [km.LogisticSigmoid(), km.GroupLasso(), km.Gamma()], ids=lambda r: type(r).__name__
+)
+@pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)
+def test_every_regularizer_trains_under_every_cost(regularizer, cost):
+    seed = fresh("residual_identity")
+    learner = km.StructureLearner(seed, regularizer=regularizer, cost=cost, strength=1e3 / cost(seed))
+    learner.compile(keras.optimizers.Adam(0.02), "mse")
+    x = models.examples(seed, 8)
+    before = learner.scores()
+    history = learner.fit(x, np.zeros((8, 3)), epochs=2, verbose=0).history
+    free = ~learner.graph.pinned_mask
+    assert np.isfinite(history["loss"]).all()
+    assert learner.scores()[free].sum() < before[free].sum()
+    assert history["cost"][0] == pytest.approx(cost(seed), rel=1e-4)
+
+
+def test_a_model_without_a_learner_has_no_logits():
+    with pytest.raises(km.KerasMorphError, match="Expected a StructureLearner"):
+        km.fit_budget(models.build("plain"), "50%", regularizer=km.LogisticSigmoid())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"initial": 1.0}, {"temperature": 0}, {"speed": -1}, {"threshold": -0.1}, {"threshold": float("nan")}],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(km.KerasMorphError, match=f"Received: {next(iter(options))}="):
+        km.LogisticSigmoid(**options)
+
+
+def test_only_logistic_sigmoid_has_a_temperature():
+    learner = km.StructureLearner(fresh("plain"))
+    with pytest.raises(km.KerasMorphError, match="Only LogisticSigmoid"):
+        learner.temperature = 0.5
+    learner = gated("plain")
+    with pytest.raises(km.KerasMorphError, match="temperature=0"):
+        learner.temperature = 0
+    learner.temperature = 0.25
+    assert learner.temperature == 0.25
