@@ -325,9 +325,10 @@ def normalizing(stack, x, block):
     """What normalizes or scales."""
     width = stack.width(x)
     return [
-        lambda: layers.LayerNormalization(axis=stack.axis)(x),
+        # On PyTorch, Keras 3.15 takes the axis of these two for the last one.
+        lambda: layers.LayerNormalization()(x) if stack.axis == -1 else x,
+        lambda: layers.RMSNormalization()(x) if stack.axis == -1 else x,
         lambda: layers.GroupNormalization(groups=1, axis=stack.axis)(x),
-        lambda: layers.RMSNormalization(axis=stack.axis)(x),
         lambda: layers.UnitNormalization(axis=stack.axis)(x),
         lambda: layers.Normalization(axis=stack.axis, mean=[0.5] * width, variance=[2.0] * width)(x),
         lambda: stack.normalization(renorm=True)(x),
