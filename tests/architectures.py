@@ -88,8 +88,9 @@ def prepare(model, kind_of_structure, inputs, seed=1):
     masked(inputs, training=True)
     for target, source in zip(*normalizations, strict=True):
         mean, variance = (keras.ops.convert_to_numpy(x) for x in (source.moving_mean, source.moving_variance))
+        variance = np.maximum(variance, 1e-4)  # that of a constant channel may come out below 0
         target.moving_mean.assign(mean + 0.1 * random.normal(size=mean.shape) * np.sqrt(variance))
-        target.moving_variance.assign(np.maximum(variance, 1e-4) * random.uniform(0.8, 1.2, variance.shape))
+        target.moving_variance.assign(variance * random.uniform(0.8, 1.2, variance.shape))
     return graph, structure
 
 

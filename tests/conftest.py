@@ -6,6 +6,9 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tiny networks gain nothing from a second thread, and lose much where other processes want it.
+for threads in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(threads, "1")
 if os.environ["KERAS_BACKEND"] == "jax":
     # Most of the time goes into compiling: leave out what LLVM would do for speed.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
