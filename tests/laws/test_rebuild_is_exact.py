@@ -264,6 +264,13 @@ class Backbone(keras.Model):
 class Classifier(keras.Model):
     """One that holds its layers in another order than they are called in."""
 
+    def __setattr__(self, name, value):
+        """As in KerasHub: PyTorch takes no layer before its own __init__, and what is set here is in the graph anyway."""
+        if keras.backend.backend() == "torch" and not hasattr(self, "_initialized"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __init__(self, backbone):
         self.head, self.hidden = layers.Dense(2, name="head"), layers.Dense(4, name="hidden")
         self.backbone = backbone
