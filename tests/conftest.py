@@ -1,5 +1,6 @@
 """One pytest process per backend: `KERAS_BACKEND=jax pytest`. Unmarked tests run on every backend."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -75,6 +76,17 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory():
+    """Gives back what one file's networks leave behind: JAX keeps every compiled function, gigabytes of them."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

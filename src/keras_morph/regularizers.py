@@ -31,13 +31,9 @@ class Source:
     weight: Weight
     axis: int
 
-    def channels(self, graph: ChannelGraph) -> np.ndarray:
-        """Ids of the channels along the axis."""
-        return graph.vectors[self.weight.vectors[self.axis]]
-
     def groups(self, graph: ChannelGraph) -> np.ndarray:
-        """Their group numbers."""
-        return graph.group_of[self.channels(graph)]
+        """Group number of each channel along the axis."""
+        return graph.group_of[graph.vectors[self.weight.vectors[self.axis]]]
 
     @property
     def other_axes(self) -> tuple[int, ...]:
@@ -214,30 +210,10 @@ def pin_sourceless(graph: ChannelGraph, regularizer: Regularizer) -> ChannelGrap
     return graph.pinned_with({int(group): reason for group in np.flatnonzero(~scored)})
 
 
-def group_scores(graph: ChannelGraph, regularizer: Regularizer, *, ranking: bool = False) -> np.ndarray:
-    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it.
-
-    Args:
-        graph: the traced model.
-        regularizer: gives the scores.
-        ranking: how the scores of one channel that several weights score are put together (in pre-activation networks
-            a channel passes a BatchNormalization for each of its readers): the strongest one decides whether it is
-            alive; but to say which channel is needed more than another one, their mean tells more.
-    """
+def group_scores(graph: ChannelGraph, regularizer: Regularizer) -> np.ndarray:
+    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it."""
     scores = np.zeros(graph.num_groups)
-    entries = []
     for source in regularizer.sources(graph):
         weight = np.asarray(keras.ops.convert_to_numpy(source.variable), np.float64)
-        entries.append((source, regularizer.score(weight, source.other_axes, np)))
-    if ranking and not any(isinstance(source, Source) for source, _ in entries):
-        ranking = False
-    if not ranking:
-        for source, values in entries:
-            np.maximum.at(scores, source.groups(graph), values)
-        return scores
-    channels = np.concatenate([source.channels(graph) for source, _ in entries])
-    values = np.concatenate([values for _, values in entries])
-    count = np.bincount(channels, minlength=graph.num_channels)
-    mean = np.bincount(channels, weights=values, minlength=graph.num_channels) / np.maximum(count, 1)
-    np.maximum.at(scores, graph.group_of, mean)
+        np.maximum.at(scores, source.groups(graph), regularizer.score(weight, source.other_axes, np))
     return scores
