@@ -49,7 +49,8 @@ def prepare(model, kind_of_structure, inputs, seed=1):
 
     Without care the same comes out whatever enters a deep network of which little is left, and anything would be exact;
     or the network is chaotic, and the last bit of float32 decides. So kernels grow by what they lose, BatchNormalization
-    gets the statistics of the masked network but for some noise, small gammas, and betas that leave no ReLU always off.
+    gets the statistics of the masked network but for some noise, small gammas, and betas that leave no ReLU always off;
+    where there is none, small biases and kernels of a positive mean do the same.
 
     Args:
         model: a network; it loses its weights.
@@ -62,7 +63,11 @@ def prepare(model, kind_of_structure, inputs, seed=1):
     random = np.random.default_rng(seed)
     graph = km.trace(models.randomize(model, seed))
     structure = kind_of_structure(graph, random)
-    for layer in model._flatten_layers():
+    layers = list(model._flatten_layers())
+    normalized = any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
+    for layer in layers:
+        if not normalized and getattr(layer, "bias", None) is not None:
+            layer.bias.assign(0.1 * abs(layer.bias))
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.beta.assign(abs(layer.beta))
             if layer.scale:
@@ -73,7 +78,10 @@ def prepare(model, kind_of_structure, inputs, seed=1):
             read = [v for axis, v in enumerate(weight.vectors) if v >= 0 and axis != weight.scores]
             if weight.scores is not None and read and counts[read[0]]:
                 kernel = getattr(layer.operation, weight.name)
-                kernel.assign(keras.ops.multiply(kernel, np.sqrt(len(graph.vectors[read[0]]) / counts[read[0]])))
+                grown = keras.ops.multiply(kernel, np.sqrt(len(graph.vectors[read[0]]) / counts[read[0]]))
+                if not normalized:
+                    grown = 0.5 * grown + 1.5 / (counts[read[0]] * weight.static_size)
+                kernel.assign(grown)
     masked = km.masked(model, structure)
     # By name: a subclass of a functional model may hold its layers in another order than its copy.
     normalizations = [
