@@ -250,9 +250,9 @@ def test_the_table_in_the_readme_is_that_of_the_results():
 @pytest.mark.parametrize(
     ("name", "pairs"),
     {
-        "MobileNet": [(algorithm, cost) for algorithm in support.ALGORITHMS for cost in support.COSTS],
+        "MobileNet": [("GroupLasso", "Latency P100"), ("Gamma", "ModelSize"), ("Gamma", "Latency Others")],
         "InceptionV3": [("GroupLasso", "FLOPs"), ("Gamma", "FLOPs")],
-        "NASNetMobile": [("GroupLasso", "ModelSize"), ("Gamma", "Latency V100")],
+        "NASNetMobile": [("Gamma", "Latency V100")],
     }.items(),
 )
 def test_networks_of_the_support_table(name, pairs):
