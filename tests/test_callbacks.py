@@ -283,24 +283,31 @@ def test_after_fading_dead_channels_can_be_trained_again():
     assert np.all(ops.convert_to_numpy(bias)[[2, 3]] > 0.2)
 
 
-class Shares:
-    """A learner's cost as a share of the budget, by the script; what the controller does with it is what counts."""
-
-    def __init__(self, monkeypatch, shares):
-        self.shares = iter(shares)
-        monkeypatch.setattr("keras_morph.callbacks.share_of_budget", lambda learner, budget: next(self.shares))
-
-
 def test_the_controller_raises_the_strength_above_the_plan_and_lowers_it_below(monkeypatch):
     learner = learner_of(fresh("plain"))
-    # The plan: from 2 times the budget to 1 in 4 epochs: 1.75, 1.5, 1.25, 1.
-    Shares(monkeypatch, [2.0, 2.0, 1.5, 1.0, 1.0])
+    # The plan: from 1 to half in 4 epochs: 0.875, 0.75, 0.625, 0.5.
+    left = iter([1.0, 0.75, 0.5, 0.5])
+    monkeypatch.setattr(km.StrengthController, "left", lambda controller: next(left))
     start = 20 / learner.target_cost(learner.graph)
     strengths = []
     log = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: strengths.append(learner.strength))
     fit(learner, [km.StrengthController("50%", factor=2.0), log], epochs=4)
     strengths.append(learner.strength)
     np.testing.assert_allclose(np.divide(strengths, start), [1, 2, 2, 1, 1], rtol=1e-5)
+
+
+def test_what_is_left_of_the_scores_is_weighted_by_prices():
+    learner = learner_of(fresh("plain"), protect=["conv2"])
+    controller = km.StrengthController("50%")
+    controller.set_model(learner)
+    controller.set_params({"epochs": 1})
+    controller.on_train_begin()
+    assert controller.left() == 1
+    kernel = learner.seed.get_layer("conv1").kernel
+    kernel.assign(0.5 * ops.convert_to_numpy(kernel))
+    assert controller.left() == pytest.approx(0.5)  # conv1 makes the only channels that may go
+    kernel.assign(4 * ops.convert_to_numpy(kernel))
+    assert controller.left() == 1  # growing makes up for nothing
 
 
 def test_the_controller_goes_on_from_the_strength_that_is_there():

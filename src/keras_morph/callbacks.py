@@ -15,7 +15,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.layer_rules import variable
 from keras_morph.learning import StructureLearner
 from keras_morph.runs import write_json, write_text
-from keras_morph.selection import share_of_budget
+from keras_morph.selection import group_prices, limits_of, share_of_budget
 from keras_morph.structure import Structure
 
 __all__ = ["Anneal", "EpochLog", "FadeOut", "StopWithin", "StrengthController", "StructureLog"]
@@ -141,15 +141,16 @@ class StopWithin(_OfLearner):
 class StrengthController(_OfLearner):
     """Move the learner's strength after each epoch, so that its cost is on its way to a budget; nobody has to tune it.
 
-    The plan: the cost of the channels above the threshold falls along a straight line from what it is at the beginning
-    to the budget in the last epoch. While it is above the plan the strength is multiplied by `factor`, and divided by it
-    where it is below by more than `slack`. A learner whose strength is 0 begins at 20 / cost of the seed.
+    Long before channels die their scores fall. What is left of the scores, each weighted by its channel's price, should
+    fall along a straight line from 1 at the beginning to the budget, as a share of the seed's cost, in the last epoch.
+    While more is left the strength is multiplied by `factor`; where less is left by more than `slack`, divided by it. A
+    learner whose strength is 0 begins at 20 / cost of the seed.
 
     Args:
         budget: as in `fit_budget`.
         epochs: epochs until the budget should be met; by default all of `fit`.
         factor: above 1.
-        slack: of the plan, as a share of the seed's cost.
+        slack: what may be missing before the strength is lowered.
     """
 
     def __init__(self, budget: Any, *, epochs: int | None = None, factor: float = 1.5, slack: float = 0.05) -> None:
@@ -162,15 +163,22 @@ class StrengthController(_OfLearner):
         learner = self.learner
         if not learner.strength:
             learner.strength = INITIAL / learner.target_cost(learner.graph)
-        self.start = share_of_budget(learner, self.budget)
+        limits = limits_of(learner.graph, self.budget, learner.target_cost)
+        self.goal = min(1.0, *(limit.limit / limit.cost(learner.graph) for limit in limits))
+        self.prices = group_prices(learner.graph, limits) * ~learner.graph.pinned_mask
+        self.initial = np.maximum(learner.scores(), np.finfo(np.float64).tiny)
+
+    def left(self) -> float:
+        """What is left of the scores, weighted by prices, 0 to 1."""
+        ratios = np.minimum(self.learner.scores() / self.initial, 1.0)
+        return float(ratios @ self.prices / max(self.prices.sum(), np.finfo(np.float64).tiny))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         epochs = self.epochs or self.params.get("epochs") or 1
-        share = share_of_budget(self.learner, self.budget)
-        planned = self.start + (1 - self.start) * min(1.0, (epoch + 1) / epochs)
-        if share > planned:
+        planned, left = 1 - (1 - self.goal) * min(1.0, (epoch + 1) / epochs), self.left()
+        if left > planned:
             self.learner.strength *= self.factor
-        elif share < planned - self.slack * self.start:
+        elif left < planned - self.slack:
             self.learner.strength /= self.factor
 
 
