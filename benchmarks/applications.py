@@ -34,6 +34,8 @@ import structures
 
 RESULTS, TABLE = ROOT / "benchmarks" / "results" / "applications.csv", ROOT / "docs" / "applications.md"
 TOLERANCE = 1e-4  # of the largest output
+VARIES = 1e-2  # what hardly depends on its input is rebuilt exactly by anything
+SEEDS = (1, 2, 3)
 BUDGET = "70%"
 TRACES, CUTS = 7, 3
 KINDS = ("half", "tenth", "dead_layers")
@@ -82,23 +84,30 @@ def whole(graph, _):
 def conformance(model, elsewhere):
     """Laws 1 and 2, and what another process makes of the saved file, at the worst of all structures."""
     inputs = architectures.images(model)
-    differences, variations, reloaded, gone, agree = [], [], [], [], True
+    differences, variations, reloaded, gone, noise, agree = [], [], [], [], [], True
     for kind in (whole, *KINDS):
         draw = kind if callable(kind) else lambda graph, _, kind=kind: structures.draw(graph, kind, 1)
-        graph, structure = architectures.prepare(model, draw, inputs)
+        for seed in SEEDS:  # until there are weights with which the outputs depend on the input
+            graph, structure = architectures.prepare(model, draw, inputs, seed)
+            reference = model if kind is whole else km.masked(model, structure)
+            expected = models.outputs(reference, inputs)[0]
+            if np.ptp(expected, axis=0).max() > VARIES * np.abs(expected).max():
+                break
         small = km.rebuild(model, structure)
-        expected = models.outputs(model if kind is whole else km.masked(model, structure), inputs)[0]
         received = models.outputs(small, inputs)[0]
         differences.append(difference(received, expected))
+        noise.append(rounding_error(reference, inputs, expected) if differences[-1] > TOLERANCE else 0.0)
         variations.append(np.ptp(expected, axis=0).max() / np.abs(expected).max())
         reloaded.append(difference(elsewhere.predict(small, inputs), received))
         gone.append(sum(width == 0 for width in structure.widths.values()))
         agree &= km.ModelSize()(graph, structure) == small.count_params()
         agree &= km.FLOPs()(graph, structure) == km.FLOPs()(small)
-    # What hardly depends on its input is rebuilt exactly by anything. np.max and np.min hand NaN on.
-    exact = np.max([*differences, *reloaded]) <= TOLERANCE and np.min(variations) > 1e-2 and agree
+    # np.max and np.min hand NaN on.
+    holds = np.max(reloaded) <= TOLERANCE and np.min(variations) > VARIES and agree
+    result = "exact" if np.max(differences) <= TOLERANCE else f"within {np.max(noise):.1e}"
+    holds &= all(d <= max(TOLERANCE, n) for d, n in zip(differences, noise, strict=True))
     return {
-        "result": "exact" if exact else "FAILS",
+        "result": result if holds else "FAILS",
         "structures": len(KINDS) + 1,
         "exact_to": f"{np.max(differences):.1e}",
         "variation": f"{np.min(variations):.1e}",
@@ -106,6 +115,25 @@ def conformance(model, elsewhere):
         "reloaded_to": f"{np.max(reloaded):.1e}",
         "layers_gone": max(gone),
     }
+
+
+def rounding_error(model, inputs, expected):
+    """How far a network's outputs in float32 are from those in float64: what no rebuilt network can be held against."""
+
+    def doubled(config):
+        if isinstance(config, dict):
+            return {key: doubled(value) for key, value in config.items()}
+        if isinstance(config, (list, tuple)):
+            return type(config)(doubled(value) for value in config)
+        return "float64" if config == "float32" else config
+
+    keras.config.set_floatx("float64")
+    try:
+        copy = keras.Model.from_config(doubled(model.get_config()))
+        copy.set_weights([weight.astype("float64") for weight in model.get_weights()])
+        return difference(expected, models.outputs(copy, inputs.astype("float64"))[0])
+    finally:
+        keras.config.set_floatx("float32")
 
 
 def seconds(function, count):
@@ -192,7 +220,7 @@ def table(found):
     """docs/applications.md."""
     versions = sorted({f"Keras {row['keras']} on {row['backend']} {row['backend_version']}" for row in found.values()})
     devices = sorted({f"{row['cores']} cores of {row['cpu']}" for row in found.values()})
-    exact = [row for row in found.values() if row["result"] == "exact"]
+    exact = [row for row in found.values() if row["result"] != "FAILS"]
     rates = [1e6 * float(row["trace_s"]) / int(row["calls"]) for row in found.values()]
     lines = [
         "# All networks of `keras.applications`",
@@ -202,7 +230,9 @@ def table(found):
         "of its layers dead and a tenth of the channels of the others. *Exact to* is the worst difference between the rebuilt",
         "network and the masked seed (at the first structure, the network itself), relative to the largest output. FLOPs and",
         "parameters of every rebuilt network are those foretold, and its `.keras` file predicts the same in a process that",
-        f"never imports keras_morph. That holds for {len(exact)} of {len(found)} networks.",
+        f"never imports keras_morph. That holds for {len(exact)} of {len(found)} networks. Behind a difference above 1e-4 stands",
+        "how far the masked seed's own outputs are from those that it has in float64, which is more: there the state of the",
+        "network is so ill-conditioned that float32 decides no more.",
         "",
         f"*Trace* is the median of {TRACES} runs, *choose* (which channels stay within 70 % of the FLOPs, by GroupLasso's",
         f"scores) and *rebuild* (the smaller network, with weights) of {CUTS}, in seconds of computing by the process itself,",
@@ -218,7 +248,11 @@ def table(found):
         if name not in found:
             continue
         row = found[name]
-        exactness = row["exact_to"] if row["result"] == "exact" else f"**{row['exact_to']}: {row['result']}**"
+        exactness = row["exact_to"]
+        if row["result"].startswith("within"):
+            exactness += f" (float32: {row['result'].removeprefix('within ')})"
+        elif row["result"] != "exact":
+            exactness = f"**{exactness}: {row['result']}**"
         lines.append(
             f"| {name} | {row['image_size']} | {row['calls']} | {int(row['channels']):,} | {int(row['groups']):,} | "
             f"{float(row['pinned_share']):.1%} | {exactness} | {float(row['trace_s']):.2f} | {float(row['choose_s']):.2f} "
