@@ -6,7 +6,8 @@ import pytest
 
 import keras_morph as km
 
-NAMES = [name for name in models.NAMES if name not in ("separable", "two_inputs")]
+# Of the others more than 60 % of the FLOPs cannot be removed.
+NAMES = [name for name in models.NAMES if name not in ("separable", "intermediate_outputs")]
 
 
 @pytest.mark.once

@@ -222,11 +222,11 @@ class _Replay:
         self.tensors.update(zip(scope.outputs, results, strict=True))
 
     def unchanged(self, scope: Scope) -> Any:
-        """A nested model that loses nothing, made anew from its own config, so that it stays of its class; or None."""
+        """A nested model whose widths stay, made anew from its own config, so that it stays of its class; or None."""
         graph = self.graph
         inside = {t for call in graph.calls[scope.start : scope.stop] for t in (*call.inputs, *call.outputs)}
         vectors = {graph.tensors[t].vector for t in (*inside, *scope.inputs)}
-        if any(self.closed.counts[vector] < len(graph.vectors[vector]) for vector in vectors):
+        if any(self.closed.counts[vector] != len(graph.vectors[vector]) for vector in vectors):
             return None
         copy = remade(scope.model)
         return None if copy is scope.model else copy
