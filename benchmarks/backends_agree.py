@@ -1,12 +1,12 @@
 """Law 7 on networks of keras.applications: the same weights give the same scores, prices and structure on every backend.
 
-    python benchmarks/backends_agree.py [--resume] [ResNet50 NASNetMobile ...]
+    python benchmarks/backends_agree.py [--resume] [ResNet50 NASNetLarge ...]
 
 For a network of each family, in the state in which law 1 is checked, and saved to one .keras file: a process per backend
 loads it, scores it by GroupLasso, prices FLOPs, chooses the channels for half of them, and predicts with the network
 rebuilt for the structure that the weights were made for. Appends a row per network and backend to
 benchmarks/results/backends_agree.csv: the largest difference from the first backend, relative to the largest value, and
-how much the outputs depend on the inputs.
+how much the outputs depend on the inputs. Writes docs/backends.md.
 """
 
 import argparse
@@ -32,7 +32,20 @@ import architectures
 import models
 import structures
 
-RESULTS = ROOT / "benchmarks" / "results" / "backends_agree.csv"
+RESULTS, TABLE = ROOT / "benchmarks" / "results" / "backends_agree.csv", ROOT / "docs" / "backends.md"
+INTRODUCTION = """\
+# The same on every backend
+
+Written by `python benchmarks/backends_agree.py`, not by hand. For a network of each family of `keras.applications`: one
+`.keras` file, opened by a process per backend, which scores it by GroupLasso, prices FLOPs, chooses the channels for half
+of them, and predicts with the network rebuilt for a structure that loses half of its channels. Differences are those from
+TensorFlow, relative to the largest value. Keras does not build NASNetMobile on PyTorch.
+
+| network | scores and prices | channels chosen otherwise | outputs on JAX | outputs on PyTorch |
+|---|---|---|---|---|
+"""
+# Keras refuses to build NASNetMobile on PyTorch.
+NETWORKS = ["NASNetLarge" if name == "NASNetMobile" else name for name in architectures.FAMILIES]
 BACKENDS = ("tensorflow", "jax", "torch")
 FIELDS = (
     *("date", "network", "backend", "scores_to", "prices_to", "other_channels", "outputs_to", "variation"),
@@ -84,9 +97,23 @@ def compare(name, folder):
         }
 
 
+def table(rows):
+    """docs/backends.md."""
+    by_network = {}
+    for row in rows:
+        by_network.setdefault(row["network"], {})[row["backend"]] = row
+    lines = []
+    for network, by_backend in sorted(by_network.items()):
+        own = max(float(row[what]) for row in by_backend.values() for what in ("scores_to", "prices_to"))
+        other = max(int(row["other_channels"]) for row in by_backend.values())
+        outputs = " | ".join(by_backend[backend]["outputs_to"] for backend in BACKENDS[1:])
+        lines.append(f"| {network} | {own:.1e} | {other} | {outputs} |\n")
+    return INTRODUCTION + "".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=architectures.FAMILIES)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--resume", action="store_true", help="leave out networks that have rows")
     parser.add_argument("--values", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -109,6 +136,7 @@ def main():
                 row |= {"date": f"{datetime.date.today()}", "keras": environment["keras"], "cpu": environment["cpu"]}
                 writer.writerow({**row, "command": f"python benchmarks/backends_agree.py {name}"})
                 print(row, flush=True)
+        TABLE.write_text(table(csv.DictReader(RESULTS.open(newline=""))))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ shifted at random, follows a cosine from the same learning rate, and ends within
     from scratch Gamma's structure with fresh weights
 
 The test images are looked at once per row, at the end; settings were chosen on validation images. One row of
-benchmarks/results/quality.csv per arm, budget and random seed; rows that are there are not run again.
+benchmarks/results/quality.csv per arm, budget and random seed; rows that are there are not run again. Writes docs/quality.md.
 """
 
 import argparse
@@ -32,9 +32,25 @@ from keras_morph.runs import describe_environment
 from keras_morph.structure import structure_from
 
 RESULTS = Path(__file__).parent / "results" / "quality.csv"
+TABLE = Path(__file__).parents[1] / "docs" / "quality.md"
 LEARNED = {"Gamma": km.Gamma, "GroupLasso": km.GroupLasso, "LogisticSigmoid": km.LogisticSigmoid}
 ARMS = ("dense", "uniform", "one-shot", *LEARNED, "from scratch")
 FLOPS = km.FLOPs()
+INTRODUCTION = """\
+# How accurate the small networks are
+
+Written by `python benchmarks/quality.py`, not by hand; every row, with its command, is in `benchmarks/results/quality.csv`.
+All arms have equal FLOPs, equal epochs in all, the same training images, and the same schedule of learning rates; settings
+were chosen on validation images, and the test images were looked at once per row. Means and standard deviations over
+random seeds, in percent.
+
+- **dense**: the whole network. **uniform**: all widths times one factor, from scratch.
+- **one-shot**: the dense network trained for half of the epochs, cut at once by GroupLasso's scores, and fine-tuned.
+- **Gamma**, **GroupLasso**, **LogisticSigmoid**: `keras_morph.shrink` of a fresh network, defaults but for the regularizer.
+- **from scratch**: Gamma's structure with fresh weights.
+- *before the cut*: validation accuracy of the learner, whose dead channels are zero; *after it, statistics anew*: of the rebuilt
+  network, BatchNormalization's statistics estimated again, before any fine-tuning.
+"""
 KEY = ("arm", "budget", "random_seed", "network", "data", "image_size", "training_images", "epochs", "learning_rate")
 
 
@@ -74,7 +90,6 @@ class Trial:
         self.data, x, y = data, data.x_train[chosen], data.y_train[chosen]
         self.batches = lambda: Augmented(x, y, options.batch_size, random_seed, flip=options.data != "digits")
         self.steps = len(self.batches())
-        self.structures = {}
 
     def network(self):
         keras.utils.set_random_seed(self.random_seed)
@@ -88,6 +103,11 @@ class Trial:
         model.fit(self.batches(), epochs=epochs, verbose=0)
         return model
 
+    def structure_file(self, budget):
+        """Where Gamma's structure lies until `from scratch` needs it."""
+        folder = self.options.output.with_suffix("")
+        return folder / f"{self.options.network}-{budget.rstrip('%')}-{self.random_seed}.json"
+
     def validation(self, model):
         return accuracy(model, self.data.x_val, self.data.y_val)
 
@@ -99,7 +119,9 @@ class Trial:
         if arm == "one-shot":
             return self.one_shot(budget)
         if arm == "from scratch":
-            fresh = km.rebuild(self.network(), self.structures[budget], weights=False)
+            if not self.structure_file(budget).exists():
+                self.learn("Gamma", budget)
+            fresh = km.rebuild(self.network(), km.Structure.load(self.structure_file(budget)), weights=False)
             return self.train(fresh, self.options.epochs), {}
         return self.learn(arm, budget)
 
@@ -122,9 +144,9 @@ class Trial:
             learning_rate=self.options.learning_rate,
         )
         if arm == "Gamma":
-            self.structures[budget] = result.structure
+            result.structure.save(self.structure_file(budget))
         small, tuned = result.small, result.small.get_weights()
-        figures = {"before_cut": self.validation(result.learner.seed)}
+        figures = {"before_cut": self.validation(result.learner)}
         for name, weights in (("after_cut", result.rebuilt_weights), ("reestimated", result.reestimated_weights)):
             small.set_weights(weights)
             figures[name] = self.validation(small)
@@ -176,6 +198,46 @@ def append(path, row):
         writer.writerow(row)
 
 
+def table(rows):
+    """docs/quality.md: a section per set-up, a line per budget and arm, means and standard deviations over random seeds."""
+    text = INTRODUCTION
+    for command in dict.fromkeys(row["command"] for row in rows):
+        here = [row for row in rows if row["command"] == command]
+        one = here[0]
+        text += (
+            f"\n## {one['network']} on {one['data']}\n\n`{command}`: {int(one['training_images']):,} training images of "
+            f"{one['image_size']}x{one['image_size']}, {one['epochs']} epochs in all, Keras {one['keras']} on {one['backend']} "
+            f"{one['backend_version']}, {one['cpu']}, {one['date']}.\n\n"
+            "| budget | arm | test accuracy | n | against dense | before the cut | after it, statistics anew | parameters |\n"
+            "|---|---|---|---|---|---|---|---|\n"
+        )
+        dense = {row["random_seed"]: float(row["test"]) for row in here if row["arm"] == "dense"}
+        for budget, arm in dict.fromkeys((row["budget"], row["arm"]) for row in sorted(here, key=_place)):
+            group = [row for row in here if (row["budget"], row["arm"]) == (budget, arm)]
+            against = [float(row["test"]) - dense[row["random_seed"]] for row in group if row["random_seed"] in dense]
+            cells = [
+                _spread([float(row["test"]) for row in group]),
+                str(len(group)),
+                "" if arm == "dense" else _spread(against, sign="+"),
+                *(_spread([float(r[name]) for r in group if r[name]]) for name in ("before_cut", "reestimated")),
+                f"{np.mean([int(row['parameters']) for row in group]):,.0f}",
+            ]
+            text += f"| {budget} | {arm} | {' | '.join(cells)} |\n"
+    return text
+
+
+def _place(row):
+    return -float(row["budget"].rstrip("%")), ARMS.index(row["arm"])
+
+
+def _spread(values, sign=""):
+    """Mean and standard deviation in percent."""
+    if not values:
+        return ""
+    mean, spread = 100 * np.mean(values), 100 * np.std(values, ddof=1) if len(values) > 1 else float("nan")
+    return f"{mean:{sign}.1f} ± {spread:.1f}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="an image zip or folder, or digits")
@@ -215,8 +277,6 @@ def main():
                 done = [r for r in rows_at(options.output) if all(r[name] == str(value) for name, value in key.items())]
                 if done:
                     continue
-                if arm == "from scratch" and budget not in trial.structures:
-                    trial.learn("Gamma", budget)  # the same structure again: the random seed is the same
                 start = time.perf_counter()
                 model, figures = trial.run(arm, budget)
                 cuts = {
@@ -240,6 +300,7 @@ def main():
                     {name: row[name] for name in ("arm", "budget", "random_seed", "validation", "test", "seconds")},
                     flush=True,
                 )
+                TABLE.write_text(table(rows_at(options.output)), encoding="utf-8")
                 keras.backend.clear_session()
 
 

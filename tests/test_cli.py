@@ -63,6 +63,14 @@ def without_gamma():
     return keras.Model(image, layers.Dense(10, name="logits")(x), name="gammaless")
 
 
+def with_groups():
+    image = keras.Input((8, 8, 1))
+    x = layers.Conv2D(6, 3, groups=1, name="conv1")(image)
+    x = layers.Conv2D(6, 3, groups=2, activation="relu", name="grouped")(x)
+    x = layers.Concatenate()([layers.Conv2D(4, 1, name="conv2")(x), layers.Conv2D(4, 1, name="conv3")(x)])
+    return keras.Model(image, layers.Dense(10, name="logits")(layers.GlobalAveragePooling2D()(x)), name="with_groups")
+
+
 class Subclassed(keras.Model):
     def call(self, inputs):
         return inputs
@@ -261,6 +269,28 @@ def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
         np.testing.assert_array_equal(one, other)
 
 
+def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_counts(files, tmp_path, capsys):
+    def layers_of(*options):
+        assert command("inspect", "test_cli:with_groups", "--json", *options) == 0
+        return {layer["layer"]: layer for layer in json.loads(capsys.readouterr().out)["layers"]}
+
+    assert layers_of()["conv1"]["group_sizes"] == {"6": 6}
+    assert layers_of("--grouped", "equal")["conv1"]["group_sizes"] == {"2": 6}
+    assert layers_of("--protect", "conv1")["conv1"]["cheapest"] == 6
+    assert layers_of("--tie", "conv2,conv3")["conv3"]["group_sizes"] == {"2": 4}
+    out = tmp_path / "runs"
+    options = ("--grouped", "equal", "--limit", 100, "--epochs", 3, "--seed-epochs", 0, "--protect", "conv3")
+    assert command("shrink", "test_cli:with_groups", *options, "--regularizer", "GroupLasso", "--log-dir", out) == 0
+    (folder,) = out.iterdir()
+    small = keras.models.load_model(folder / "small.keras")
+    assert small.get_layer("conv1").filters < 6
+    assert small.get_layer("conv3").filters == 4
+    again = tmp_path / "again.keras"
+    assert command("rebuild", folder / "seed.keras", folder / "structure.json", again, "--grouped", "equal") == 0
+    rebuilt = keras.models.load_model(again)
+    assert [weight.shape for weight in rebuilt.weights] == [weight.shape for weight in small.weights]
+
+
 # Mistakes --------------------------------------------------------------------------------------------------------
 
 # Arguments, where {} is the folder of files, and what the line has to contain.
@@ -296,6 +326,9 @@ MISTAKES = [
     (["shrink", MODEL, "--round-to", "0"], ["--round-to", "0"]),
     (["shrink", MODEL, "--rounds", "0"], ["--rounds", "0"]),
     (["shrink", MODEL, "--rounds", "3", "--epochs", "8"], ["--epochs", "at least 9"]),
+    (["shrink", MODEL, "--grouped", "half"], ["--grouped", "'half'", "equal"]),
+    (["shrink", MODEL, "--protect", "conv9"], ["protect", "conv9"]),
+    (["shrink", MODEL, "--tie", "conv1"], ["--tie", "conv1", "LAYER,LAYER"]),
     (["shrink", MODEL, "--distillation", "1.5"], ["--distillation", "1.5"]),
     (["shrink", MODEL, "--epochs", "2"], ["--epochs", "at least 3"]),
     (["shrink", MODEL, "--epochs", "many"], ["--epochs", "integer"]),
@@ -318,6 +351,10 @@ MISTAKES = [
     (["inspect", "ResNet50", "--image-size", "8"], ["32x32"]),
     (["inspect", "DigitsResNet", "--image-size", "0"], ["0"]),
     (["inspect", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
+    (["inspect", "DigitsResNet", "--grouped", "half"], ["--grouped", "'half'", "equal"]),
+    (["inspect", "DigitsResNet", "--protect", "conv9"], ["protect", "conv9"]),
+    (["inspect", "DigitsResNet", "--tie", "conv1,"], ["--tie", "conv1,"]),
+    (["rebuild", "{}/seed.keras", "{}/structure.json", "out.keras", "--grouped", "half"], ["--grouped", "equal"]),
     (["rebuild", MODEL, "{}/structure.json"], ["OUTPUT"]),
     (["rebuild", "{}/seed.keras", "{}/nowhere.json", "out.keras"], ["nowhere.json"]),
     (["rebuild", "{}/seed.keras", "{}/cut_off.json", "out.keras"], ["cut_off.json", "JSON"]),
@@ -380,6 +417,6 @@ def test_without_a_command_the_help_is_shown(capsys, monkeypatch):
 
 
 def test_an_error_of_ours_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(km.cli.inspect, "trace", lambda _: 1 / 0)
+    monkeypatch.setattr(km.cli.inspect, "trace", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", MODEL])

@@ -2,12 +2,14 @@
 
 import json
 
+import keras
 import models
 import numpy as np
 import pytest
 import structures
 
 import keras_morph as km
+from keras_morph.copying import cloned
 from keras_morph.structure import fingerprint
 
 pytestmark = pytest.mark.once
@@ -151,6 +153,32 @@ def test_a_structure_fits_every_copy_of_its_model_and_no_other_one():
     np.testing.assert_equal(km.rebuild(models.BUILDERS["plain"](), structure).get_layer("conv1").filters, 3)
     prints = {fingerprint(km.trace(models.build(name))) for name in models.NAMES}
     np.testing.assert_equal(len(prints), len(models.NAMES))
+
+
+def test_a_structure_of_a_copy_fits_the_model_though_its_input_has_no_name(tmp_path):
+    image = keras.Input((8, 8, 3))
+    inner = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    outer = {"a": keras.Input((8, 8, 3)), "b": keras.Input((8, 8, 3), name="named")}
+    joined = keras.layers.Add()([inner(x) for x in outer.values()])
+    for model in (keras.Model(image, inner(image)), keras.Model(outer, joined)):
+        model.save(tmp_path / "model.keras")
+        copies = (cloned(model), keras.models.load_model(tmp_path / "model.keras"))
+        np.testing.assert_equal([fingerprint(km.trace(each)) for each in copies], [fingerprint(km.trace(model))] * 2)
+
+
+def test_the_fingerprint_is_that_of_the_wiring_and_not_of_the_order_of_branches():
+    def model(order, joined):
+        image = keras.Input((8, 8, 3), name="image")
+        branch = {}
+        for n in order:
+            branch[n] = keras.layers.Conv2D(4, 1, name=f"branch{n}")(image)
+        return keras.Model(image, keras.layers.Concatenate(name="join")([branch[n] for n in joined]))
+
+    def print_of(*args):
+        return fingerprint(km.trace(model(*args)))
+
+    assert print_of((0, 1), (0, 1)) == print_of((1, 0), (0, 1))
+    assert print_of((0, 1), (0, 1)) != print_of((0, 1), (1, 0))
 
 
 def test_a_structure_in_words():

@@ -1,13 +1,14 @@
 """Copies of layers and models, with all that they hold."""
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.tracing import graph_in
+from keras_morph.tracing import graph_in, input_layers
 
 __all__ = ["cloned", "remade", "transfer"]
 
@@ -53,7 +54,7 @@ def cloned(model: keras.Model) -> keras.Model:
     def copied(layer: Any) -> Any:
         if id(layer) not in copies:
             nested = graph_in(layer) is not None
-            copy = keras.models.clone_model(layer, clone_function=copied) if nested else remade(layer)
+            copy = _cloned_graph(layer, copied) if nested else remade(layer)
             copies[id(layer)] = layer, copy
         return copies[id(layer)][1]
 
@@ -63,3 +64,11 @@ def cloned(model: keras.Model) -> keras.Model:
         if graph_in(source) is None and isinstance(source, keras.layers.Layer):
             transfer(source, target)
     return copy
+
+
+def _cloned_graph(model: keras.Model, copied: Callable[[Any], Any]) -> keras.Model:
+    """`clone_model`, which by itself would call input layers by the names of their tensors."""
+    inputs = None
+    if not isinstance(model, keras.Sequential):
+        inputs = keras.tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
+    return keras.models.clone_model(model, input_tensors=inputs, clone_function=copied)

@@ -132,10 +132,10 @@ class StructureLearner(keras.Model):
         penalty = self._aggregate_additional_loss(penalty)
         return penalty if loss is None else loss + ops.cast(penalty, loss.dtype)
 
-    def scores(self) -> Any:
-        """Score of each group, float64, `(graph.num_groups,)`."""
+    def scores(self, *, comparable: bool = False) -> Any:
+        """Score of each group, float64, `(graph.num_groups,)`; `comparable` as in `group_scores`."""
         self._sync()
-        return group_scores(self.graph, self._scorer)
+        return group_scores(self.graph, self._scorer, comparable=comparable)
 
     def gate_values(self) -> Any:
         """What each group is multiplied by where it is read, float64, `(graph.num_groups,)`; without gates all 1."""

@@ -47,7 +47,11 @@ class Source:
 
 
 class Regularizer(Protocol):
-    """What a regularizer of your own has to have."""
+    """What a regularizer of your own has to have.
+
+    It may also have `comparable(scores, entries)`, as GroupLasso has, where scores of layers of different sizes have to
+    be scaled before `fit_budget` chooses among them.
+    """
 
     threshold: float
 
@@ -104,6 +108,14 @@ class GroupLasso:
         if not self.l1_fraction:
             return norm
         return (1 - self.l1_fraction) * norm + self.l1_fraction * xp.mean(_magnitude(weight, xp), axis=axes)
+
+    def comparable(self, scores: np.ndarray, entries: int) -> np.ndarray:
+        """Norms instead of root mean squares, for kernels of so many entries per channel.
+
+        Initializers give channels that read more inputs smaller entries, and all channels norms of about 1: chosen by
+        root mean squares, late layers would be emptied first.
+        """
+        return scores * np.sqrt(entries)
 
     def __repr__(self) -> str:
         return f"GroupLasso(threshold={self.threshold}, l1_fraction={self.l1_fraction})"
@@ -210,10 +222,17 @@ def pin_sourceless(graph: ChannelGraph, regularizer: Regularizer) -> ChannelGrap
     return graph.pinned_with({int(group): reason for group in np.flatnonzero(~scored)})
 
 
-def group_scores(graph: ChannelGraph, regularizer: Regularizer) -> np.ndarray:
-    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it."""
+def group_scores(graph: ChannelGraph, regularizer: Regularizer, *, comparable: bool = False) -> np.ndarray:
+    """Score of each group from the current weights, float64, `(num_groups,)`; 0 where nothing scores it.
+
+    With `comparable` scores of different layers may be held against each other, if the regularizer knows how.
+    """
     scores = np.zeros(graph.num_groups)
+    scaled = getattr(regularizer, "comparable", None) if comparable else None
     for source in regularizer.sources(graph):
         weight = np.asarray(keras.ops.convert_to_numpy(source.variable), np.float64)
-        np.maximum.at(scores, source.groups(graph), regularizer.score(weight, source.other_axes, np))
+        each = regularizer.score(weight, source.other_axes, np)
+        if scaled is not None:
+            each = scaled(each, weight.size // each.size)
+        np.maximum.at(scores, source.groups(graph), each)
     return scores

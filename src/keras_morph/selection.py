@@ -131,17 +131,17 @@ def scored(
     tie: Sequence[Sequence[str]] = (),
     grouped: str = "whole",
 ) -> tuple[ChannelGraph, np.ndarray, Cost]:
-    """Graph, score of each group and cost of a learner, or of a Keras model as it is."""
+    """Graph, comparable score of each group and cost of a learner, or of a Keras model as it is."""
     if isinstance(model, StructureLearner):
         cost = cost or model.target_cost
         if regularizer is None or regularizer is model.regularizer:
-            return model.graph, model.scores(), cost
+            return model.graph, model.scores(comparable=True), cost
         graph = model.graph
     else:
         graph = trace(model, protect=protect, tie=tie, grouped=grouped)
     regularizer = regularizer or GroupLasso()
     graph = pin_sourceless(graph, regularizer)
-    return graph, group_scores(graph, regularizer), cost or FLOPs()
+    return graph, group_scores(graph, regularizer, comparable=True), cost or FLOPs()
 
 
 def share_of_budget(learner: StructureLearner, budget: str | float | Mapping[Cost, str | float]) -> float:

@@ -66,6 +66,11 @@ def structs(model: keras.Model) -> tuple[Any, Any]:
     return function._inputs_struct, function._outputs_struct
 
 
+def input_layers(model: keras.Model) -> Any:
+    """The InputLayers of a functional model, nested as its inputs are."""
+    return keras.tree.map_structure(lambda tensor: tensor._keras_history.operation, model.input)
+
+
 def graph_in(model: Any) -> Any:
     """The functional graph that a model computes; None if it is not built, or if its `call` is the user's own."""
     if isinstance(model, keras.Sequential):

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import keras
+import typer
 
 from keras_morph import zoo
 from keras_morph.costs import Cost, Latency
@@ -25,6 +26,9 @@ __all__ = [
     "COSTS",
     "OPTIMIZERS",
     "SCHEDULES",
+    "Grouped",
+    "Protect",
+    "Tie",
     "base_model_of",
     "check_folder",
     "check_number",
@@ -33,7 +37,14 @@ __all__ = [
     "one_of",
     "optimizer_of",
     "regularizer_of",
+    "wiring_of",
 ]
+
+Protect = Annotated[list[str] | None, typer.Option(metavar="LAYER", help="keep all its channels; may be repeated")]
+Tie = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER,LAYER", help="these lose the same channels; may be repeated")
+]
+Grouped = Annotated[str, typer.Option(help="grouped convolutions lose whole conv groups, or equal counts in each")]
 
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "sgd": lambda rate, momentum=0.9, **options: keras.optimizers.SGD(
@@ -136,6 +147,17 @@ def optimizer_of(
     options = {"momentum": momentum, "weight_decay": weight_decay}
     given = {option: value for option, value in options.items() if value is not None}
     return lambda rate: kind(rate, **given)
+
+
+def wiring_of(
+    protect: Iterable[str] | None = None, tie: Iterable[str] | None = None, grouped: str = "whole"
+) -> dict[str, Any]:
+    """`--protect`, `--tie` and `--grouped` as `trace` takes them."""
+    ties = [text.split(",") for text in tie or ()]
+    if any(len(names) < 2 or not all(names) for names in ties):
+        raise KerasMorphError(f"--tie expects two or more layers, LAYER,LAYER. Received: {', '.join(tie or ())}.")
+    one_of("--grouped", grouped, dict.fromkeys(("whole", "equal")))
+    return {"protect": list(protect or ()), "tie": ties, "grouped": grouped}
 
 
 def base_model_of(text: str) -> str | Callable[..., keras.Model]:

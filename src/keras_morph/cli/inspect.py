@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.cli.choices import load_model
+from keras_morph.cli.choices import Grouped, Protect, Tie, load_model, wiring_of
 from keras_morph.closure import Closed, close
 from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.errors import UnsupportedModelError
@@ -25,11 +25,15 @@ def inspect(
     model: Annotated[str, typer.Argument(help="a zoo name, a .keras file, or package.module:function")],
     image_size: Annotated[int, typer.Option(help="height and width that a zoo model is built at")] = 32,
     classes: Annotated[int, typer.Option(help="classes that a zoo model is built with")] = 10,
+    protect: Protect = None,
+    tie: Tie = None,
+    grouped: Grouped = "whole",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
 ) -> None:
     """Show what a model's channels cost, what ties them, and what cannot be removed."""
+    wiring = wiring_of(protect, tie, grouped)
     seed = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
-    found = gather(trace(seed))
+    found = gather(trace(seed, **wiring))
     if as_json:
         print(json.dumps(found, indent=2))
         return

@@ -12,12 +12,16 @@ from rich.table import Table
 
 from keras_morph.callbacks import EpochLog
 from keras_morph.cli.choices import (
+    Grouped,
+    Protect,
+    Tie,
     check_folder,
     check_number,
     cost_of,
     load_model,
     optimizer_of,
     regularizer_of,
+    wiring_of,
 )
 from keras_morph.costs import FLOPs, ModelSize
 from keras_morph.datasets import Dataset, load
@@ -51,6 +55,9 @@ def shrink(
     ] = PER_COST,
     round_to: Annotated[int, typer.Option(help="widths become multiples of this, or stay whole")] = 1,
     rounds: Annotated[int, typer.Option(help="shrink, expand to the cost of the seed, and shrink again")] = 1,
+    protect: Protect = None,
+    tie: Tie = None,
+    grouped: Grouped = "whole",
     distillation: Annotated[float, typer.Option(help="share of the seed's answers in the loss of fine-tuning")] = 0.0,
     seed_epochs: Annotated[
         int | None, typer.Option(help="epochs to train the seed first; default 15, 0 for a .keras file")
@@ -70,6 +77,7 @@ def shrink(
     target = cost_of(cost, hardware, peak_flops, bandwidth, arguments=("--cost", "--hardware"))
     scorer = regularizer_of(regularizer, threshold, argument="--regularizer")
     make_optimizer = optimizer_of(optimizer)
+    wiring = wiring_of(protect, tie, grouped)
     for option, value, low, high in (
         ("--rounds", rounds, 1, 10**9),
         ("--epochs", epochs, 3 * rounds, 10**9),
@@ -89,7 +97,7 @@ def shrink(
     keras.utils.set_random_seed(random_seed)
     dataset = load(data, image_size=image_size, limit=limit, seed=random_seed)
     seed = load_model(model, input_shape=dataset.image_shape, classes=dataset.num_classes)
-    untrained = StructureLearner(seed, regularizer=scorer, cost=target)
+    untrained = StructureLearner(seed, regularizer=scorer, cost=target, **wiring)
     fit_budget(untrained, budget, round_to=round_to)
     reaches = [reach(untrained, part) for part, _ in split_budget(budget, target)]
     _check_fits(seed, dataset)
@@ -128,6 +136,7 @@ def shrink(
         batch_size=batch_size,
         folder=folder,
         line=print,
+        **wiring,
     )
     result.structure.save(folder / "structure.json")
     save_model(result.small, folder / "small.keras")
@@ -183,7 +192,7 @@ def _results(
 
     return {
         "seed": row(_accuracy(seed, dataset), seed, "seed"),
-        "trained, before the cut": row(_accuracy(result.learner.seed, dataset), result.learner.seed, "seed"),
+        "trained, before the cut": row(_accuracy(result.learner, dataset), result.learner.seed, "seed"),
         "rebuilt, right after it": row(rebuilt, small, "small"),
         "fine-tuned": row(tuned, small, "small"),
     }

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_morph.copying import cloned
 from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.devices import choose, existing, padded
 from keras_morph.errors import KerasMorphError
@@ -135,7 +136,7 @@ class MorphNetModel:
         self._copy, self._copy_device = None, None if main_eval_device is None else existing(main_eval_device)
         if self._copy_device is not None and self._copy_device not in self.devices:
             with keras.device(self._copy_device):
-                self._copy = keras.models.clone_model(seed)
+                self._copy = cloned(seed)
                 self._copy.compile(**self._objective())
         self.folder = new_run_folder(log_dir)
 
