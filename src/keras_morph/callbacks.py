@@ -144,7 +144,7 @@ class StrengthController(_OfLearner):
     Long before channels die their scores fall. What is left of the scores, each weighted by its channel's price, should
     fall along a straight line from 1 at the beginning to the budget, as a share of the seed's cost, in the last epoch.
     While more is left the strength is multiplied by `factor`; where less is left by more than `slack`, divided by it. A
-    learner whose strength is 0 begins at 20 / cost of the seed.
+    learner whose strength is 0 begins at 20 / cost of the seed, or at the regularizer's own `initial_strength`.
 
     Args:
         budget: as in `fit_budget`.
@@ -162,7 +162,9 @@ class StrengthController(_OfLearner):
     def on_train_begin(self, logs: dict | None = None) -> None:
         learner = self.learner
         if not learner.strength:
-            learner.strength = INITIAL / learner.target_cost(learner.graph)
+            learner.strength = getattr(learner.regularizer, "initial_strength", INITIAL) / learner.target_cost(
+                learner.graph
+            )
         limits = limits_of(learner.graph, self.budget, learner.target_cost)
         self.goal = min(1.0, *(limit.limit / limit.cost(learner.graph) for limit in limits))
         self.prices = group_prices(learner.graph, limits) * ~learner.graph.pinned_mask

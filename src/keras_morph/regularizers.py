@@ -50,7 +50,8 @@ class Regularizer(Protocol):
     """What a regularizer of your own has to have.
 
     It may also have `comparable(scores, entries)`, as GroupLasso has, where scores of layers of different sizes have to
-    be scaled before `fit_budget` chooses among them.
+    be scaled before `fit_budget` chooses among them; and `initial_strength`, where a StrengthController begins, times the
+    cost of the seed.
     """
 
     threshold: float
@@ -177,11 +178,14 @@ class LogisticSigmoid:
         Gordon et al., Fine-grained stochastic architecture search, https://arxiv.org/abs/2006.09581
     """
 
+    # Adam gives logits steps of one size, however small the penalty: few are enough.
+    initial_strength = 1.0
+
     def __init__(
         self,
         threshold: float = 0.1,
         *,
-        initial: float = 0.9,
+        initial: float = 0.97,
         temperature: float = 1.0,
         straight_through: bool = False,
         speed: float = 10.0,
