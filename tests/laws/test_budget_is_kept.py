@@ -32,7 +32,7 @@ def limit_of(cost, model, budget):
 def smallest(model, regularizer, cost):
     """Cost of what is left when everything that may go is gone."""
     graph = pin_sourceless(km.trace(model), regularizer)
-    return cost.total(graph, close(graph, graph.pinned_mask, group_scores(graph, regularizer)))
+    return cost.total(graph, close(graph, graph.pinned_mask, group_scores(graph, regularizer, comparable=True)))
 
 
 def places(graph, group):
@@ -44,7 +44,7 @@ def places(graph, group):
 def affordable_revivals(model, structure, regularizer, limits):
     """Dead groups that could live as well, with all that has to live with them, without exceeding any limit."""
     graph = pin_sourceless(km.trace(model), regularizer)
-    scores, alive = group_scores(graph, regularizer), structure.groups(graph)
+    scores, alive = group_scores(graph, regularizer, comparable=True), structure.groups(graph)
     dead = np.flatnonzero(~alive)
     if len(dead) > 500:
         dead = {places(graph, group): int(group) for group in dead}.values()
@@ -141,12 +141,35 @@ def test_widths_are_rounded_within_the_budget_and_nothing_more_fits(name, round_
             assert width % round_to == 0 or width == structure.seed_widths[layer]
         limit = limit_of(cost, graph, share)
         assert 0.9 * limit <= cost(graph, structure) <= limit
-        alive, scored = structure.groups(graph), group_scores(graph, LASSO)
+        alive, scored = structure.groups(graph), group_scores(graph, LASSO, comparable=True)
         for kind in {places(graph, group): group for group in np.flatnonzero(~alive)}:
             dead = [g for g in np.flatnonzero(~alive) if places(graph, g) == kind]
             block = sorted(dead, key=lambda g: -scored[g])[:round_to]
             wider = close(graph, alive | np.isin(np.arange(graph.num_groups), block), scored)
             assert cost.total(graph, wider) > limit or cost(graph, structure) >= 0.98 * limit
+
+
+@pytest.mark.once
+def test_group_lasso_chooses_by_norms_and_gamma_by_what_it_reads():
+    # Channels of conv1 read 27 entries each, those of conv2 45: by root mean squares all of conv1 would be the stronger.
+    model = models.build("plain")
+    for name, norms in (("conv1", [1.0, 1.1, 1.2, 1.3, 1.4]), ("conv2", [1.25, 1.27, 1.5, 1.6])):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(np.ones(kernel.shape) * norms / np.sqrt(np.prod(kernel.shape[:-1])))
+    graph = km.trace(model)
+    scores, comparable = (group_scores(graph, LASSO, comparable=each) for each in (False, True))
+    of = {layer.name: graph.group_of[layer.made] for layer in graph.layers if layer.made is not None}
+    np.testing.assert_allclose(comparable[of["conv1"]], [1.0, 1.1, 1.2, 1.3, 1.4], rtol=1e-6)
+    np.testing.assert_allclose(scores[of["conv1"]], np.divide([1.0, 1.1, 1.2, 1.3, 1.4], np.sqrt(27)), rtol=1e-6)
+    assert max(scores[of["conv2"]]) < max(scores[of["conv1"]])
+    structure = km.fit_budget(model, "40%")
+    assert structure.alive["conv1"].tolist() == [3, 4]
+    assert structure.alive["conv2"].tolist() == [1, 2, 3]
+    learner = km.StructureLearner(model, regularizer=LASSO)
+    np.testing.assert_array_equal(
+        learner.scores(comparable=True)[~learner.graph.pinned_mask], comparable[~graph.pinned_mask]
+    )
+    np.testing.assert_array_equal(group_scores(graph, km.Gamma(), comparable=True), group_scores(graph, km.Gamma()))
 
 
 @pytest.mark.once
@@ -157,10 +180,9 @@ def test_a_flops_budget_and_a_size_budget_cut_in_different_places():
     for name in ("FLOPs", "ModelSize"):
         widths = km.fit_budget(graph, "50%", cost=COSTS[name], per_cost=1.0).widths
         kept[name] = [
-            sum(w for layer, w in widths.items() if layer.startswith(f"stage{n}") and "conv1" in layer)
-            for n in (1, 2, 3)
+            sum(w for layer, w in widths.items() if re.match(rf"stage{n}.*conv[12]", layer)) for n in (1, 2, 3)
         ]
-    whole = [3 * 16, 3 * 32, 3 * 64]
+    whole = [6 * 16, 6 * 32, 6 * 64]
     flops, size = (np.divide(kept[name], whole) for name in ("FLOPs", "ModelSize"))
     assert flops[0] < flops[2]
     assert size[0] > size[2]

@@ -1,0 +1,96 @@
+"""Laws 1 and 2 on many random networks, by hand: tests run some dozens of them, this runs as many as time allows.
+
+    KERAS_BACKEND=torch python benchmarks/random_graphs.py --graphs 10000 [--structures 3] [--random-seed 0]
+
+The networks are those of tests/networks.py: one to seven blocks out of the whole table of layer rules. Each is rebuilt for
+several random structures, and held against the masked seed (law 1) and the costs foretold (law 2). Ends with an error and
+the smallest network that it finds at the first difference. Appends a row to benchmarks/results/random_graphs.csv.
+"""
+
+import argparse
+import csv
+import datetime
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import keras
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "laws")]
+
+import networks
+import structures
+from exactness import assert_exact
+from test_costs_agree import assert_costs_agree
+
+import keras_morph as km
+from keras_morph.runs import describe_environment
+
+RESULTS = ROOT / "benchmarks" / "results" / "random_graphs.csv"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--graphs", type=int, default=1000)
+    parser.add_argument("--structures", type=int, default=3)
+    parser.add_argument("--random-seed", type=int, default=0)
+    arguments = parser.parse_args()
+    count, n = {"graphs": 0, "structures": 0}, arguments.structures
+
+    @seed(arguments.random_seed)
+    @settings(
+        deadline=None,
+        max_examples=arguments.graphs,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(networks.recipes(), st.lists(networks.kills, min_size=n, max_size=n, unique=True), networks.grouped_modes)
+    def check(recipe, kills, grouped):
+        model = networks.build(recipe)
+        graph = km.trace(model, grouped=grouped)
+        count["graphs"] += 1
+        for kill in kills:
+            structure = structures.mixed(graph, *kill)
+            assert_exact(model, structure, grouped=grouped)
+            assert_costs_agree(graph, structure)
+            count["structures"] += 1
+        if count["graphs"] % 500 == 0:
+            print(count, flush=True)
+
+    start, failure = time.perf_counter(), ""
+    try:
+        check()
+    except Exception as error:
+        failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise
+    finally:
+        environment = describe_environment()
+        row = {
+            "date": f"{datetime.date.today()}",
+            **count,
+            "failure": failure,
+            "seconds": f"{time.perf_counter() - start:.0f}",
+            **{name: environment[name] for name in ("backend", "backend_version", "keras", "cpu")},
+            "command": f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/random_graphs.py --graphs "
+            f"{arguments.graphs} --structures {n} --random-seed {arguments.random_seed}",
+        }
+        new = not RESULTS.exists()
+        with RESULTS.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(row)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()
