@@ -34,6 +34,7 @@ SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 FULL_ENOUGH = 0.98
+FLOOR = 0.5
 NAMED = {cost.__name__: cost for cost in (FLOPs, ModelSize, Activations, Latency)}
 
 
@@ -89,6 +90,7 @@ def fit_budget(
     cost: Cost | None = None,
     per_cost: float = 0.0,
     round_to: int = 1,
+    floor: float = FLOOR,
     bytes_per_parameter: int = 4,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
@@ -104,6 +106,9 @@ def fit_budget(
         per_cost: scores are divided by price ** per_cost: at 0 the strongest channels live, at 1 those that are the
             strongest for what they cost.
         round_to: channels that lie in the same places live in multiples of this, or all of them.
+        floor: layers that every path goes through keep at least this share of the width that they had if all layers were
+            narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
+            channel or two; 0 to 1. Half as much, and so on, where that is above the budget.
         bytes_per_parameter: bytes of one saved parameter, for budgets such as "2MB".
         protect: as in `trace`; a learner has its own.
         tie: as in `trace`; a learner has its own.
@@ -119,7 +124,7 @@ def fit_budget(
     graph, scores, cost = scored(model, regularizer=regularizer, cost=cost, protect=protect, tie=tie, grouped=grouped)
     limits = limits_of(graph, budget, cost, bytes_per_parameter=bytes_per_parameter)
     worth = scores / group_prices(graph, limits) ** per_cost if per_cost else scores
-    return Structure.closed(graph, choose(graph, worth, limits, round_to=round_to), worth)
+    return Structure.closed(graph, choose(graph, worth, limits, round_to=round_to, floor=floor), worth)
 
 
 def scored(
@@ -291,7 +296,9 @@ def group_prices(graph: ChannelGraph, limits: Sequence[Limit]) -> np.ndarray:
     return np.maximum(prices, free.min() if len(free) else 1.0)
 
 
-def choose(graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], *, round_to: int = 1) -> np.ndarray:
+def choose(
+    graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], *, round_to: int = 1, floor: float = 0.0
+) -> np.ndarray:
     """Alive groups, by descending score, within every limit.
 
     Args:
@@ -299,15 +306,19 @@ def choose(graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], *, 
         scores: one number per group, `(num_groups,)`.
         limits: what each cost may be.
         round_to: groups that lie in the same places live in multiples of this, or all of them.
+        floor: as in `fit_budget`.
 
     Returns:
         bool, `(num_groups,)`, closed.
     """
     if type(round_to) is not int or round_to < 1:
         raise BudgetError(f"Expected a whole number round_to of at least 1. Received: round_to={round_to}.")
+    if not 0 <= floor <= 1:
+        raise BudgetError(f"Expected a floor from 0 to 1. Received: floor={floor}.")
     budget = _Budget(graph, scores, limits, round_to)
     chosen = budget.close(graph.pinned_mask)
     budget.check_reachable(chosen)
+    chosen = budget.raised(chosen, floor)
     queue = budget.blocks[~budget.full(chosen)]
     while len(queue) and budget.share(chosen) < FULL_ENOUGH:
         chosen, taken = budget.longest_prefix(chosen, queue)
@@ -381,6 +392,21 @@ class _Budget:
                     f"the reachable minimum of {name} is {_rounded_up(cost):,.6g} {unit}, held up by {held}. "
                     "Raise the budget, or pin and protect less."
                 )
+
+    def raised(self, smallest: Closed, floor: float) -> Closed:
+        """The best channels of what no structure is without, `floor` of a uniform width of them or as many as fit."""
+        alike = math.sqrt(min(1.0, *(limit.limit / limit.cost(self.graph) for limit in self.limits)))
+        needed = [np.unique(self.graph.group_of[self.graph.vectors[v]]) for v in np.flatnonzero(smallest.counts)]
+        needed = [groups[np.argsort(-self.scores[groups], kind="stable")] for groups in needed]
+        while floor > 0.01:
+            alive = smallest.alive.copy()
+            for groups in needed:
+                alive[groups[: math.ceil(floor * alike * len(groups))]] = True
+            closed = self.close(alive)
+            if self.share(closed) <= 1:
+                return closed
+            floor /= 2
+        return smallest
 
     def longest_prefix(self, chosen: Closed, queue: np.ndarray) -> tuple[Closed, int]:
         """Add as many blocks from the front of a queue as fit; how many were added."""

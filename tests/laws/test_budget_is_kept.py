@@ -173,6 +173,41 @@ def test_group_lasso_chooses_by_norms_and_gamma_by_what_it_reads():
 
 
 @pytest.mark.once
+def test_no_layer_that_every_path_goes_through_becomes_a_bottleneck():
+    _model, graph = large("MobileNetV2")
+    scores = np.ones(graph.num_groups)
+    trunk = {layer.name: graph.group_of[layer.made] for layer in graph.layers if layer.made is not None}
+    last = ["block_10_project", "block_13_project", "block_16_project", "Conv_1"]
+    for name in last:
+        scores[trunk[name]] = np.linspace(0.1, 0.2, len(trunk[name]))
+    limits = [Limit(km.FLOPs(), 0.36 * km.FLOPs()(graph))]
+    bare, floored = (choose(graph, scores, limits, floor=floor) for floor in (0.0, 0.5))
+    assert min(bare[trunk[name]].sum() for name in last) == 1
+    for name in last:
+        kept, width = np.flatnonzero(floored[trunk[name]]), len(trunk[name])
+        assert len(kept) >= 0.3 * width  # half of the root of 0.36
+        assert kept.tolist() == list(range(width - len(kept), width))  # the best of them
+    assert 0.98 * limits[0].limit <= km.FLOPs()(graph, km.Structure.closed(graph, floored)) <= limits[0].limit
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_floor_gives_way_to_a_small_budget(name):
+    graph = km.trace(models.build(name))
+    least = km.FLOPs().total(graph, close(graph, graph.pinned_mask, np.ones(graph.num_groups)))
+    for limit in (least, 1.2 * least):
+        chosen = choose(graph, np.ones(graph.num_groups), [Limit(km.FLOPs(), limit)], floor=1.0)
+        assert km.FLOPs().total(graph, close(graph, chosen)) <= limit
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("floor", [-0.1, 1.5, float("nan")])
+def test_what_is_no_floor_is_refused(floor):
+    with pytest.raises(km.BudgetError, match=f"floor={floor}"):
+        km.fit_budget(models.build("plain"), "50%", floor=floor)
+
+
+@pytest.mark.once
 def test_a_flops_budget_and_a_size_budget_cut_in_different_places():
     # At equal scores per channel, what costs most goes first: early layers cost FLOPs, late ones parameters.
     _model, graph = large("ResNet20")
