@@ -194,7 +194,8 @@ def squeeze_excite(stack, x, block):
 
 
 def resized(stack, x, block):
-    if min(stack.space(x)) < 3:
+    # In one dimension, cropping knows no data format: it takes from the first axis, whatever that is.
+    if min(stack.space(x)) < 3 or (stack.rank == 1 and x.shape[1] < 3):
         return stack.layer("UpSampling", 2)(x)
     return [
         stack.layer("MaxPooling", 2),
