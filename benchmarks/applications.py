@@ -10,7 +10,6 @@ network to benchmarks/results/applications.csv, and writes docs/applications.md.
 """
 
 import argparse
-import csv
 import datetime
 import gc
 import subprocess
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import architectures
 import models
 import structures
+from rows import append, rows_at
 
 RESULTS, TABLE = ROOT / "benchmarks" / "results" / "applications.csv", ROOT / "docs" / "applications.md"
 TOLERANCE = 1e-4  # of the largest output
@@ -178,19 +178,7 @@ FIELDS = (
 
 def rows():
     """The last row of each network."""
-    if not RESULTS.exists():
-        return {}
-    with RESULTS.open(newline="") as file:
-        return {row["network"]: row for row in csv.DictReader(file)}
-
-
-def append(row):
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    return {row["network"]: row for row in rows_at(RESULTS)}
 
 
 def measure(name, elsewhere, environment):
@@ -273,7 +261,7 @@ def main():
             if arguments.resume and name in rows():
                 continue
             row = measure(name, elsewhere, environment)
-            append(row)
+            append(RESULTS, row)
             print(*(f"{key}={row[key]}" for key in FIELDS[1:23]), flush=True)
             write_text(TABLE, table(rows()))
         elsewhere.process.communicate()

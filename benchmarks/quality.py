@@ -4,7 +4,8 @@
     python benchmarks/quality.py --data digits               DigitsResNet on scikit-learn's digits, minutes
 
 Every arm gets the same training images and the same number of epochs in all, trains on images that are flipped and
-shifted at random, follows a cosine from the same learning rate, and ends within the budget of FLOPs:
+shifted at random, starts from the same learning rate, which falls along a cosine (`shrink` keeps it constant while it
+learns), and ends within the budget of FLOPs:
 
     dense        the whole network
     uniform      all widths times one factor, from scratch
@@ -17,13 +18,13 @@ benchmarks/results/quality.csv per arm, budget and random seed; rows that are th
 """
 
 import argparse
-import csv
 import datetime
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
+from rows import append, rows_at
 
 import keras_morph as km
 from keras_morph.datasets import load
@@ -40,9 +41,10 @@ INTRODUCTION = """\
 # How accurate the small networks are
 
 Written by `python benchmarks/quality.py`, not by hand; every row, with its command, is in `benchmarks/results/quality.csv`.
-All arms have equal FLOPs, equal epochs in all, the same training images, and the same schedule of learning rates; settings
-were chosen on validation images, and the test images were looked at once per row. Means and standard deviations over
-random seeds, in percent.
+All arms but the dense one keep to the budget of FLOPs; all have equal epochs in all, the same training images and the same
+peak learning rate, which falls along a cosine (`shrink` keeps it constant while it learns). Settings were chosen on
+validation images, and the test images were looked at once per row. Means and standard deviations over random seeds, in
+percent.
 
 - **dense**: the whole network. **uniform**: all widths times one factor, from scratch.
 - **one-shot**: the dense network trained for half of the epochs, cut at once by GroupLasso's scores, and fine-tuned.
@@ -184,20 +186,6 @@ def row_of(options, arm, budget, random_seed):
     return {**values, "arm": arm, "budget": budget, "random_seed": random_seed, "data": Path(options.data).stem}
 
 
-def rows_at(path):
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
-def append(path, row):
-    rows = rows_at(path)
-    fields = list(rows[0]) if rows else list(row)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        if not rows:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def table(rows):
     """docs/quality.md: a section per set-up, a line per budget and arm, means and standard deviations over random seeds."""
     text = INTRODUCTION
@@ -234,8 +222,8 @@ def _spread(values, sign=""):
     """Mean and standard deviation in percent."""
     if not values:
         return ""
-    mean, spread = 100 * np.mean(values), 100 * np.std(values, ddof=1) if len(values) > 1 else float("nan")
-    return f"{mean:{sign}.1f} ± {spread:.1f}"
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):{sign}.1f}{spread}"
 
 
 def main():
@@ -300,7 +288,8 @@ def main():
                     {name: row[name] for name in ("arm", "budget", "random_seed", "validation", "test", "seconds")},
                     flush=True,
                 )
-                TABLE.write_text(table(rows_at(options.output)), encoding="utf-8")
+                if options.output == RESULTS:
+                    TABLE.write_text(table(rows_at(RESULTS)), encoding="utf-8")
                 keras.backend.clear_session()
 
 

@@ -10,7 +10,6 @@ difference. Appends a row to benchmarks/results/random_graphs.csv.
 """
 
 import argparse
-import csv
 import datetime
 import os
 import sys
@@ -31,6 +30,7 @@ import models
 import networks
 import structures
 from exactness import assert_exact
+from rows import append
 from test_costs_agree import assert_costs_agree
 
 import keras_morph as km
@@ -97,12 +97,7 @@ def main():
             "command": f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/random_graphs.py --graphs "
             f"{arguments.graphs} --structures {n} --random-seed {arguments.random_seed}",
         }
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(RESULTS, row)
         print(row)
 
 

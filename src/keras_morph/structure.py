@@ -25,15 +25,14 @@ OPERATION_NAMES = {"SeparableConv2D": "separable_conv2d", "Conv2DTranspose": "co
 def fingerprint(graph: ChannelGraph) -> str:
     """A hash of what a structure depends on: names, classes and widths of the layers, and how they are wired.
 
-    Calls are named by what they read, not by their order: Keras may list parallel branches in another order once a model
-    was saved and loaded.
+    Calls are named by what they read, not by their order: the same network may have its branches made in another one.
     """
     layers = sorted((layer.name, layer.kind, 0 if layer.made is None else len(layer.made)) for layer in graph.layers)
-    vectors: dict[int, str] = {}
+    tensors: dict[int, str] = {}
     calls = []
     for call in graph.calls:
-        name = _hash([graph.layers[call.layer].name, [vectors.get(number) for number in call.inputs]])
-        vectors |= {number: f"{name}:{position}" for position, number in enumerate(call.outputs)}
+        name = _hash([graph.layers[call.layer].name, [tensors.get(number) for number in call.inputs]])
+        tensors |= {number: f"{name}:{position}" for position, number in enumerate(call.outputs)}
         calls.append(name)
     return _hash([layers, sorted(calls)])
 
