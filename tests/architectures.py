@@ -9,6 +9,7 @@ from keras import applications
 
 import keras_morph as km
 from keras_morph.closure import close
+from keras_morph.layer_rules import variable
 
 NAMES = sorted(name for name, value in vars(applications).items() if inspect.isfunction(value) and name[0].isupper())
 # The smallest of each family (of Inception the one that is built fast); Keras does not build NASNetMobile on PyTorch.
@@ -77,7 +78,7 @@ def prepare(model, kind_of_structure, inputs, seed=1):
         for weight in layer.weights:
             read = [v for axis, v in enumerate(weight.vectors) if v >= 0 and axis != weight.scores]
             if weight.scores is not None and read and counts[read[0]]:
-                kernel = getattr(layer.operation, weight.name)
+                kernel = variable(layer.operation, weight.name)
                 grown = keras.ops.multiply(kernel, np.sqrt(len(graph.vectors[read[0]]) / counts[read[0]]))
                 if not normalized:
                     grown = 0.5 * grown + 1.5 / (counts[read[0]] * weight.static_size)

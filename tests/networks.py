@@ -403,6 +403,85 @@ def nested(stack, x, block):
     return model(model(x)) if block.option % 4 == 2 else model(x)
 
 
+class Enclosed(layers.Layer):
+    """A layer made of a functional model, which nothing in its config tells."""
+
+    def __init__(self, model, **options):
+        super().__init__(**options)
+        self.model = model
+
+    def call(self, x, training=None):
+        return self.model(x, training=training)
+
+
+def _convolution(rank, axis):
+    form = "channels_last" if axis == -1 else "channels_first"  # as its config has to say, wherever it is made anew
+    return lambda *args, **options: getattr(layers, f"Conv{rank}D")(*args, data_format=form, **options)
+
+
+@keras.saving.register_keras_serializable("networks")
+class Gated(layers.Layer):
+    """Squeeze and excitation beside a residual branch, made of layers, a layer of layers, and operators."""
+
+    def __init__(self, rank, axis, width, squeezed, **options):
+        super().__init__(**options)
+        self.rank, self.axis, self.width, self.squeezed = rank, axis, width, squeezed
+        convolution = _convolution(rank, axis)
+        self.branch = [convolution(2 * width, 3, padding="same"), layers.BatchNormalization(axis=axis)]
+        self._last = convolution(width, 1)
+        self.relu = layers.ReLU()
+        self.gate = keras.Sequential(
+            [convolution(squeezed, 1, activation="relu"), convolution(width, 1, activation="sigmoid")]
+        )
+
+    def call(self, x):
+        y = x
+        for layer in self.branch:
+            y = self.relu(layer(y))
+        y = self._last(y)
+        space = [n for n in range(1, self.rank + 2) if n != self.axis % (self.rank + 2)]
+        return y * self.gate(ops.mean(y, axis=space, keepdims=True)) + x
+
+    def get_config(self):
+        names = ("rank", "axis", "width", "squeezed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable("networks")
+class Twofold(layers.Layer):
+    """Reads two tensors, and hands back two."""
+
+    def __init__(self, rank, axis, width, **options):
+        super().__init__(**options)
+        self.rank, self.axis, self.width = rank, axis, width
+        self.inner = Gated(rank, axis, width, 3)
+        self.project = _convolution(rank, axis)(width, 1)
+
+    def call(self, x, other):
+        y = self.inner(self.project(x + other))
+        return x, ops.concatenate([y, self.inner(x)], axis=self.axis)
+
+    def get_config(self):
+        return {**super().get_config(), "rank": self.rank, "axis": self.axis, "width": self.width}
+
+
+def composite(stack, x, block):
+    """Layers made of layers."""
+    width = stack.width(x)
+    if block.option % 3 == 1:
+        return Gated(stack.rank, stack.axis, width, block.width)(x)
+    if block.option % 3 == 2:
+        kept, more = Twofold(stack.rank, stack.axis, width)(x, stack.like(x, stack.older(block)))
+        return stack.join([kept, more]) if block.width % 2 else more
+    kinds = [conv_bn_act, residual, depthwise, grouped, squeeze_excite, operation, nested, normalizing, shared]
+    inside = keras.Input(tuple(x.shape[1:]))
+    beneath = Stack.__new__(Stack)
+    beneath.rank, beneath.axis, beneath.tensors = stack.rank, stack.axis, [inside]
+    return Enclosed(keras.Model(inside, kinds[(block.option // 3 + block.width) % len(kinds)](beneath, inside, block)))(
+        x
+    )
+
+
 KINDS = {
     kind.__name__: kind
     for kind in (
@@ -435,6 +514,7 @@ KINDS = {
         distributed,
         looked_up,
         nested,
+        composite,
     )
 }
 # Those that neither grow fast enough to overflow in a chain, nor answer large inputs with constants only.

@@ -89,10 +89,10 @@ def test_frameworks_are_seen():
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_only_tracing_reads_the_private_attributes_of_keras_graph(file):
+def test_only_one_file_reads_the_private_attributes_of_keras_graph(file):
     found = PRIVATE_GRAPH & set(attributes(file))
-    assert not found or file == "tracing.py"
+    assert not found or file == "keras_graph.py"
 
 
 def test_private_attributes_are_seen():
-    assert {"_functional", "_nodes_by_depth", "_operations"} <= set(attributes("tracing.py"))
+    assert {"_functional", "_nodes_by_depth", "_operations"} <= set(attributes("keras_graph.py"))

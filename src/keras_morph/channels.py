@@ -132,12 +132,18 @@ class Scope:
     """One call of a nested model, whose own calls stand in the graph like all others.
 
     Attributes:
-        model: the nested Keras model.
+        name: its name; `outer/inner` inside another one.
+        model: the nested Keras model, or a layer that is made of layers.
+        function: its functional graph.
+        arguments: those of the call, as Keras recorded them.
         start, stop: its calls are `ChannelGraph.calls[start:stop]`.
         inputs, outputs: numbers of the tensors that go in and come out.
     """
 
+    name: str
     model: Any
+    function: Any
+    arguments: Any
     start: int
     stop: int
     inputs: tuple[int, ...]

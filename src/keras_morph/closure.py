@@ -93,7 +93,9 @@ class _Closer:
     def states(self, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """State of every tensor, and the CONSTANT ones that may not be."""
         graph = self.graph
-        filled = counts[[tensor.vector for tensor in graph.tensors]] > 0
+        vectors = [tensor.vector for tensor in graph.tensors]
+        unknown = np.array([len(graph.vectors[vector]) == 0 for vector in vectors])  # an axis of unknown size
+        filled = (counts[vectors] > 0) | unknown
         states = np.where(filled, LIVE, EMPTY)
         blocked: list[int] = []
         for call in graph.calls:

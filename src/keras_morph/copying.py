@@ -6,30 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
-from keras_morph.tracing import graph_in, input_layers
+from keras_morph.composites import local_names, recordings_in
+from keras_morph.keras_graph import graph_in, graph_of, input_layers, nodes_of, remade
+from keras_morph.layer_rules import rule_for
 
-__all__ = ["cloned", "remade", "transfer"]
-
-
-def remade(layer: Any, name: str | None = None) -> Any:
-    """A layer made anew from its config, with fresh weights; or the layer itself, where that fails.
-
-    It fails for a Lambda, and for a layer whose arguments Keras cannot write down and that has no `get_config`.
-
-    Args:
-        layer: a layer or operation.
-        name: name of the copy; that of the layer by default.
-    """
-    name = name or layer.name
-    try:
-        config = layer.get_config()
-        copy = type(layer).from_config({**config, "name": name} if "name" in config else config)
-    except Exception:  # whatever a user's layer raises
-        return layer
-    copy.name = name  # where __init__ takes no name
-    return copy
+__all__ = ["cloned", "transfer"]
 
 
 def transfer(source: Any, target: Any) -> None:
@@ -48,20 +31,36 @@ def transfer(source: Any, target: Any) -> None:
 
 
 def cloned(model: keras.Model) -> keras.Model:
-    """A copy of a model. Layers that cannot be made anew are shared with it, as `remade` says."""
-    copies: dict[int, tuple[Any, Any]] = {}
+    """A copy of a model. Layers that cannot be made anew are shared with it, as `remade` says.
 
-    def copied(layer: Any) -> Any:
+    A layer made of layers that cannot be made anew becomes a nested functional model of what it does.
+    """
+    copies: dict[int, tuple[Any, Any]] = {}
+    recordings: dict[int, Any] = {}
+
+    def copied(layer: Any, name: str | None = None) -> Any:
         if id(layer) not in copies:
-            nested = graph_in(layer) is not None
-            copy = _cloned_graph(layer, copied) if nested else remade(layer)
+            if graph_in(layer) is not None:
+                recordings.update(recordings_in(nodes_of(graph_of(layer)), inside=name is not None))
+                if name is not None and rule_for(layer) is None:
+                    copy = _replayed(layer, graph_of(layer), copied, name)
+                else:
+                    copy = _cloned_graph(layer, copied)
+            else:
+                copy = remade(layer, name)
+                recorded = recordings.get(id(layer))
+                if copy is layer and recorded is not None and not isinstance(recorded, str):
+                    recordings.update(recordings_in(nodes_of(recorded), inside=True))
+                    copy = _replayed(layer, recorded, copied, name or layer.name)
+                elif copy is layer:
+                    copy = remade(layer, name, lenient=True)
             copies[id(layer)] = layer, copy
         return copies[id(layer)][1]
 
     copy = copied(model)
     # Layer by layer: a subclass of a functional model may keep the same layers in another order.
     for source, target in copies.values():
-        if graph_in(source) is None and isinstance(source, keras.layers.Layer):
+        if graph_in(target) is None and isinstance(source, keras.layers.Layer):
             transfer(source, target)
     return copy
 
@@ -72,3 +71,23 @@ def _cloned_graph(model: keras.Model, copied: Callable[[Any], Any]) -> keras.Mod
     if not isinstance(model, keras.Sequential):
         inputs = keras.tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
     return keras.models.clone_model(model, input_tensors=inputs, clone_function=copied)
+
+
+def _replayed(layer: Any, recorded: Any, copied: Callable[..., Any], name: str) -> keras.Model:
+    """A functional model that does what is recorded of a layer, with copies under their local names.
+
+    A nested model in it is called in the same way, under local names too.
+    """
+    names = local_names(recorded, None if graph_in(layer) is not None else layer)
+    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in recorded.inputs}
+    inputs = list(tensors.values())
+    for node in nodes_of(recorded):
+        if not node.is_input:
+            copy = copied(node.operation, names[id(node.operation)])
+            args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
+            if graph_in(copy) is not None and graph_in(node.operation) is None:
+                args, kwargs = ([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)],), {}
+            results = tree.flatten(copy(*args, **kwargs))
+            tensors.update(zip(map(id, node.outputs), results, strict=True))
+    outputs = [tensors[id(x)] for x in recorded.outputs]
+    return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=name)

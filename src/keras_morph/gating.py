@@ -4,6 +4,8 @@ A channel's gate stands where the channel is read: after its normalization and a
 that channels that are tied share one. What a gate of 0 leaves is the masked seed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,8 +14,8 @@ from keras import ops, tree
 
 from keras_morph.channels import Call, ChannelGraph
 from keras_morph.errors import UnsupportedModelError
+from keras_morph.keras_graph import structs
 from keras_morph.regularizers import LogisticSigmoid
-from keras_morph.tracing import structs
 
 __all__ = ["Gates", "gateable", "gated"]
 
@@ -150,8 +152,22 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
             results = tree.flatten(layer.operation(*args, **kwargs))
         tensors.update(zip(call.outputs, results, strict=True))
     ins, outs = structs(graph.model)
-    return keras.Model(
-        tree.pack_sequence_as(ins, [tensors[t] for t in graph.inputs]),
-        tree.pack_sequence_as(outs, [tensors[t] for t in graph.outputs]),
-        name=f"{graph.model.name}_gated",
-    )
+    with _unique_names(graph):
+        return keras.Model(
+            tree.pack_sequence_as(ins, [tensors[t] for t in graph.inputs]),
+            tree.pack_sequence_as(outs, [tensors[t] for t in graph.outputs]),
+            name=f"{graph.model.name}_gated",
+        )
+
+
+@contextmanager
+def _unique_names(graph: ChannelGraph) -> Iterator[None]:
+    """Keras wants the names in one model to differ; those in different nested models may be the same."""
+    before = [(layer.operation, layer.operation.name) for layer in graph.layers]
+    try:
+        for layer in graph.layers:
+            layer.operation.name = layer.name.replace("/", "_")
+        yield
+    finally:
+        for operation, name in before:
+            operation.name = name

@@ -188,11 +188,6 @@ def fresh(flow: Flow, reason: str) -> Routed:
     return Routed(results, mode="strict", followed=False)
 
 
-def unknown(flow: Flow) -> Routed:
-    """The flow of a layer without a row."""
-    return fresh(flow, f"is a layer that we do not know ({type(flow.operation).__name__})")
-
-
 def merged(flow: Flow) -> Routed:
     """Elementwise merge: equal channel axes are tied index by index; broadcasting over space changes nothing."""
     widest = max(flow.inputs, key=lambda signal: len(signal.ids))

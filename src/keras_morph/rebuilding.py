@@ -5,6 +5,7 @@ a constant, where nothing alive makes it. Constants are computed with the seed's
 what is alive, at a merge.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,13 @@ from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
-from keras_morph.copying import cloned, remade, transfer
-from keras_morph.errors import KerasMorphError, UnsupportedModelError
+from keras_morph.copying import cloned, transfer
+from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
+from keras_morph.keras_graph import remade, structs
 from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
 from keras_morph.structure import repeated, structure_from
-from keras_morph.tracing import structs, trace
+from keras_morph.tracing import trace
 
 __all__ = ["masked", "rebuild"]
 
@@ -85,10 +87,15 @@ def masked(
     gates = _gates(seed)
     _check_not_expanded(closed)
     copy = cloned(graph.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownLayerWarning)
+        own = {layer.name: layer.operation for layer in trace(copy).layers}
     for layer in graph.layers:
         makes = any(weight.multiplies for weight in layer.weights) or layer.made is not None
         for weight in layer.weights if makes else ():
-            target = variable(_own(copy, layer), weight.name)
+            if own[layer.name] is layer.operation:
+                raise _without_config(layer)
+            target = variable(own[layer.name], weight.name)
             values = _values(graph, layer, weight, gates).copy()
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
@@ -96,15 +103,6 @@ def masked(
                     values[(slice(None),) * axis + (dead,)] = 0
             target.assign(values)
     return copy
-
-
-def _own(model: Any, layer: Layer) -> Any:
-    """A copied model's own copy of a layer of the graph; `outer/inner` names one inside a nested model."""
-    for part in layer.name.split("/"):
-        model = model.get_layer(part)
-    if model is layer.operation:
-        raise _without_config(layer)
-    return model
 
 
 def _without_config(layer: Layer) -> UnsupportedModelError:
@@ -200,26 +198,38 @@ class _Replay:
     def nest(self, scope: Scope, inner: Sequence[Scope]) -> None:
         """Rebuild a nested model once, and call it."""
         given = [self.tensors[t] for t in scope.inputs]
-        ins, outs = structs(scope.model)
-        if id(scope.model) not in self.nested and (copy := self.unchanged(scope)) is not None:
-            self.nested[id(scope.model)] = copy, self.pattern(scope)
-            self.wholes.append((scope.model, copy))
+        ins, outs = structs(scope.function)
         if id(scope.model) not in self.nested:
-            for number, tensor in zip(scope.inputs, given, strict=True):
-                self.tensors[number] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-            inputs = [self.tensors[t] for t in scope.inputs]
-            outer, self.prefix = self.prefix, f"{self.prefix}{scope.model.name}/"
-            self.run(scope.start, scope.stop, inner)
-            self.prefix = outer
-            outputs = [self.tensors[t] for t in scope.outputs]
-            model = keras.Model(
-                tree.pack_sequence_as(ins, inputs), tree.pack_sequence_as(outs, outputs), name=scope.model.name
-            )
-            self.nested[id(scope.model)] = model, self.pattern(scope)
-            self.tensors.update(zip(scope.inputs, given, strict=True))
+            copy = self.unchanged(scope)
+            if copy is not None:
+                self.wholes.append((scope.model, copy))
+            else:
+                copy = self.renewed(scope, inner, ins, outs)
+                self.tensors.update(zip(scope.inputs, given, strict=True))
+            self.nested[id(scope.model)] = copy, self.pattern(scope)
         model, _ = self.nested[id(scope.model)]
-        results = tree.flatten(model(tree.pack_sequence_as(ins, given)))
-        self.tensors.update(zip(scope.outputs, results, strict=True))
+        args, kwargs = (tree.pack_sequence_as(ins, given),), {}
+        if any(copy is model for _, copy in self.wholes):  # its call takes what the seed's takes
+            tensors = iter(given)
+            args, kwargs = scope.arguments.convert(lambda x: next(tensors) if isinstance(x, keras.KerasTensor) else x)
+        self.tensors.update(zip(scope.outputs, tree.flatten(model(*args, **kwargs)), strict=True))
+
+    def renewed(self, scope: Scope, inner: Sequence[Scope], ins: Any, outs: Any) -> keras.Model:
+        """A nested model of what is alive inside."""
+        for number in scope.inputs:
+            tensor = self.tensors[number]
+            self.tensors[number] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+        inputs = [self.tensors[t] for t in scope.inputs]
+        name, outer = self.local(scope.name), self.prefix
+        self.prefix = f"{scope.name}/"
+        self.run(scope.start, scope.stop, inner)
+        self.prefix = outer
+        outputs = [self.tensors[t] for t in scope.outputs]
+        return keras.Model(tree.pack_sequence_as(ins, inputs), tree.pack_sequence_as(outs, outputs), name=name)
+
+    def local(self, name: str) -> str:
+        """A name in the model that is being made; what is inside a nested one that was taken apart keeps both names."""
+        return name.removeprefix(self.prefix).replace("/", "_")
 
     def unchanged(self, scope: Scope) -> Any:
         """A nested model whose widths stay, made anew from its own config, so that it stays of its class; or None."""
@@ -308,10 +318,9 @@ class _Replay:
         return self.copies[call.layer]
 
     def narrowed(self, layer: Layer, call: Call) -> Any:
-        # A layer of a nested model that did not survive as a whole needs a name that is free outside.
-        name = layer.name.removeprefix(self.prefix).replace("/", "_")
+        name = self.local(layer.name)
         if layer.rule is None:
-            return remade(layer.operation, name)
+            return remade(layer.operation, name, lenient=True)
         result = self.graph.tensors[call.outputs[0]]
         made = self.graph.vectors[result.vector] if layer.made is None else layer.made
         try:

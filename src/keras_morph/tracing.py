@@ -1,4 +1,4 @@
-"""From a Keras model to its ChannelGraph. The only file that reads the private attributes of Keras's graph."""
+"""From a Keras model to its ChannelGraph."""
 
 import difflib
 import math
@@ -11,14 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
-from keras.src.models.functional import Functional
 
 from keras_morph import layer_rows, operation_rows, sequence_rows  # noqa: F401 -- they fill the table
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
-from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
-from keras_morph.layer_rules import Flow, Routed, Rule, Signal, rule_for, unknown, variable
+from keras_morph.composites import local_names, recordings_in
+from keras_morph.errors import KerasMorphError, UnknownLayerWarning
+from keras_morph.keras_graph import graph_in, graph_of, nodes_of, operations_of
+from keras_morph.layer_rules import Flow, Routed, Rule, Signal, fresh, rule_for, variable
 
-__all__ = ["graph_in", "structs", "trace"]
+__all__ = ["trace"]
 
 
 def trace(
@@ -50,7 +51,7 @@ def trace(
         return model
     if grouped not in ("whole", "equal"):
         raise KerasMorphError(f'Expected grouped="whole" or grouped="equal". Received: grouped={grouped!r}.')
-    function = _graph_of(model)
+    function = graph_of(model)
     tracer = _Tracer(function, grouped)
     tracer.run(function)
     _protect(tracer.graph, protect)
@@ -58,42 +59,6 @@ def trace(
     graph = tracer.finish(model)
     _warn_of_unknown(graph)
     return graph
-
-
-def structs(model: keras.Model) -> tuple[Any, Any]:
-    """How a model's inputs and outputs are nested: a tensor, or lists and dictionaries of them."""
-    function = _graph_of(model)
-    return function._inputs_struct, function._outputs_struct
-
-
-def input_layers(model: keras.Model) -> Any:
-    """The InputLayers of a functional model, nested as its inputs are."""
-    return keras.tree.map_structure(lambda tensor: tensor._keras_history.operation, model.input)
-
-
-def graph_in(model: Any) -> Any:
-    """The functional graph that a model computes; None if it is not built, or if its `call` is the user's own."""
-    if isinstance(model, keras.Sequential):
-        return getattr(model, "_functional", None) if type(model).call is keras.Sequential.call else None
-    return model if hasattr(model, "_nodes_by_depth") and type(model).call is Functional.call else None
-
-
-def _graph_of(model: Any) -> Any:
-    """The functional graph inside a model."""
-    function = graph_in(model)
-    if function is not None:
-        return function
-    if isinstance(model, keras.Sequential) and getattr(model, "_functional", None) is None:
-        raise UnsupportedModelError(
-            f"{model.name} is not built, so it has no graph to trace. Expected a model with a known input shape. "
-            f"Received: an unbuilt Sequential; add keras.Input(shape) in front or call {model.name}.build(shape)."
-        )
-    name = getattr(model, "name", repr(model))
-    raise UnsupportedModelError(
-        f"{name} has no graph to trace. Expected a functional or Sequential model. "
-        f"Received: {type(model).__name__}, whose call() is plain Python; "
-        "build it as keras.Model(inputs, outputs), or wrap only its traceable part."
-    )
 
 
 class _Tracer:
@@ -110,12 +75,15 @@ class _Tracer:
         self.sides: dict[str, dict] = {}
         self.calls: list[Call] = []
         self.scopes: list[Scope] = []
-        first = any(getattr(op, "data_format", None) == "channels_first" for op in function._operations)
+        self.refused: dict[int, str] = {}
+        first = any(getattr(op, "data_format", None) == "channels_first" for op in operations_of(function))
         self.default_axis = (lambda rank: min(1, rank - 1)) if first else (lambda rank: rank - 1)
 
-    def run(self, function: Any, prefix: str = "") -> None:
-        depths = function._nodes_by_depth
-        nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
+    def run(self, function: Any, prefix: str = "", *, owner: Any = None, recorded: bool = False) -> None:
+        """Follow all calls of a graph; in what is recorded of a layer, the owner, names are local."""
+        nodes = nodes_of(function)
+        names = local_names(function, owner) if recorded else {}
+        inside = self.recordings(nodes, recorded)
         users: dict[int, list[Any]] = {}
         for node in nodes:
             for source in node.arguments.keras_tensors:
@@ -126,28 +94,41 @@ class _Tracer:
         for node in nodes:
             if node.is_input and prefix:
                 continue  # a nested model's input is the tensor that it is called on
+            name = prefix + names.get(id(node.operation), node.operation.name)
             nested = None if node.is_input else _nested_in(node)
-            if nested is not None:
-                self.nest(node, nested, prefix + node.operation.name)
+            recording = inside.get(id(node.operation))
+            if nested is not None or recording is not None:
+                self.nest(node, nested or recording, name, recorded=recorded or nested is None)
                 continue
             if type(node.operation).__name__ == "Reshape" and id(node) not in shuffles:
                 shuffles.update(self.follow_shuffle(node, users))
             shuffle = shuffles.get(id(node))
             if shuffle is not None or id(node) not in shuffles:
-                self.call(node, prefix + node.operation.name, shuffle)
+                self.call(node, name, shuffle)
 
-    def nest(self, node: Any, function: Any, name: str) -> None:
+    def recordings(self, nodes: Sequence[Any], inside: bool) -> dict[int, Any]:
+        """Graphs of the layers that are made of layers, by their ids; why others are not followed is kept."""
+        found = recordings_in(nodes, inside=inside)
+        for node in nodes:
+            sources = node.arguments.keras_tensors
+            if id(node.operation) in found and any(tuple(self.spec(x).shape) != tuple(x.shape) for x in sources):
+                found[id(node.operation)] = "is called on other sizes than it was made for"
+        self.refused |= {number: result for number, result in found.items() if isinstance(result, str)}
+        return {number: result for number, result in found.items() if not isinstance(result, str)}
+
+    def nest(self, node: Any, function: Any, name: str, *, recorded: bool) -> None:
         """The calls of a nested model, with the tensors of this call for its inputs."""
         for outer, inner in zip(node.arguments.keras_tensors, function.inputs, strict=True):
             self.numbers[id(inner)], self.specs[id(inner)] = self.numbers[id(outer)], self.spec(outer)
         start = len(self.calls)
-        self.run(function, f"{name}/")
+        owner = None if graph_in(node.operation) is not None else node.operation
+        self.run(function, f"{name}/", owner=owner, recorded=recorded)
         for inner, outer in zip(function.outputs, node.outputs, strict=True):
             self.numbers[id(outer)], self.specs[id(outer)] = self.numbers[id(inner)], self.spec(inner)
         ends = [
             tuple(self.numbers[id(source)] for source in sources) for sources in (function.inputs, function.outputs)
         ]
-        self.scopes.append(Scope(node.operation, start, len(self.calls), *ends))
+        self.scopes.append(Scope(name, node.operation, function, node.arguments, start, len(self.calls), *ends))
 
     def call(self, node: Any, name: str, shuffle: "_Shuffle | None" = None) -> None:
         operation = node.operation
@@ -172,7 +153,7 @@ class _Tracer:
                 [(signals[0].ids[shuffle.order], signals[0].axis)], mode="uniform", gathers=(shuffle.order,)
             )
         else:
-            routed = _enter(flow) if node.is_input else (rule.flow if rule else unknown)(flow)
+            routed = _enter(flow) if node.is_input else rule.flow(flow) if rule else self.unknown(flow)
         rule = rule if routed.followed else None
         if name in self.layers:
             self.share(name, routed)
@@ -190,6 +171,14 @@ class _Tracer:
         mode = routed.mode or (rule.mode if rule else "strict")
         layer = self.layer_numbers.setdefault(name, len(self.layer_numbers))
         self.calls.append(Call(layer, mode, inputs, outputs, node.arguments, sources, routed.gathers))
+
+    def unknown(self, flow: Flow) -> Routed:
+        """A layer without a row, and where it might have been followed, why it was not."""
+        reason = self.refused.get(id(flow.operation))
+        return fresh(
+            flow,
+            f"is a layer that we do not know ({type(flow.operation).__name__}{f'; it {reason}' if reason else ''})",
+        )
 
     def follow_shuffle(self, node: Any, users: dict[int, list[Any]]) -> dict[int, "_Shuffle | None"]:
         """The channel shuffle that begins at a reshape: its nodes, of which the last one stands for all; or nothing.
@@ -218,7 +207,10 @@ class _Tracer:
         return {}
 
     def share(self, name: str, routed: Routed) -> None:
-        """A layer that is called again has the same weights, hence the same channels along their axes."""
+        """A layer that is called again has the same weights and config, hence the same channels along their axes."""
+        rule = self.layers[name].rule
+        if rule is not None and not (rule.weights or rule.narrow or rule.width):
+            return  # one Dropout or ReLU for many tensors
         for token in {*self.sides[name], *routed.sides}:
             ids, again = self.sides[name].get(token), routed.sides.get(token)
             if ids is not None and again is not None and len(ids) == len(again):

@@ -1,0 +1,230 @@
+"""Layers made of layers: what their `call` does, recorded as a functional graph.
+
+A residual block or a transformer's encoder is often a class of its own whose `call` is Python. Run on Keras tensors it
+leaves the same graph as a nested functional model, and is followed like one. A recording is only used where it is all
+that the layer does; elsewhere the layer is one that we do not know.
+"""
+
+import inspect
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+from keras.src.utils.naming import to_snake_case
+
+from keras_morph.keras_graph import graph_in, nodes_of, remade
+from keras_morph.layer_rules import rule_for
+
+__all__ = ["local_names", "recordings_in"]
+
+UNKNOWN_SIZE = 32  # stands for a size that is unknown, where a recording is tried
+TOLERANCE = {"float32": 1e-4, "float64": 1e-8}  # of a trial, relative to the largest output; 0.05 in half precision
+
+_RECORDINGS: Any = weakref.WeakKeyDictionary()  # layer -> {what it is called with: a graph, or why there is none}
+
+
+def recordings_in(nodes: Sequence[Any], *, inside: bool) -> dict[int, Any]:
+    """The functional graphs of the layers that are made of layers, among those that are called.
+
+    Args:
+        nodes: calls of a graph.
+        inside: whether the graph is itself recorded of a layer, which makes anew what it is made of.
+
+    Returns:
+        The layer's id -> a functional model of its own layers, whose inputs are the tensors among the call's arguments;
+        or a string that says why the layer cannot be followed.
+    """
+    calls: dict[int, list[Any]] = {}
+    for node in nodes:
+        operation = node.operation
+        if not node.is_input and _is_candidate(operation) and rule_for(operation) is None:
+            calls.setdefault(id(operation), []).append(node)
+    return {number: _recording(group, inside) for number, group in calls.items()}
+
+
+def _is_candidate(operation: Any) -> bool:
+    own = isinstance(operation, keras.Layer) and not type(operation).__module__.startswith("keras.")
+    return own and graph_in(operation) is None
+
+
+def _recording(calls: Sequence[Any], inside: bool) -> Any:
+    keys = {_key(call) for call in calls}
+    if len(keys) > 1:
+        return "is called in two ways"
+    layer = calls[0].operation
+    key = keys.pop(), inside, tuple(map(id, layer.weights))
+    known = _RECORDINGS.setdefault(layer, {})
+    if key not in known:
+        try:
+            known[key] = _record(layer, calls[0], inside)
+        except _Refused as reason:
+            known[key] = str(reason)
+    return known[key]
+
+
+def local_names(function: Any, owner: Any = None) -> dict[int, str]:
+    """Names of what a recording calls, by id: the attributes of the layer that holds it, or else of its class.
+
+    They do not depend on `Layer.name`, which counts through a whole program: `dense_7` has another name each time it is made.
+
+    Args:
+        function: the recording, or a nested model that is called in one.
+        owner: the layer that was recorded.
+    """
+    attributes = _attributes(owner)
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for node in nodes_of(function):
+        operation = node.operation
+        if id(operation) in names:
+            continue
+        name = attributes.get(id(operation)) or to_snake_case(type(operation).__name__)
+        number, unique = 0, name
+        while unique in taken:
+            number += 1
+            unique = f"{name}_{number}"
+        taken.add(unique)
+        names[id(operation)] = unique
+    return names
+
+
+def _attributes(owner: Any) -> dict[int, str]:
+    """Layers that a layer holds, by id: `conv` for `self.conv`, `blocks_0` for `self.blocks[0]`."""
+    names: dict[int, str] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, keras.Layer):
+            names.setdefault(id(value), name)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{name}_{key}", item)
+        elif isinstance(value, (list, tuple)):
+            for number, item in enumerate(value):
+                add(f"{name}_{number}", item)
+
+    held = vars(owner) if owner is not None else {}
+    for name, value in {**held, **held.get("_modules", {})}.items():  # PyTorch keeps modules apart
+        if isinstance(value, keras.Layer) or not name.startswith("_"):
+            add(name.strip("_").replace("/", "_"), value)
+    return names
+
+
+class _Refused(Exception):
+    """Why a layer cannot be recorded."""
+
+
+def _key(call: Any) -> str:
+    args, kwargs = call.arguments.convert(lambda x: _spec(x) if isinstance(x, keras.KerasTensor) else x)
+    return repr((args, sorted(kwargs.items())))
+
+
+def _spec(tensor: Any) -> str:
+    return f"{tensor.dtype}{list(tensor.shape)}"
+
+
+def _record(layer: Any, call: Any, inside: bool) -> Any:
+    _check_layer(layer, call)
+    if not inside and len(call.arguments.keras_tensors) > 1 and remade(layer) is layer:
+        raise _Refused("reads several tensors and cannot be made anew from its config")
+    function, inputs = _graph(layer, call)
+    if "training" in inspect.signature(layer.call).parameters:
+        training, _ = _graph(layer, call, training=True)
+        if _steps(training) != _steps(function):
+            raise _Refused("does other things in training than in inference")
+    if {id(v) for v in layer.weights} != {id(v) for v in function.weights}:
+        raise _Refused("has weights of its own")
+    for node in nodes_of(function):
+        _check_call(node)
+        _complete_shape(node)
+    for ours, theirs in zip(function.outputs, call.outputs, strict=True):
+        sizes = zip(ours.shape, theirs.shape, strict=False)
+        fits = len(ours.shape) == len(theirs.shape) and all(a in (b, None) for a, b in sizes)
+        if not fits or ours.dtype != theirs.dtype:
+            raise _Refused(f"returns {_spec(theirs)}, and {_spec(ours)} when it is recorded")
+    _try(layer, function, call, inputs)
+    return function
+
+
+def _check_layer(layer: Any, call: Any) -> None:
+    if layer.activity_regularizer is not None:
+        raise _Refused("has an activity regularizer")
+    for tensor in call.arguments.keras_tensors:
+        if getattr(tensor, "_keras_mask", None) is not None:
+            raise _Refused("is given a mask")
+        if layer.autocast and "float" in tensor.dtype and tensor.dtype != layer.compute_dtype:
+            raise _Refused(f"casts {tensor.dtype} to {layer.compute_dtype}")
+
+
+def _graph(layer: Any, call: Any, **options: Any) -> tuple[Any, list[Any]]:
+    """The graph that a layer's `call` leaves, and its inputs in the order of the call's tensors."""
+    inputs: list[Any] = []
+
+    def placed(x: Any) -> Any:
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=f"input_{len(inputs)}"))
+        return inputs[-1]
+
+    args, kwargs = call.arguments.convert(placed)
+    try:
+        outputs = layer.call(*args, **{**kwargs, **options})
+        return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=layer.name), inputs
+    except Exception as error:  # whatever a user's call raises on Keras tensors
+        first = str(error).strip().partition("\n")[0]
+        raise _Refused(f"is more than layers and keras.ops ({type(error).__name__}: {first[:120]})") from error
+
+
+def _steps(function: Any) -> list[Any]:
+    """What a graph does: its layers with weights, and the classes of its other operations."""
+    operations = [node.operation for node in nodes_of(function)]
+    return [id(each) if getattr(each, "weights", None) else type(each) for each in operations]
+
+
+def _check_call(node: Any) -> None:
+    for value in tree.flatten((node.arguments.args, node.arguments.kwargs)):
+        if isinstance(value, keras.Variable) or (ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)):
+            raise _Refused(f"gives {type(node.operation).__name__} a tensor that it makes itself")
+    if any(getattr(tensor, "_keras_mask", None) is not None for tensor in node.outputs):
+        raise _Refused("works with masks")
+
+
+def _complete_shape(node: Any) -> None:
+    """Reshapes to (batch size, ...) know no batch size when they are recorded."""
+    operation = node.operation
+    if type(operation).__name__ != "Reshape" or isinstance(operation, keras.Layer):
+        return
+    shape, given = tuple(operation.newshape), node.arguments.keras_tensors[0].shape
+    if None not in shape:
+        return
+    if shape[0] is not None or None in shape[1:] or None in given[1:]:
+        raise _Refused("reshapes to a size that is unknown")
+    known = math.prod(size for size in shape[1:] if size != -1)
+    rest = [math.prod(given[1:]) // known if size == -1 else size for size in shape[1:]]
+    node.operation = type(operation)((-1, *rest))  # whose config says so too
+
+
+def _try(layer: Any, function: Any, call: Any, inputs: Sequence[Any]) -> None:
+    """Hold a recording against the layer itself."""
+    random = np.random.default_rng(0)
+    values = []
+    for tensor in inputs:
+        shape = [(UNKNOWN_SIZE if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
+        array = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
+        values.append(ops.cast(ops.convert_to_tensor(array.astype("float32")), tensor.dtype))
+    given = iter(values)
+    args, kwargs = call.arguments.convert(lambda x: next(given) if isinstance(x, keras.KerasTensor) else x)
+    try:
+        expected = tree.flatten(layer(*args, **kwargs))
+        received = tree.flatten(function(values if len(values) > 1 else values[0]))
+    except Exception as error:  # whatever a user's call raises
+        first = str(error).strip().partition("\n")[0]
+        raise _Refused(f"fails when it is tried ({type(error).__name__}: {first[:120]})") from error
+    for one, other in zip(received, expected, strict=True):
+        a, b = (np.asarray(ops.convert_to_numpy(x), np.float64) for x in (one, other))
+        tolerance = TOLERANCE.get(keras.backend.standardize_dtype(other.dtype), 0.05) * np.abs(b).max(initial=1e-6)
+        if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance):
+            raise _Refused("does more than what is recorded of it")

@@ -1,0 +1,389 @@
+"""Layers made of layers are followed like nested models; one that does more than its layers stays as it is, with the reason."""
+
+import re
+
+import keras
+import models
+import numpy as np
+import pytest
+import structures
+from exactness import assert_equal_outputs, assert_exact
+from keras import layers, ops
+from networks import Gated
+
+import keras_morph as km
+from keras_morph.copying import cloned
+from keras_morph.runs import save_model
+from keras_morph.structure import fingerprint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning"),
+    pytest.mark.usefixtures("quick_initializers"),
+]
+
+
+@keras.saving.register_keras_serializable("composites")
+class MLP(layers.Layer):
+    def __init__(self, hidden, **options):
+        super().__init__(**options)
+        self.hidden = hidden
+
+    def build(self, shape):
+        self.net = keras.Sequential([layers.Dense(self.hidden, activation="gelu"), layers.Dropout(0.1)])
+        self.net.build(shape)
+        self.out = layers.Dense(shape[-1], name="a_name_of_its_own")
+        self.out.build((*shape[:-1], self.hidden))
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.out(self.net(x, training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "hidden": self.hidden}
+
+
+@keras.saving.register_keras_serializable("composites")
+class Encoder(layers.Layer):
+    """A transformer's block; one Dropout serves both branches."""
+
+    def __init__(self, hidden, **options):
+        super().__init__(**options)
+        self.hidden = hidden
+        self.norms = [layers.LayerNormalization(), layers.LayerNormalization()]
+        self.attention = layers.MultiHeadAttention(3, 2)
+        self.mlp = MLP(hidden)
+        self.drop = layers.Dropout(0.1)
+
+    def build(self, shape):
+        for norm in self.norms:
+            norm.build(shape)
+        self.attention.build(shape, shape)
+        self.mlp.build(shape)
+        self.built = True
+
+    def call(self, x, training=None):
+        y = self.norms[0](x)
+        x = x + self.drop(self.attention(y, y), training=training)
+        b, n, c = ops.shape(x)
+        y = self.norms[1](ops.reshape(x, (b, n, c)))
+        return x + self.drop(self.mlp(y))
+
+    def get_config(self):
+        return {**super().get_config(), "hidden": self.hidden}
+
+
+class Bare(layers.Layer):
+    """Its argument is a list of layers: nothing in its config tells what it is made of."""
+
+    def __init__(self, parts, **options):
+        super().__init__(**options)
+        self.parts = parts
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+class Whole(keras.Model):
+    """A subclassed model."""
+
+    def __init__(self):
+        super().__init__(name="whole")
+        self.blocks = [layers.Conv2D(6, 3), layers.BatchNormalization(), layers.ReLU(), layers.Conv2D(5, 3)]
+        self.classify = layers.Dense(2)
+
+    def call(self, x, training=False):
+        for block in self.blocks:
+            x = block(x, training=training) if isinstance(block, layers.BatchNormalization) else block(x)
+        return self.classify(ops.mean(x, axis=(1, 2)))
+
+
+def convolutions(layer):
+    """image(3) -- conv1(4) -- LAYER -- conv2(5) -- mean -- dense(2)."""
+    image = keras.Input((6, 6, 3), name="image")
+    x = layer(layers.Conv2D(4, 3, padding="same", name="conv1")(image))
+    x = layers.GlobalAveragePooling2D(name="mean")(layers.Conv2D(5, 3, name="conv2")(x))
+    return models.randomize(keras.Model(image, layers.Dense(2, name="dense")(x), name="convolutions"), seed=1)
+
+
+def transformer():
+    x = tokens = keras.Input((5, 6), name="tokens")
+    for number in range(2):
+        x = Encoder(10, name=f"encoder{number}")(x)
+    x = layers.Dense(2, name="dense")(layers.GlobalAveragePooling1D(name="mean")(x))
+    return models.randomize(keras.Model(tokens, x, name="transformer"), seed=1)
+
+
+def subclassed():
+    image = keras.Input((6, 6, 3), name="image")
+    return models.randomize(keras.Model(image, Whole()(image), name="subclassed"), seed=1)
+
+
+def twice():
+    """One block is called two times, hence one set of weights."""
+    block = Gated(2, -1, 4, 3, name="block")
+    return convolutions(lambda x: block(block(x)))
+
+
+def bare():
+    conv = layers.Conv2D(7, 3, activation="relu", name="inner")
+    return convolutions(Bare([conv, Bare([layers.Conv2D(4, 1), layers.BatchNormalization()])], name="bare"))
+
+
+NETWORKS = {
+    "gated": lambda: convolutions(Gated(2, -1, 4, 3, name="block")),
+    "transformer": transformer,
+    "subclassed": subclassed,
+    "twice": twice,
+    "bare": bare,
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def model(request):
+    return NETWORKS[request.param]()
+
+
+def whole(model):
+    graph = km.trace(model)
+    return km.Structure.closed(graph, np.ones(graph.num_groups, bool))
+
+
+@pytest.mark.parametrize("kind", ["half", "tenth", "dead_layers", "one_layer_dead", "everything_dead"])
+def test_what_is_inside_shrinks_exactly_and_the_seed_stays_as_it_is(model, kind):
+    before = [ops.convert_to_numpy(value).copy() for value in model.weights]
+    structure = structures.draw(km.trace(model), kind, seed=1)
+    small = assert_exact(model, structure)
+    assert km.ModelSize()(model, structure) == small.count_params()
+    for value, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(value), expected, err_msg=value.path)
+
+
+def test_no_layer_is_unknown_and_all_weights_are_counted(model):
+    graph = km.trace(model)
+    assert all(layer.rule is not None or layer.kind == "InputLayer" for layer in graph.layers)
+    assert km.ModelSize()(graph) == model.count_params()
+
+
+def test_with_every_channel_alive_all_copies_return_what_the_seed_returns(model):
+    inputs = models.examples(model)
+    for copy in (km.rebuild(model, whole(model)), km.masked(model, whole(model)), cloned(model)):
+        assert not {id(value) for value in copy.weights} & {id(value) for value in model.weights}
+        assert_equal_outputs(models.outputs(copy, inputs), models.outputs(model, inputs))
+
+
+def test_names_are_the_attributes_that_hold_the_layers():
+    widths = list(km.trace(transformer()).widths)
+    assert widths == [
+        *("encoder0/attention", "encoder0/mlp/net/dense", "encoder0/mlp/out"),
+        *("encoder1/attention", "encoder1/mlp/net/dense", "encoder1/mlp/out"),
+        "dense",
+    ]
+    assert list(km.trace(bare()).widths) == ["conv1", "bare/parts_0", "bare/parts_1/parts_0", "conv2", "dense"]
+    gated = ["conv1", "block/branch_0", "block/last", "block/gate/conv2d", "block/gate/conv2d_1", "conv2", "dense"]
+    assert list(km.trace(NETWORKS["gated"]()).widths) == gated
+
+
+def test_a_structure_fits_copies_and_the_model_that_is_loaded(model, tmp_path, request):
+    structure = structures.draw(km.trace(model), "half", seed=1)
+    structure.save(tmp_path / "structure.json")
+    copies = [cloned(model)]
+    if "bare" not in request.node.callspec.id and "subclassed" not in request.node.callspec.id:  # no config, no file
+        save_model(model, tmp_path / "seed.keras")
+        copies.append(keras.models.load_model(tmp_path / "seed.keras"))
+    inputs, small = models.examples(model), km.rebuild(model, structure)
+    for copy in copies:
+        assert fingerprint(km.trace(copy)) == fingerprint(km.trace(model))
+        again = km.rebuild(copy, tmp_path / "structure.json")
+        assert_equal_outputs(models.outputs(again, inputs), models.outputs(small, inputs))
+
+
+def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_path):
+    small = km.rebuild(model, structures.draw(km.trace(model), "half", seed=1))
+    assert {type(layer).__module__.partition(".")[0] for layer in small._flatten_layers()} == {"keras"}
+    save_model(small, tmp_path / "small.keras")
+    inputs = models.examples(model)
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert_equal_outputs(models.outputs(loaded, inputs), models.outputs(small, inputs))
+
+
+def test_a_layer_in_which_nothing_changes_stays_of_its_class():
+    model = transformer()
+    graph = km.trace(model)
+    counts = {**graph.widths, "encoder0/attention": 1, "encoder0/mlp/net/dense": 4}
+    small = km.rebuild(model, counts)
+    assert [type(small.get_layer(f"encoder{number}")).__name__ for number in range(2)] == ["Functional", "Encoder"]
+
+
+@pytest.mark.parametrize("regularizer", [km.GroupLasso, km.LogisticSigmoid])
+def test_shrink_trains_a_copy(model, regularizer):
+    before = [ops.convert_to_numpy(value).copy() for value in model.weights]
+    x = models.examples(model, count=16)
+    y = np.eye(2)[np.arange(16) % 2]
+    result = km.shrink(model, "85%", data=(x, y), epochs=3, regularizer=regularizer(), loss="mse", metrics=[])
+    assert km.FLOPs()(result.small) <= 0.85 * km.FLOPs()(model)
+    for value, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(value), expected)
+
+
+def test_dropout_inside_is_at_work_in_training_only():
+    model = transformer()
+    small = km.rebuild(model, structures.draw(km.trace(model), "half", seed=1))
+    x = models.examples(model)
+    one, other, still, again = (
+        ops.convert_to_numpy(small(x, training=training)) for training in (True, True, False, False)
+    )
+    assert not np.allclose(one, other)
+    np.testing.assert_array_equal(still, again)
+
+
+# Where a call is more than its layers, the layer stays as it is.
+
+
+class Refused(layers.Layer):
+    """A convolution, and one thing more in each of the subclasses."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.conv = layers.Conv2D(4, 1)
+
+    def call(self, x):
+        return self.conv(x)
+
+
+class Weighing(Refused):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(4,), initializer="ones")
+
+    def call(self, x):
+        return self.conv(x) * self.scale
+
+
+class Idle(Refused):
+    """A layer with weights that it does not call."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.idle = layers.Dense(3)
+        self.idle.build((None, 2))
+
+
+class Noisy(Refused):
+    def call(self, x, training=None):
+        return self.conv(x) * 2 if training else self.conv(x)
+
+
+class Losing(Refused):
+    def call(self, x):
+        self.add_loss(ops.mean(x))
+        return self.conv(x)
+
+
+class Constant(Refused):
+    def call(self, x):
+        return self.conv(x) + ops.ones((4,))
+
+
+class Random(Refused):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return self.conv(x) + keras.random.normal((4,), seed=self.seed)
+
+
+class Counting(Refused):
+    """What it does depends on how often it was called."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.count = 0
+
+    def call(self, x):
+        self.count += 1
+        return self.conv(x) * self.count
+
+
+class Regularized(Refused):
+    def __init__(self, **options):
+        super().__init__(activity_regularizer="l2", **options)
+
+
+REFUSED = {
+    Weighing: "has weights of its own",
+    Idle: "has weights of its own",
+    Noisy: "does other things in training",
+    Losing: "is more than layers and keras.ops .*add_loss",
+    Constant: "a tensor that it makes itself",
+    Random: "a tensor that it makes itself",
+    Counting: "does more than what is recorded",
+    Regularized: "has an activity regularizer",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_call_that_is_more_than_its_layers_is_not_followed(kind):
+    model = convolutions(kind(name="block"))
+    graph = km.trace(model)
+    (reason,) = {reason for reason in graph.pinned.values() if "block" in reason}
+    assert re.search(REFUSED[kind], reason)
+    assert [layer.kind for layer in graph.layers if layer.name.startswith("block")] == [kind.__name__]
+    if kind not in (Counting, Random):
+        assert_exact(model, structures.draw(graph, "half", seed=1))
+
+
+def test_the_reason_is_in_the_warning_too():
+    with pytest.warns(km.UnknownLayerWarning, match=r"block \(Noisy\)"):
+        km.trace(convolutions(Noisy(name="block")))
+
+
+def test_masks_are_not_followed():
+    class Masked(layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.dense = layers.Dense(4)
+
+        def call(self, x, mask=None):
+            return self.dense(x)
+
+    tokens = keras.Input((5,), dtype="int32")
+    x = Masked()(layers.Embedding(7, 3, mask_zero=True)(tokens))
+    graph = km.trace(keras.Model(tokens, layers.Dense(2)(layers.Flatten()(layers.Dense(3)(x)))))
+    assert any("block is a layer that we do not know (Masked; it is given a mask)" in r for r in graph.pinned.values())
+
+
+def test_a_layer_called_in_two_ways_is_not_followed():
+    block = Bare([layers.Conv2D(4, 1)], name="block")
+    image = keras.Input((6, 6, 4))
+    pooled = block(layers.MaxPooling2D()(image))
+    x = layers.Add()([layers.GlobalAveragePooling2D()(y) for y in (block(image), pooled)])
+    graph = km.trace(keras.Model(image, layers.Dense(2)(x)))
+    assert any("called in two ways" in reason for reason in graph.pinned.values())
+
+
+def test_a_registered_rule_goes_first():
+    class Known(Refused):
+        pass
+
+    model = convolutions(Known(name="block"))
+    assert "block/conv" in km.trace(model).widths
+    km.register_rule(Known, like=layers.ReLU)
+    assert "block/conv" not in km.trace(model).widths
+
+
+def test_what_has_no_config_and_reads_two_tensors_is_not_followed():
+    class Both(Bare):
+        def call(self, x, y):
+            return self.parts[0](x + y)
+
+    both = Both([layers.Conv2D(4, 1)], name="block")
+    graph = km.trace(convolutions(lambda x: both(x, layers.ReLU()(x))))
+    assert any("cannot be made anew" in reason for reason in graph.pinned.values())
+
+
+def test_a_subclassed_model_is_traced_once_it_is_called_on_an_input():
+    with pytest.raises(km.UnsupportedModelError, match=r"keras.Model\(x, model\(x\)\)"):
+        km.trace(Whole())
+    assert list(km.trace(subclassed()).widths) == ["whole/blocks_0", "whole/blocks_3", "whole/classify"]
