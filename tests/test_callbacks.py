@@ -296,12 +296,13 @@ def test_the_controller_raises_the_strength_above_the_plan_and_lowers_it_below(m
     np.testing.assert_allclose(np.divide(strengths, start), [1, 2, 2, 1, 1], rtol=1e-5)
 
 
-def test_the_controller_begins_where_the_regularizer_says():
+def test_the_controller_begins_and_goes_on_as_the_regularizer_says():
     learner = learner_of(fresh("plain"), regularizer=km.LogisticSigmoid())
-    controller = km.StrengthController("50%")
-    controller.set_model(learner)
-    controller.on_train_begin()
+    fit(learner, [km.StrengthController("10%")], epochs=2)
     assert learner.strength * learner.target_cost(learner.graph) == pytest.approx(1.0, rel=1e-5)
+    learner = learner_of(fresh("plain"), regularizer=km.LogisticSigmoid())
+    fit(learner, [km.StrengthController("10%", factor=2.0)], epochs=2)
+    assert learner.strength * learner.target_cost(learner.graph) > 1.5
 
 
 def test_what_is_left_of_the_scores_is_weighted_by_prices():

@@ -21,6 +21,7 @@ from keras_morph.structure import Structure
 __all__ = ["Anneal", "EpochLog", "FadeOut", "StopWithin", "StrengthController", "StructureLog"]
 
 INITIAL = 20.0  # of a controlled strength, times the cost of the seed: between 20 and 100 hardly matters
+FACTOR = 1.5  # by which a controlled strength moves
 FADED = 1e-4  # what is left of a weight in the end, before it is set to zero
 
 
@@ -145,17 +146,20 @@ class StrengthController(_OfLearner):
     fall along a straight line from 1 at the beginning to the budget, as a share of the seed's cost, in the last epoch.
     While more is left the strength is multiplied by `factor`; where less is left by more than `slack`, divided by it. A
     learner whose strength is 0 begins at 20 / cost of the seed, or at the regularizer's own `initial_strength`.
+    LogisticSigmoid's strength begins at 1 / cost and stays there.
 
     Args:
         budget: as in `fit_budget`.
         epochs: epochs until the budget should be met; by default all of `fit`.
-        factor: above 1.
+        factor: above 1; by default the regularizer's own `strength_factor`, or 1.5.
         slack: what may be missing before the strength is lowered.
     """
 
-    def __init__(self, budget: Any, *, epochs: int | None = None, factor: float = 1.5, slack: float = 0.05) -> None:
+    def __init__(
+        self, budget: Any, *, epochs: int | None = None, factor: float | None = None, slack: float = 0.05
+    ) -> None:
         super().__init__()
-        if not factor > 1:
+        if factor is not None and not factor > 1:
             raise KerasMorphError(f"StrengthController expects a factor above 1. Received: factor={factor}.")
         self.budget, self.epochs, self.factor, self.slack = budget, epochs, factor, slack
 
@@ -177,11 +181,13 @@ class StrengthController(_OfLearner):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         epochs = self.epochs or self.params.get("epochs") or 1
+        chosen = getattr(self.learner.regularizer, "strength_factor", FACTOR) if self.factor is None else self.factor
+        factor = float(chosen)
         planned, left = 1 - (1 - self.goal) * min(1.0, (epoch + 1) / epochs), self.left()
         if left > planned:
-            self.learner.strength *= self.factor
+            self.learner.strength *= factor
         elif left < planned - self.slack:
-            self.learner.strength /= self.factor
+            self.learner.strength /= factor
 
 
 class Anneal(_OfLearner):
@@ -244,14 +250,13 @@ class FadeOut(_OfLearner):
         graph = self.learner.graph
         alive = close(graph, self.structure.groups(graph)).alive
         for layer in graph.layers:
-            if any(weight.multiplies for weight in layer.weights):
-                for weight in layer.weights:
-                    dead = np.zeros(weight.shape, bool)
-                    for axis, vector in enumerate(weight.vectors):
-                        if vector >= 0:
-                            dead[(slice(None),) * axis + (~alive[graph.group_of[graph.vectors[vector]]],)] = True
-                    if dead.any():
-                        yield variable(layer.operation, weight.name), dead
+            for weight in layer.weights if layer.cuts else ():
+                dead = np.zeros(weight.shape, bool)
+                for axis, vector in enumerate(weight.vectors):
+                    if vector >= 0:
+                        dead[(slice(None),) * axis + (~alive[graph.group_of[graph.vectors[vector]]],)] = True
+                if dead.any():
+                    yield variable(layer.operation, weight.name), dead
 
 
 class _Fade:

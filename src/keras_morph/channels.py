@@ -97,6 +97,11 @@ class Layer:
     weights: tuple[Weight, ...]
     made: np.ndarray | None
 
+    @property
+    def cuts(self) -> bool:
+        """Whether its weights make or read channels, so that zeros in them cut channels off; a normalization's do not."""
+        return self.made is not None or any(weight.multiplies for weight in self.weights)
+
 
 @dataclass(frozen=True)
 class Call:

@@ -130,22 +130,22 @@ def _record(layer: Any, call: Any, inside: bool) -> Any:
     _check_layer(layer, call)
     if not inside and len(call.arguments.keras_tensors) > 1 and remade(layer) is layer:
         raise _Refused("reads several tensors and cannot be made anew from its config")
-    function, inputs = _graph(layer, call)
-    if "training" in inspect.signature(layer.call).parameters:
-        training, _ = _graph(layer, call, training=True)
-        if _steps(training) != _steps(function):
-            raise _Refused("does other things in training than in inference")
+    function = _graph(layer, call)
+    differs = "training" in inspect.signature(layer.call).parameters
+    if differs and _steps(_graph(layer, call, training=True)) != _steps(function):
+        raise _Refused("does other things in training than in inference")
     if {id(v) for v in layer.weights} != {id(v) for v in function.weights}:
         raise _Refused("has weights of its own")
     for node in nodes_of(function):
         _check_call(node)
-        _complete_shape(node)
+    if any(_lacks_a_size(node) for node in nodes_of(function)):
+        function = _completed(function)
     for ours, theirs in zip(function.outputs, call.outputs, strict=True):
         sizes = zip(ours.shape, theirs.shape, strict=False)
-        fits = len(ours.shape) == len(theirs.shape) and all(a in (b, None) for a, b in sizes)
+        fits = len(ours.shape) == len(theirs.shape) and all(a == b or None in (a, b) for a, b in sizes)
         if not fits or ours.dtype != theirs.dtype:
             raise _Refused(f"returns {_spec(theirs)}, and {_spec(ours)} when it is recorded")
-    _try(layer, function, call, inputs)
+    _try(layer, function, call)
     return function
 
 
@@ -159,8 +159,8 @@ def _check_layer(layer: Any, call: Any) -> None:
             raise _Refused(f"casts {tensor.dtype} to {layer.compute_dtype}")
 
 
-def _graph(layer: Any, call: Any, **options: Any) -> tuple[Any, list[Any]]:
-    """The graph that a layer's `call` leaves, and its inputs in the order of the call's tensors."""
+def _graph(layer: Any, call: Any, **options: Any) -> Any:
+    """The graph that a layer's `call` leaves, its inputs in the order of the call's tensors."""
     inputs: list[Any] = []
 
     def placed(x: Any) -> Any:
@@ -172,7 +172,7 @@ def _graph(layer: Any, call: Any, **options: Any) -> tuple[Any, list[Any]]:
     args, kwargs = call.arguments.convert(placed)
     try:
         outputs = layer.call(*args, **{**kwargs, **options})
-        return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=layer.name), inputs
+        return keras.Model(inputs, outputs, name=layer.name)
     except Exception as error:  # whatever a user's call raises on Keras tensors
         first = str(error).strip().partition("\n")[0]
         raise _Refused(f"is more than layers and keras.ops ({type(error).__name__}: {first[:120]})") from error
@@ -192,26 +192,40 @@ def _check_call(node: Any) -> None:
         raise _Refused("works with masks")
 
 
-def _complete_shape(node: Any) -> None:
-    """Reshapes to (batch size, ...) know no batch size when they are recorded."""
+def _lacks_a_size(node: Any) -> bool:
+    """Whether a call is a reshape to (batch size, ...), which is unknown when it is recorded."""
     operation = node.operation
-    if type(operation).__name__ != "Reshape" or isinstance(operation, keras.Layer):
-        return
-    shape, given = tuple(operation.newshape), node.arguments.keras_tensors[0].shape
-    if None not in shape:
-        return
+    return type(operation).__name__ == "Reshape" and None in getattr(operation, "newshape", ())
+
+
+def _completed(function: Any) -> Any:
+    """The same graph with reshapes that need not know the batch size."""
+    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in function.inputs}
+    inputs = list(tensors.values())
+    for node in nodes_of(function):
+        if node.is_input:
+            continue
+        args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
+        operation = node.operation
+        if _lacks_a_size(node):
+            operation = type(operation)(_without_batch(tuple(operation.newshape), args[0].shape))
+        tensors.update(zip(map(id, node.outputs), tree.flatten(operation(*args, **kwargs)), strict=True))
+    outputs = [tensors[id(x)] for x in function.outputs]
+    return keras.Model(inputs, outputs, name=function.name)
+
+
+def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int, ...]:
     if shape[0] is not None or None in shape[1:] or None in given[1:]:
         raise _Refused("reshapes to a size that is unknown")
     known = math.prod(size for size in shape[1:] if size != -1)
-    rest = [math.prod(given[1:]) // known if size == -1 else size for size in shape[1:]]
-    node.operation = type(operation)((-1, *rest))  # whose config says so too
+    return (-1, *(math.prod(given[1:]) // known if size == -1 else size for size in shape[1:]))
 
 
-def _try(layer: Any, function: Any, call: Any, inputs: Sequence[Any]) -> None:
+def _try(layer: Any, function: Any, call: Any) -> None:
     """Hold a recording against the layer itself."""
     random = np.random.default_rng(0)
     values = []
-    for tensor in inputs:
+    for tensor in function.inputs:
         shape = [(UNKNOWN_SIZE if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
         array = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
         values.append(ops.cast(ops.convert_to_tensor(array.astype("float32")), tensor.dtype))
@@ -219,7 +233,7 @@ def _try(layer: Any, function: Any, call: Any, inputs: Sequence[Any]) -> None:
     args, kwargs = call.arguments.convert(lambda x: next(given) if isinstance(x, keras.KerasTensor) else x)
     try:
         expected = tree.flatten(layer(*args, **kwargs))
-        received = tree.flatten(function(values if len(values) > 1 else values[0]))
+        received = tree.flatten(function(values))
     except Exception as error:  # whatever a user's call raises
         first = str(error).strip().partition("\n")[0]
         raise _Refused(f"fails when it is tried ({type(error).__name__}: {first[:120]})") from error

@@ -109,7 +109,7 @@ class Cost(ABC):
 
 
 def _working(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
-    """Calls of layers that multiply: convolutions and Dense."""
+    """Calls of layers that multiply: convolutions, Dense, recurrent layers and attention."""
     numbered = ((number, call, graph.layers[call.layer]) for number, call in enumerate(graph.calls))
     return [(n, call, layer) for n, call, layer in numbered if any(weight.multiplies for weight in layer.weights)]
 
@@ -141,8 +141,9 @@ def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int
 class FLOPs(Cost):
     """Floating point operations of one forward pass for one example.
 
-    2 per multiply-add of convolutions, transposed, depthwise and separable ones included, and of Dense layers, at
-    the model's input shape; biases, normalization, activations and pooling count 0.
+    2 per multiply-add of convolutions, transposed, depthwise and separable ones included, of Dense and recurrent layers
+    (at every step), and of attention's projections, at the model's input shape; lookups, biases, normalization,
+    activations and pooling count 0.
     """
 
     unit = "FLOPs"

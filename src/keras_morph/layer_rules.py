@@ -130,6 +130,8 @@ class Rule:
         weights: attribute -> axis string.
         multiplies: attribute -> "outputs" or "inputs": each element is multiplied once per position of the result, or
             of the last operand.
+        scored: attribute -> token of the axis whose channels the weight makes, by which GroupLasso scores them; where there
+            is nothing, the `out` axis of what multiplies.
         width: config field that holds the number of channels that the layer makes.
         scale: attribute that scales each channel (the gamma of BatchNormalization).
         narrow: `narrow(config, kept, result) -> config` where the config holds more than a width; kept are the
@@ -143,6 +145,7 @@ class Rule:
     mode: str
     weights: Mapping[str, str] = field(default_factory=dict)
     multiplies: Mapping[str, str] = field(default_factory=dict)
+    scored: Mapping[str, str] = field(default_factory=dict)
     width: str | None = None
     scale: str | None = None
     narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None

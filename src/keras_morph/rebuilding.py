@@ -91,8 +91,7 @@ def masked(
         warnings.simplefilter("ignore", UnknownLayerWarning)
         own = {layer.name: layer.operation for layer in trace(copy).layers}
     for layer in graph.layers:
-        makes = any(weight.multiplies for weight in layer.weights) or layer.made is not None
-        for weight in layer.weights if makes else ():
+        for weight in layer.weights if layer.cuts else ():
             if own[layer.name] is layer.operation:
                 raise _without_config(layer)
             target = variable(own[layer.name], weight.name)
@@ -405,8 +404,8 @@ def _affine(merge: Any, x: Any, scale: Any, offset: Any, name: str) -> Any:
     """`scale * x + offset` by a stock layer, or x itself where that changes nothing."""
     if np.all(np.asarray(scale) == 1.0) and np.all(np.asarray(offset) == 0.0):
         return x
-    if np.ndim(scale) and keras.config.image_data_format() == "channels_first":
-        # Rescaling would reshape the scale for images, whatever its operand is.
-        return ops.multiply(x, np.asarray(scale, x.dtype))
+    if x.dtype == "float64" or (np.ndim(scale) and keras.config.image_data_format() == "channels_first"):
+        # Rescaling rounds its numbers to float32, and reshapes its scale for images, whatever its operand is.
+        return ops.add(ops.multiply(x, np.asarray(scale, x.dtype)), np.asarray(offset, x.dtype))
     scale, offset = np.asarray(scale).tolist(), np.asarray(offset).tolist()
     return layers.Rescaling(scale, offset, name=name, dtype=merge.dtype_policy)(x)

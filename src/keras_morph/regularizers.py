@@ -50,8 +50,8 @@ class Regularizer(Protocol):
     """What a regularizer of your own has to have.
 
     It may also have `comparable(scores, entries)`, as GroupLasso has, where scores of layers of different sizes have to
-    be scaled before `fit_budget` chooses among them; and `initial_strength`, where a StrengthController begins, times the
-    cost of the seed.
+    be scaled before `fit_budget` chooses among them; and `initial_strength` and `strength_factor`: where a StrengthController
+    begins, times the cost of the seed, and the factor by which it goes on.
     """
 
     threshold: float
@@ -178,8 +178,8 @@ class LogisticSigmoid:
         Gordon et al., Fine-grained stochastic architecture search, https://arxiv.org/abs/2006.09581
     """
 
-    # Adam gives logits steps of one size, however small the penalty: few are enough.
-    initial_strength = 1.0
+    # Adam gives logits steps of one size, however small the penalty; under a strength that grows they would fall alike.
+    initial_strength, strength_factor = 1.0, 1.0
 
     def __init__(
         self,

@@ -26,7 +26,10 @@ def _embedded(flow: Flow) -> Routed:
 
 
 def _recurrent(flow: Flow) -> Routed:
-    """LSTM, GRU and SimpleRNN: every unit makes one channel, and reads all of them at the next step."""
+    """LSTM, GRU and SimpleRNN: every unit makes one channel, and reads all of them at the next step.
+
+    A unit has a column for each of its gates; it is scored by the strongest.
+    """
     operation, signal = flow.operation, flow.inputs[0]
     if len(flow.inputs) > 1:
         return fresh(flow, "is given its initial state")
@@ -36,14 +39,16 @@ def _recurrent(flow: Flow) -> Routed:
             flow.graph.pin(made, f"{flow.name}: {reason}")
     gates = np.tile(made, operation.cell.kernel.shape[-1] // operation.units)
     results = [(made, len(shape) - 1) for shape in flow.output_shapes]
-    return Routed(results, {"in": flow.read(signal.rank - 1), "out": made, "gates": gates})
+    return Routed(results, {"in": flow.read(signal.rank - 1), "state": made, "gates": gates})
 
 
 RECURRENT = Rule(
     _recurrent,
     "strict",
-    {"cell.kernel": "in gates", "cell.recurrent_kernel": "out gates", "cell.bias": "gates"},
+    {"cell.kernel": "in gates", "cell.recurrent_kernel": "state gates", "cell.bias": "gates"},
+    {"cell.kernel": "inputs", "cell.recurrent_kernel": "inputs"},
     width="units",
+    scored={"cell.kernel": "gates", "cell.recurrent_kernel": "gates"},
 )
 RECURRENT_LAYERS = {layers.LSTM, layers.GRU, layers.SimpleRNN}
 GRU_OF_TWO_BIASES = replace(RECURRENT, weights={**RECURRENT.weights, "cell.bias": "side gates"})
@@ -90,6 +95,7 @@ def _time_distributed(operation: Any) -> Rule | None:
         inner.mode,
         _inside("layer", inner.weights),
         _inside("layer", inner.multiplies),
+        scored=_inside("layer", inner.scored),
         scale=inner.scale and f"layer.{inner.scale}",
         narrow=narrow,
     )
@@ -120,8 +126,12 @@ def _bidirectional(operation: Any) -> Rule | None:
             config = _narrow_inside(config, key, lambda inside: {**inside, "units": len(kept)})
         return config
 
-    forward, backward = (SEQUENCE_ROWS[type(part)].of(part).weights for part in parts)
-    return Rule(flow, "strict", _inside("forward_layer", forward) | _inside("backward_layer", backward), narrow=narrow)
+    forward, backward = (SEQUENCE_ROWS[type(part)].of(part) for part in parts)
+
+    def both(name: str) -> dict[str, Any]:
+        return _inside("forward_layer", getattr(forward, name)) | _inside("backward_layer", getattr(backward, name))
+
+    return Rule(flow, "strict", both("weights"), both("multiplies"), narrow=narrow, scored=both("scored"))
 
 
 # Attention.
@@ -221,7 +231,9 @@ def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 
 
 SEQUENCE_ROWS: dict[type, Rule] = {
-    layers.Embedding: Rule(_embedded, "strict", {"embeddings": "token out"}, width="output_dim"),
+    layers.Embedding: Rule(
+        _embedded, "strict", {"embeddings": "token out"}, width="output_dim", scored={"embeddings": "out"}
+    ),
     layers.LSTM: RECURRENT,
     layers.GRU: replace(RECURRENT, variant=lambda gru: GRU_OF_TWO_BIASES if gru.reset_after else None),
     layers.SimpleRNN: RECURRENT,

@@ -326,7 +326,8 @@ def _weights(
             for token, size in zip(tokens, shape, strict=True)
         )
         multiplies = rule.multiplies.get(name)
-        scores = tokens.index("out") if multiplies and "out" in tokens else None
+        scored = rule.scored.get(name, "out" if multiplies else "")
+        scores = tokens.index(scored) if scored in tokens else None
         reads = tokens.index("in") if "in" in tokens else None
         weights.append(Weight(name, shape, vectors, multiplies, scores, reads))
     return tuple(weights)

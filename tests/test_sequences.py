@@ -1,0 +1,75 @@
+"""Networks over sequences are shrunk by learning too: recurrent layers and embeddings have costs and scores."""
+
+import keras
+import models
+import numpy as np
+import pytest
+from exactness import assert_equal_outputs
+from keras import layers, ops
+
+import keras_morph as km
+from keras_morph.regularizers import group_scores
+
+pytestmark = pytest.mark.usefixtures("quick_initializers")
+
+STEPS, WORDS = 6, 11
+RECURRENT = {
+    "LSTM": lambda: layers.LSTM(5, name="recurrent"),
+    "GRU": lambda: layers.GRU(5, name="recurrent"),
+    "GRU of one bias": lambda: layers.GRU(5, reset_after=False, name="recurrent"),
+    "SimpleRNN": lambda: layers.SimpleRNN(5, return_sequences=True, name="recurrent"),
+    "Bidirectional": lambda: layers.Bidirectional(layers.LSTM(5), name="recurrent"),
+}
+GATES = {"LSTM": 4, "GRU": 3, "GRU of one bias": 3, "SimpleRNN": 1, "Bidirectional": 8}
+
+
+def reader(recurrent):
+    """words -- embedding(7) -- RECURRENT(5) -- hidden(4) -- dense(2)."""
+    words = keras.Input((STEPS,), dtype="int32", name="words")
+    x = RECURRENT[recurrent]()(layers.Embedding(WORDS, 7, name="embedding")(words))
+    x = layers.GlobalAveragePooling1D(name="mean")(x) if len(x.shape) == 3 else x
+    x = layers.Dense(4, activation="relu", name="hidden")(x)
+    return models.randomize(keras.Model(words, layers.Dense(2, name="dense")(x), name="reader"), seed=1)
+
+
+@pytest.fixture(params=RECURRENT)
+def model(request):
+    return reader(request.param)
+
+
+@pytest.mark.parametrize("recurrent", RECURRENT)
+def test_every_step_multiplies_both_kernels(recurrent):
+    outputs = 10 if recurrent == "Bidirectional" else 5
+    expected = 2 * (STEPS * GATES[recurrent] * 5 * (7 + 5) + outputs * 4 + 4 * 2)
+    assert km.FLOPs()(reader(recurrent)) == expected
+
+
+def test_a_unit_is_scored_by_the_strongest_of_its_gates_and_an_embedding_by_its_column():
+    model = reader("LSTM")
+    cell, table = model.get_layer("recurrent").cell, model.get_layer("embedding").embeddings
+    kernels = [ops.convert_to_numpy(kernel) for kernel in (cell.kernel, cell.recurrent_kernel)]
+    strength = np.max([np.sqrt(np.mean(k**2, axis=0)).reshape(4, 5).max(axis=0) for k in kernels], axis=0)
+    graph = km.trace(model)
+    scores = group_scores(graph, km.GroupLasso())
+    made = {layer.name: layer.made for layer in graph.layers}
+    np.testing.assert_allclose(scores[graph.group_of[made["recurrent"]]], strength, rtol=1e-6)
+    columns = np.sqrt(np.mean(ops.convert_to_numpy(table) ** 2, axis=0))
+    np.testing.assert_allclose(scores[graph.group_of[made["embedding"]]], columns, rtol=1e-6)
+
+
+def test_nothing_is_pinned_for_want_of_a_score(model):
+    learner = km.StructureLearner(model, regularizer=km.GroupLasso())
+    assert set(learner.graph.pinned.values()) <= {"model output", "model input", "embedding looks them up as tokens"}
+
+
+def test_shrinking_loses_nothing_in_the_cut(model):
+    words = np.random.default_rng(0).integers(0, WORDS, (32, STEPS))
+    labels = (words[:, 0] % 2).astype("int32")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    result = km.shrink(
+        model, "50%", data=(words, labels), epochs=3, batch_size=8, regularizer=km.GroupLasso(), loss=loss
+    )
+    assert km.FLOPs()(result.small) <= 0.5 * km.FLOPs()(model)
+    assert 0 < result.structure.widths["recurrent"] < 5
+    result.small.set_weights(result.rebuilt_weights)
+    assert_equal_outputs(models.outputs(result.small, words), models.outputs(result.learner.seed, words))
