@@ -482,6 +482,19 @@ def composite(stack, x, block):
     )
 
 
+def spread(stack, x, block):
+    """One layer in two nested models, and beside them."""
+    width = stack.width(x)
+    twin = (
+        stack.layer("Conv", width, 3, padding="same") if block.option % 2 else Gated(stack.rank, stack.axis, width, 2)
+    )
+    one, other = (keras.Input(tuple(x.shape[1:])) for _ in range(2))
+    first = keras.Model(one, layers.Activation(block.activation)(twin(one)))
+    second = keras.Model(other, layers.Add()([other, stack.conv(twin(other), width)]))
+    ends = [first(x), second(x)]
+    return layers.Add()([*ends, twin(x)] if block.width % 2 else ends)
+
+
 KINDS = {
     kind.__name__: kind
     for kind in (
@@ -515,6 +528,7 @@ KINDS = {
         looked_up,
         nested,
         composite,
+        spread,
     )
 }
 # Those that neither grow fast enough to overflow in a chain, nor answer large inputs with constants only.

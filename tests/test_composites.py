@@ -140,6 +140,22 @@ NETWORKS = {
 }
 
 
+def across():
+    """Blocks that two nested models share."""
+    conv, block = layers.Conv2D(4, 3, padding="same", name="shared"), Gated(2, -1, 4, 3, name="block")
+
+    def two(x):
+        inputs = [keras.Input((6, 6, 4)) for _ in range(2)]
+        one = keras.Model(inputs[0], block(conv(inputs[0])), name="one")
+        other = keras.Model(inputs[1], layers.ReLU(name="relu")(conv(block(inputs[1]))), name="other")
+        return layers.Add(name="add")([one(x), other(x)])
+
+    return convolutions(two)
+
+
+NETWORKS["across"] = across
+
+
 @pytest.fixture(params=NETWORKS)
 def model(request):
     return NETWORKS[request.param]()
@@ -189,7 +205,8 @@ def test_a_structure_fits_copies_and_the_model_that_is_loaded(model, tmp_path, r
     structure = structures.draw(km.trace(model), "half", seed=1)
     structure.save(tmp_path / "structure.json")
     copies = [cloned(model)]
-    if "bare" not in request.node.callspec.id and "subclassed" not in request.node.callspec.id:  # no config, no file
+    # No file without a config; and Keras cannot load what two nested models share.
+    if not any(name in request.node.callspec.id for name in ("bare", "subclassed", "across")):
         save_model(model, tmp_path / "seed.keras")
         copies.append(keras.models.load_model(tmp_path / "seed.keras"))
     inputs, small = models.examples(model), km.rebuild(model, structure)
@@ -199,9 +216,11 @@ def test_a_structure_fits_copies_and_the_model_that_is_loaded(model, tmp_path, r
         assert_equal_outputs(models.outputs(again, inputs), models.outputs(small, inputs))
 
 
-def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_path):
+def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_path, request):
     small = km.rebuild(model, structures.draw(km.trace(model), "half", seed=1))
     assert {type(layer).__module__.partition(".")[0] for layer in small._flatten_layers()} == {"keras"}
+    if "across" in request.node.callspec.id:
+        return  # Keras cannot load what two nested models share, of the seed neither
     save_model(small, tmp_path / "small.keras")
     inputs = models.examples(model)
     loaded = keras.models.load_model(tmp_path / "small.keras")
@@ -361,6 +380,23 @@ def test_a_layer_called_in_two_ways_is_not_followed():
     x = layers.Add()([layers.GlobalAveragePooling2D()(y) for y in (block(image), pooled)])
     graph = km.trace(keras.Model(image, layers.Dense(2)(x)))
     assert any("called in two ways" in reason for reason in graph.pinned.values())
+
+
+def test_what_an_unknown_layer_holds_too_stays_as_it_is():
+    conv = layers.Conv2D(4, 1, name="held")
+
+    class Holding(Weighing):
+        def __init__(self, held, **options):
+            super().__init__(**options)
+            self.held = held
+
+        def call(self, x):
+            return self.held(x) * self.scale
+
+    model = convolutions(lambda x: Holding(conv, name="block")(layers.ReLU()(conv(layers.Conv2D(4, 1)(x)))))
+    graph = km.trace(model)
+    assert "block uses held too" in graph.pinned.values()
+    assert_exact(model, structures.draw(graph, "everything_dead", seed=1))
 
 
 def test_a_registered_rule_goes_first():

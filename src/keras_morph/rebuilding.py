@@ -237,6 +237,10 @@ class _Replay:
         vectors = {graph.tensors[t].vector for t in (*inside, *scope.inputs)}
         if any(self.closed.counts[vector] != len(graph.vectors[vector]) for vector in vectors):
             return None
+        own = {number for s in graph.scopes if s.model is scope.model for number in range(s.start, s.stop)}
+        called = {number for call in graph.calls[scope.start : scope.stop] for number in graph.layer_calls[call.layer]}
+        if not called <= own:
+            return None  # what it shares with the rest of the network it would have for itself
         copy = remade(scope.model)
         return None if copy is scope.model else copy
 

@@ -75,6 +75,7 @@ class _Tracer:
         self.sides: dict[str, dict] = {}
         self.calls: list[Call] = []
         self.scopes: list[Scope] = []
+        self.names: dict[int, str] = {}
         self.refused: dict[int, str] = {}
         first = any(getattr(op, "data_format", None) == "channels_first" for op in operations_of(function))
         self.default_axis = (lambda rank: min(1, rank - 1)) if first else (lambda rank: rank - 1)
@@ -83,7 +84,7 @@ class _Tracer:
         """Follow all calls of a graph; in what is recorded of a layer, the owner, names are local."""
         nodes = nodes_of(function)
         names = local_names(function, owner) if recorded else {}
-        inside = self.recordings(nodes, recorded)
+        recordings = recordings_in(nodes, inside=recorded)
         users: dict[int, list[Any]] = {}
         for node in nodes:
             for source in node.arguments.keras_tensors:
@@ -96,7 +97,7 @@ class _Tracer:
                 continue  # a nested model's input is the tensor that it is called on
             name = prefix + names.get(id(node.operation), node.operation.name)
             nested = None if node.is_input else _nested_in(node)
-            recording = inside.get(id(node.operation))
+            recording = self.recording(node, recordings)
             if nested is not None or recording is not None:
                 self.nest(node, nested or recording, name, recorded=recorded or nested is None)
                 continue
@@ -106,15 +107,17 @@ class _Tracer:
             if shuffle is not None or id(node) not in shuffles:
                 self.call(node, name, shuffle)
 
-    def recordings(self, nodes: Sequence[Any], inside: bool) -> dict[int, Any]:
-        """Graphs of the layers that are made of layers, by their ids; why others are not followed is kept."""
-        found = recordings_in(nodes, inside=inside)
-        for node in nodes:
-            sources = node.arguments.keras_tensors
-            if id(node.operation) in found and any(tuple(self.spec(x).shape) != tuple(x.shape) for x in sources):
-                found[id(node.operation)] = "is called on other sizes than it was made for"
-        self.refused |= {number: result for number, result in found.items() if isinstance(result, str)}
-        return {number: result for number, result in found.items() if not isinstance(result, str)}
+    def recording(self, node: Any, recordings: dict[int, Any]) -> Any:
+        """The graph of a layer that is made of layers, or None; why it is not followed is kept."""
+        found = recordings.get(id(node.operation))
+        if found is None:
+            return None
+        if any(tuple(self.spec(x).shape[1:]) != tuple(x.shape[1:]) for x in node.arguments.keras_tensors):
+            found = "is called on other sizes than it was made for"
+        if isinstance(found, str):
+            self.refused[id(node.operation)] = found
+            return None
+        return found
 
     def nest(self, node: Any, function: Any, name: str, *, recorded: bool) -> None:
         """The calls of a nested model, with the tensors of this call for its inputs."""
@@ -132,6 +135,7 @@ class _Tracer:
 
     def call(self, node: Any, name: str, shuffle: "_Shuffle | None" = None) -> None:
         operation = node.operation
+        name = self.names.setdefault(id(operation), name)  # a layer of two nested models has the name of its first call
         sources = (shuffle.source,) if shuffle else tuple(node.arguments.keras_tensors)
         inputs = tuple(self.numbers[id(source)] for source in sources)
         signals = [self.signal(number) for number in inputs]
@@ -252,9 +256,22 @@ class _Tracer:
             self.graph.pin(self.graph.vectors[self.tensors[number].vector], reason)
         return numbers
 
+    def pin_what_unknown_layers_hold(self) -> None:
+        """A layer that we know, and that one that we do not know holds too, stays as it is for both."""
+        for holder in self.layers.values():
+            if holder.rule is not None or not isinstance(holder.operation, keras.Layer):
+                continue
+            held = {id(layer) for layer in holder.operation._flatten_layers(include_self=False)}
+            for layer in self.layers.values():
+                if id(layer.operation) in held:
+                    vectors = [vector for weight in layer.weights for vector in weight.vectors if vector >= 0]
+                    for vector in vectors:
+                        self.graph.pin(self.graph.vectors[vector], f"{holder.name} uses {layer.name} too")
+
     def finish(self, model: Any) -> ChannelGraph:
         inputs = self.ends(self.function.inputs, "model input")
         outputs = self.ends(self.function.outputs, "model output")
+        self.pin_what_unknown_layers_hold()
         group_of, pinned = self.graph.groups()
         owner = np.zeros(self.graph.num_channels, np.int64)
         for name, made in self.graph.made.items():
