@@ -93,11 +93,12 @@ def compare(base_model, log_dir):
 
 
 def elsewhere(log_dir):
-    """Train on the first device or on both, evaluate on the second: with the weights of the moment."""
+    """Train on the first device or on both, evaluate on the second: with the weights and gates of the moment."""
     result = []
-    for count in (1, 2):
-        here, x, y = make(NETWORKS["normalized"], count, log_dir)
-        there, _, _ = make(NETWORKS["normalized"], count, log_dir, main_eval_device="/cpu:1")
+    for count, algorithm in ((1, "GroupLasso"), (2, "GroupLasso"), (1, "LogisticSigmoid")):
+        options = {"morphnet_regularizer_algorithm": algorithm}
+        here, x, y = make(NETWORKS["normalized"], count, log_dir, **options)
+        there, _, _ = make(NETWORKS["normalized"], count, log_dir, main_eval_device="/cpu:1", **options)
         for model in (here, there):
             model.train(x[:8], y[:8])
         result.append([[model.validate(x[:13], y[:13]), model.test(x[:13]).tolist()] for model in (here, there)])

@@ -19,6 +19,7 @@ from keras_morph.devices import choose, existing, padded
 from keras_morph.errors import KerasMorphError
 from keras_morph.hardware import Hardware
 from keras_morph.learning import StructureLearner
+from keras_morph.rebuilding import masked
 from keras_morph.regularizers import Gamma, GroupLasso, LogisticSigmoid, Regularizer
 from keras_morph.runs import new_run_folder, write_json
 from keras_morph.zoo.applications import build
@@ -223,7 +224,9 @@ class MorphNetModel:
             with self.devices.scope():
                 yield self.learner
         else:
-            weights = self.learner.seed.get_weights()
+            learner = self.learner
+            gateless = learner.seed if learner.gates is None else masked(learner, learner.structure())
+            weights = gateless.get_weights()
             with keras.device(self._copy_device):
                 self._copy.set_weights(weights)
                 yield self._copy
