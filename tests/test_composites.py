@@ -13,6 +13,7 @@ from networks import Gated
 
 import keras_morph as km
 from keras_morph.copying import cloned
+from keras_morph.layer_rules import TABLE
 from keras_morph.runs import save_model
 from keras_morph.structure import fingerprint
 
@@ -83,6 +84,17 @@ class Bare(layers.Layer):
         for part in self.parts:
             x = part(x)
         return x
+
+
+class Switched(layers.Layer):
+    """A switch that its config does not tell."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.conv, self.skip = layers.Conv2D(4, 1), False
+
+    def call(self, x):
+        return self.conv(x) + 3 * x if self.skip else self.conv(x)
 
 
 class Whole(keras.Model):
@@ -227,14 +239,6 @@ def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_p
     assert_equal_outputs(models.outputs(loaded, inputs), models.outputs(small, inputs))
 
 
-def test_a_layer_in_which_nothing_changes_stays_of_its_class():
-    model = transformer()
-    graph = km.trace(model)
-    counts = {**graph.widths, "encoder0/attention": 1, "encoder0/mlp/net/dense": 4}
-    small = km.rebuild(model, counts)
-    assert [type(small.get_layer(f"encoder{number}")).__name__ for number in range(2)] == ["Functional", "Encoder"]
-
-
 @pytest.mark.parametrize("regularizer", [km.GroupLasso, km.LogisticSigmoid])
 def test_shrink_trains_a_copy(model, regularizer):
     before = [ops.convert_to_numpy(value).copy() for value in model.weights]
@@ -325,6 +329,27 @@ class Counting(Refused):
         return self.conv(x) * self.count
 
 
+class Stating(Refused):
+    """Its normalization never trains, which a functional model cannot say."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.bn = layers.BatchNormalization()
+
+    def call(self, x):
+        return self.bn(self.conv(x), training=False)
+
+
+class Scaling(Refused):
+    def call(self, x, training=None):
+        return self.conv(x) * (5.0 if training else 1.0)
+
+
+class Mapping(Refused):
+    def call(self, x):
+        return self.conv(x) + ops.map(self.conv, ops.expand_dims(x, 0))[0]
+
+
 class Regularized(Refused):
     def __init__(self, **options):
         super().__init__(activity_regularizer="l2", **options)
@@ -337,7 +362,10 @@ REFUSED = {
     Losing: "is more than layers and keras.ops .*add_loss",
     Constant: "a tensor that it makes itself",
     Random: "a tensor that it makes itself",
-    Counting: "does more than what is recorded",
+    Counting: "or each time that it is called",
+    Stating: "says itself that bn.* is called with training=False|says itself that batch_norm",
+    Scaling: "does other things in training",
+    Mapping: "gives Map a function",
     Regularized: "has an activity regularizer",
 }
 
@@ -356,6 +384,80 @@ def test_a_call_that_is_more_than_its_layers_is_not_followed(kind):
 def test_the_reason_is_in_the_warning_too():
     with pytest.warns(km.UnknownLayerWarning, match=r"block \(Noisy\)"):
         km.trace(convolutions(Noisy(name="block")))
+
+
+def test_a_layer_that_is_changed_is_recorded_anew():
+    model = convolutions(Switched(name="block"))
+    km.trace(model)
+    model.get_layer("block").skip = True
+    inputs = models.examples(model)
+    assert_equal_outputs(models.outputs(km.rebuild(model, whole(model)), inputs), models.outputs(model, inputs))
+    assert_exact(model, structures.draw(km.trace(model), "half", seed=1))
+
+
+def test_tracing_leaves_statistics_alone():
+    class Trained(Refused):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.bn = layers.BatchNormalization()
+
+        def call(self, x, training=True):
+            return self.bn(self.conv(x), training=training)
+
+    model = convolutions(Trained(name="block"))
+    before = [ops.convert_to_numpy(value).copy() for value in model.weights]
+    assert "block/conv" in km.trace(model).widths
+    for value, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(value), expected)
+
+
+@pytest.mark.parametrize("frozen", ["block", "inner"])
+def test_what_is_frozen_stays_frozen(frozen):
+    model = NETWORKS["gated"]()
+    block = model.get_layer("block")
+    (block if frozen == "block" else block.branch[0]).trainable = False
+    copies = [cloned(model), km.masked(model, whole(model)), km.rebuild(model, whole(model))]
+    assert [len(copy.trainable_variables) for copy in copies] == 3 * [len(model.trainable_variables)]
+
+
+def test_one_layer_may_be_called_in_several_ways_in_several_models():
+    block = Switched(name="block")
+    inside = keras.Input((3, 3, 4))
+    nested = keras.Model(inside, block(inside), name="nested")
+
+    def both(x):
+        return layers.Add()([block(x), layers.UpSampling2D(2)(nested(layers.MaxPooling2D(2)(x)))])
+
+    model = convolutions(both)
+    for kind in ("half", "one_layer_dead", "everything_dead"):
+        assert_exact(model, structures.draw(km.trace(model), kind, seed=1))
+
+
+@pytest.mark.parametrize("way", ["keyword", "dictionary", "flag"])
+def test_however_a_layer_is_called_it_is_copied(way):
+    class Called(Bare):
+        def call(self, x, flag=False):
+            x = x["x"] if isinstance(x, dict) else x
+            return self.parts[0](x) * 2 if flag else self.parts[0](x)
+
+    block = Called([layers.Conv2D(4, 1)], name="block")
+    calls = {
+        "keyword": lambda x: block(x=x),
+        "dictionary": lambda x: block({"x": x}),
+        "flag": lambda x: block(x, flag=True),
+    }
+    model = convolutions(calls[way])
+    assert "block/parts_0" in km.trace(model).widths
+    assert_exact(model, structures.draw(km.trace(model), "half", seed=1))
+
+
+def test_names_that_meet_are_told_apart():
+    block = Bare([layers.Conv2D(4, 1)], name="b")
+    model = convolutions(lambda x: layers.Conv2D(4, 1, name="b_parts_0")(layers.Concatenate()([block(x), x])))
+    graph = km.trace(model)
+    assert {"b/parts_0", "b_parts_0"} <= set(graph.widths)
+    for kind in ("half", "dead_layers", "everything_dead"):
+        assert_exact(model, structures.draw(graph, kind, seed=1))
 
 
 def test_masks_are_not_followed():
@@ -399,24 +501,14 @@ def test_what_an_unknown_layer_holds_too_stays_as_it_is():
     assert_exact(model, structures.draw(graph, "everything_dead", seed=1))
 
 
-def test_a_registered_rule_goes_first():
+def test_a_registered_rule_goes_first(monkeypatch):
     class Known(Refused):
         pass
 
     model = convolutions(Known(name="block"))
     assert "block/conv" in km.trace(model).widths
-    km.register_rule(Known, like=layers.ReLU)
+    monkeypatch.setitem(TABLE, Known, TABLE[layers.ReLU])
     assert "block/conv" not in km.trace(model).widths
-
-
-def test_what_has_no_config_and_reads_two_tensors_is_not_followed():
-    class Both(Bare):
-        def call(self, x, y):
-            return self.parts[0](x + y)
-
-    both = Both([layers.Conv2D(4, 1)], name="block")
-    graph = km.trace(convolutions(lambda x: both(x, layers.ReLU()(x))))
-    assert any("cannot be made anew" in reason for reason in graph.pinned.values())
 
 
 def test_a_subclassed_model_is_traced_once_it_is_called_on_an_input():

@@ -14,26 +14,30 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 from keras.src.utils.naming import to_snake_case
 
-from keras_morph.keras_graph import graph_in, nodes_of, remade
+from keras_morph.keras_graph import graph_in, nodes_of
 from keras_morph.layer_rules import rule_for
 
 __all__ = ["local_names", "recordings_in"]
 
-UNKNOWN_SIZE = 32  # stands for a size that is unknown, where a recording is tried
+UNKNOWN_SIZES = (32, 6)  # stand for sizes that are unknown, where a recording is tried
 TOLERANCE = {"float32": 1e-4, "float64": 1e-8}  # of a trial, relative to the largest output; 0.05 in half precision
+
+CONTEXT = "current_call_ctx"  # where Keras keeps whether a network trains, while one of its layers is called
+SETTINGS = (bool, int, float, str, tuple, type(None))
 
 _RECORDINGS: Any = weakref.WeakKeyDictionary()  # layer -> {what it is called with: a graph, or why there is none}
 _TRIED: set[Any] = set()  # classes, what they were called with, and the steps of recordings that a trial has confirmed
 
 
-def recordings_in(nodes: Sequence[Any], *, inside: bool) -> dict[int, Any]:
+def recordings_in(nodes: Sequence[Any]) -> dict[int, Any]:
     """The functional graphs of the layers that are made of layers, among those that are called.
 
     Args:
         nodes: calls of a graph.
-        inside: whether the graph is itself recorded of a layer, which makes anew what it is made of.
 
     Returns:
         The layer's id -> a functional model of its own layers, whose inputs are the tensors among the call's arguments;
@@ -44,7 +48,7 @@ def recordings_in(nodes: Sequence[Any], *, inside: bool) -> dict[int, Any]:
         operation = node.operation
         if not node.is_input and _is_candidate(operation) and rule_for(operation) is None:
             calls.setdefault(id(operation), []).append(node)
-    return {number: _recording(group, inside) for number, group in calls.items()}
+    return {number: _recording(group) for number, group in calls.items()}
 
 
 def _is_candidate(operation: Any) -> bool:
@@ -52,16 +56,18 @@ def _is_candidate(operation: Any) -> bool:
     return own and graph_in(operation) is None
 
 
-def _recording(calls: Sequence[Any], inside: bool) -> Any:
+def _recording(calls: Sequence[Any]) -> Any:
     keys = {_key(call) for call in calls}
     if len(keys) > 1:
         return "is called in two ways"
     layer = calls[0].operation
-    key = keys.pop(), inside, tuple(map(id, layer.weights))
+    # Numbers and switches that a layer keeps may be changed between two traces.
+    settings = [(name, value) for name, value in vars(layer).items() if name[0] != "_" and isinstance(value, SETTINGS)]
+    key = keys.pop(), repr(settings), tuple(map(id, layer.weights))
     known = _RECORDINGS.setdefault(layer, {})
     if key not in known:
         try:
-            known[key] = _record(layer, calls[0], inside)
+            known[key] = _record(layer, calls[0])
         except _Refused as reason:
             known[key] = str(reason)
     return known[key]
@@ -99,7 +105,7 @@ def _attributes(owner: Any) -> dict[int, str]:
 
     def add(name: str, value: Any) -> None:
         if isinstance(value, keras.Layer):
-            names.setdefault(id(value), name)
+            names.setdefault(id(value), name.replace("/", "_").replace(":", "_"))
         elif isinstance(value, dict):
             for key, item in value.items():
                 add(f"{name}_{key}", item)
@@ -110,7 +116,7 @@ def _attributes(owner: Any) -> dict[int, str]:
     held = vars(owner) if owner is not None else {}
     for name, value in {**held, **held.get("_modules", {})}.items():  # PyTorch keeps modules apart
         if isinstance(value, keras.Layer) or not name.startswith("_"):
-            add(name.strip("_").replace("/", "_"), value)
+            add(name.strip("_"), value)
     return names
 
 
@@ -127,18 +133,19 @@ def _spec(tensor: Any) -> str:
     return f"{tensor.dtype}{list(tensor.shape)}"
 
 
-def _record(layer: Any, call: Any, inside: bool) -> Any:
+def _record(layer: Any, call: Any) -> Any:
     _check_layer(layer, call)
-    if not inside and len(call.arguments.keras_tensors) > 1 and remade(layer) is layer:
-        raise _Refused("reads several tensors and cannot be made anew from its config")
-    function = _graph(layer, call)
-    differs = "training" in inspect.signature(layer.call).parameters
-    if differs and _steps(_graph(layer, call, training=True)) != _steps(function):
-        raise _Refused("does other things in training than in inference")
+    function, training = _graph(layer, call, training=False), _graph(layer, call, training=True)
     if {id(v) for v in layer.weights} != {id(v) for v in function.weights}:
         raise _Refused("has weights of its own")
     for node in nodes_of(function):
         _check_call(node)
+    if _steps(training) != _steps(function):
+        raise _Refused("does other things in training than in inference, or each time that it is called")
+    for one, other in zip(nodes_of(function), nodes_of(training), strict=True):
+        fixed = one.arguments.kwargs.get("training")
+        if fixed is not None and fixed is other.arguments.kwargs.get("training"):
+            raise _Refused(f"says itself that {one.operation.name} is called with training={fixed}")
     if any(_lacks_a_size(node) for node in nodes_of(function)):
         function = _completed(function)
     for ours, theirs in zip(function.outputs, call.outputs, strict=True):
@@ -146,9 +153,10 @@ def _record(layer: Any, call: Any, inside: bool) -> Any:
         fits = len(ours.shape) == len(theirs.shape) and all(a == b or None in (a, b) for a, b in sizes)
         if not fits or ours.dtype != theirs.dtype:
             raise _Refused(f"returns {_spec(theirs)}, and {_spec(ours)} when it is recorded")
-    steps = type(layer), _key(call), tuple(type(node.operation) for node in nodes_of(function))
+    steps = type(layer), _key(call), _steps(function, named=True)
     if steps not in _TRIED:  # the blocks of a transformer are many and alike
-        _try(layer, function, call)
+        for size in UNKNOWN_SIZES if any(None in x.shape[1:] for x in function.inputs) else UNKNOWN_SIZES[:1]:
+            _try(layer, function, call, size)
         _TRIED.add(steps)
     return function
 
@@ -156,6 +164,8 @@ def _record(layer: Any, call: Any, inside: bool) -> Any:
 def _check_layer(layer: Any, call: Any) -> None:
     if layer.activity_regularizer is not None:
         raise _Refused("has an activity regularizer")
+    if not all(part.built for part in layer._flatten_layers(include_self=False)):
+        raise _Refused("holds a layer that it has never called")
     for tensor in call.arguments.keras_tensors:
         if getattr(tensor, "_keras_mask", None) is not None:
             raise _Refused("is given a mask")
@@ -163,7 +173,7 @@ def _check_layer(layer: Any, call: Any) -> None:
             raise _Refused(f"casts {tensor.dtype} to {layer.compute_dtype}")
 
 
-def _graph(layer: Any, call: Any, **options: Any) -> Any:
+def _graph(layer: Any, call: Any, *, training: bool) -> Any:
     """The graph that a layer's `call` leaves, its inputs in the order of the call's tensors."""
     inputs: list[Any] = []
 
@@ -174,24 +184,51 @@ def _graph(layer: Any, call: Any, **options: Any) -> Any:
         return inputs[-1]
 
     args, kwargs = call.arguments.convert(placed)
+    context = CallContext(layer)
+    context.set_value("training", training)
+    before = global_state.get_global_attribute(CONTEXT)
+    global_state.set_global_attribute(CONTEXT, context)
     try:
-        outputs = layer.call(*args, **{**kwargs, **options})
-        return keras.Model(inputs, outputs, name=layer.name)
+        outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
+        return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=layer.name)
     except Exception as error:  # whatever a user's call raises on Keras tensors
-        first = str(error).strip().partition("\n")[0]
-        raise _Refused(f"is more than layers and keras.ops ({type(error).__name__}: {first[:120]})") from error
+        raise _Refused(f"is more than layers and keras.ops ({_first_line(error)})") from error
+    finally:
+        global_state.set_global_attribute(CONTEXT, before)
 
 
-def _steps(function: Any) -> list[Any]:
-    """What a graph does: its layers with weights, and the classes of its other operations."""
-    operations = [node.operation for node in nodes_of(function)]
-    return [id(each) if getattr(each, "weights", None) else type(each) for each in operations]
+def _training(layer: Any, training: bool) -> dict[str, bool]:
+    return {"training": training} if "training" in inspect.signature(layer.call).parameters else {}
+
+
+def _steps(function: Any, *, named: bool = False) -> str:
+    """What a graph does, call by call: the layer or operation, what else it is given and holds, and what it reads.
+
+    Layers with weights are themselves, or with `named` their classes and shapes.
+    """
+    numbers: dict[int, tuple[int, int]] = {}
+    steps = []
+    for number, node in enumerate(nodes_of(function)):
+        operation = node.operation
+        args, kwargs = node.arguments.convert(lambda x, n=numbers: n.get(id(x), x))
+        kwargs.pop("training", None)
+        if getattr(operation, "weights", None) and not named:
+            held: Any = id(operation)
+        elif isinstance(operation, keras.Layer):
+            held = [tuple(weight.shape) for weight in operation.weights]
+        else:
+            held = [(key, value) for key, value in vars(operation).items() if key != "name" and key[0] != "_"]
+        steps.append((type(operation).__name__, held, args, sorted(kwargs.items())))
+        numbers |= {id(x): (number, position) for position, x in enumerate(node.outputs)}
+    return repr((steps, [numbers[id(x)] for x in function.outputs]))
 
 
 def _check_call(node: Any) -> None:
     for value in tree.flatten((node.arguments.args, node.arguments.kwargs)):
         if isinstance(value, keras.Variable) or (ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)):
             raise _Refused(f"gives {type(node.operation).__name__} a tensor that it makes itself")
+        if callable(value) and not isinstance(value, keras.KerasTensor):
+            raise _Refused(f"gives {type(node.operation).__name__} a function")
     if any(getattr(tensor, "_keras_mask", None) is not None for tensor in node.outputs):
         raise _Refused("works with masks")
 
@@ -215,7 +252,7 @@ def _completed(function: Any) -> Any:
             operation = type(operation)(_without_batch(tuple(operation.newshape), args[0].shape))
         tensors.update(zip(map(id, node.outputs), tree.flatten(operation(*args, **kwargs)), strict=True))
     outputs = [tensors[id(x)] for x in function.outputs]
-    return keras.Model(inputs, outputs, name=function.name)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=function.name)
 
 
 def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int, ...]:
@@ -225,24 +262,33 @@ def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int,
     return (-1, *(math.prod(given[1:]) // known if size == -1 else size for size in shape[1:]))
 
 
-def _try(layer: Any, function: Any, call: Any) -> None:
-    """Hold a recording against the layer itself."""
+def _try(layer: Any, function: Any, call: Any, unknown: int) -> None:
+    """Hold a recording against the layer itself, on random numbers."""
     random = np.random.default_rng(0)
     values = []
     for tensor in function.inputs:
-        shape = [(UNKNOWN_SIZE if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
+        shape = [(unknown if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
         array = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
         values.append(ops.cast(ops.convert_to_tensor(array.astype("float32")), tensor.dtype))
     given = iter(values)
     args, kwargs = call.arguments.convert(lambda x: next(given) if isinstance(x, keras.KerasTensor) else x)
     try:
-        expected = tree.flatten(layer(*args, **kwargs))
-        received = tree.flatten(function(values))
+        expected = tree.flatten(layer(*args, **{**kwargs, **_training(layer, False)}))
     except Exception as error:  # whatever a user's call raises
-        first = str(error).strip().partition("\n")[0]
-        raise _Refused(f"fails when it is tried ({type(error).__name__}: {first[:120]})") from error
+        if unknown != UNKNOWN_SIZES[0]:
+            return  # too small for the layer itself
+        raise _Refused(f"fails when it is tried ({_first_line(error)})") from error
+    try:
+        received = tree.flatten(function(values if len(values) > 1 else values[0], training=False))
+    except Exception as error:  # whatever it was that cannot be recorded
+        raise _Refused(f"fails when what is recorded is tried ({_first_line(error)})") from error
     for one, other in zip(received, expected, strict=True):
         a, b = (np.asarray(ops.convert_to_numpy(x), np.float64) for x in (one, other))
         tolerance = TOLERANCE.get(keras.backend.standardize_dtype(other.dtype), 0.05) * np.abs(b).max(initial=1e-6)
         if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance):
             raise _Refused("does more than what is recorded of it")
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line[:120]}"

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_morph.composites import local_names, recordings_in
-from keras_morph.keras_graph import graph_in, graph_of, input_layers, nodes_of, remade
+from keras_morph.keras_graph import graph_in, input_layers, nodes_of, remade
 from keras_morph.layer_rules import rule_for
 
 __all__ = ["cloned", "transfer"]
@@ -20,6 +20,7 @@ def transfer(source: Any, target: Any) -> None:
     for one, other in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
         if one is other:
             continue
+        other.trainable = one.trainable  # parents first: what a layer holds has the last word
         state: dict[str, Any] = {}
         one.save_own_variables(state)
         # JAX gives a variable's array away when it trains: what is trained must not share it.
@@ -33,29 +34,30 @@ def transfer(source: Any, target: Any) -> None:
 def cloned(model: keras.Model) -> keras.Model:
     """A copy of a model. Layers that cannot be made anew are shared with it, as `remade` says.
 
-    A layer made of layers that cannot be made anew becomes a nested functional model of what it does.
+    A layer made of layers becomes a nested functional model of what it does: its config need not tell all of that.
     """
-    copies: dict[int, tuple[Any, Any]] = {}
+    copies: dict[Any, tuple[Any, Any]] = {}
     recordings: dict[int, Any] = {}
 
     def copied(layer: Any, name: str | None = None) -> Any:
-        if id(layer) not in copies:
-            if graph_in(layer) is not None:
-                recordings.update(recordings_in(nodes_of(graph_of(layer)), inside=name is not None))
-                if name is not None and rule_for(layer) is None:
-                    copy = _replayed(layer, graph_of(layer), copied, name)
+        recorded = recordings.get(id(layer))
+        followed = recorded is not None and not isinstance(recorded, str)
+        key = id(layer), id(recorded) if followed else None
+        if key not in copies:
+            inner = recorded if followed else graph_in(layer)
+            if inner is not None:
+                outer = dict(recordings)
+                recordings.update(recordings_in(nodes_of(inner)))
+                if followed or (name is not None and rule_for(layer) is None):
+                    copy = _replayed(layer, inner, copied, name or layer.name)
                 else:
                     copy = _cloned_graph(layer, copied)
+                recordings.clear()
+                recordings.update(outer)
             else:
-                copy = remade(layer, name)
-                recorded = recordings.get(id(layer))
-                if copy is layer and recorded is not None and not isinstance(recorded, str):
-                    recordings.update(recordings_in(nodes_of(recorded), inside=True))
-                    copy = _replayed(layer, recorded, copied, name or layer.name)
-                elif copy is layer:
-                    copy = remade(layer, name, lenient=True)
-            copies[id(layer)] = layer, copy
-        return copies[id(layer)][1]
+                copy = remade(layer, name, lenient=True)
+            copies[key] = layer, copy
+        return copies[key][1]
 
     copy = copied(model)
     # Layer by layer: a subclass of a functional model may keep the same layers in another order.
@@ -67,10 +69,27 @@ def cloned(model: keras.Model) -> keras.Model:
 
 def _cloned_graph(model: keras.Model, copied: Callable[[Any], Any]) -> keras.Model:
     """`clone_model`, which by itself would call input layers by the names of their tensors."""
-    inputs = None
-    if not isinstance(model, keras.Sequential):
-        inputs = keras.tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
-    return keras.models.clone_model(model, input_tensors=inputs, clone_function=copied)
+    if isinstance(model, keras.Sequential):
+        return keras.models.clone_model(model, clone_function=copied)
+    replays: set[int] = set()
+
+    def copy_of(layer: Any) -> Any:
+        copy = copied(layer)
+        if graph_in(copy) is not None and graph_in(layer) is None:
+            replays.add(id(copy))
+        return copy
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        return layer(_tensors(args, kwargs)) if id(layer) in replays else layer(*args, **kwargs)
+
+    inputs = tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
+    return keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_of, call_function=call)
+
+
+def _tensors(args: Any, kwargs: Any) -> Any:
+    """The tensors among a call's arguments, as a recording takes them."""
+    tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+    return tensors if len(tensors) > 1 else tensors[0]
 
 
 def _replayed(layer: Any, recorded: Any, copied: Callable[..., Any], name: str) -> keras.Model:
@@ -86,8 +105,8 @@ def _replayed(layer: Any, recorded: Any, copied: Callable[..., Any], name: str) 
             copy = copied(node.operation, names[id(node.operation)])
             args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
             if graph_in(copy) is not None and graph_in(node.operation) is None:
-                args, kwargs = ([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)],), {}
+                args, kwargs = (_tensors(args, kwargs),), {}
             results = tree.flatten(copy(*args, **kwargs))
             tensors.update(zip(map(id, node.outputs), results, strict=True))
     outputs = [tensors[id(x)] for x in recorded.outputs]
-    return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=name)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0], name=name)

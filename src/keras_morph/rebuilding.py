@@ -18,7 +18,7 @@ from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
 from keras_morph.copying import cloned, transfer
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
-from keras_morph.keras_graph import remade, structs
+from keras_morph.keras_graph import graph_in, remade, structs
 from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
 from keras_morph.structure import repeated, structure_from
@@ -138,6 +138,11 @@ def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray
     return values * factors.reshape(shape).astype(values.dtype)
 
 
+def _key(scope: Scope) -> tuple[int, int]:
+    """What a nested model does; a layer that is made of layers may do several things."""
+    return id(scope.model), id(scope.function)
+
+
 class _Replay:
     """One pass over the calls that are present, from the inputs to the outputs."""
 
@@ -145,7 +150,8 @@ class _Replay:
         self.graph, self.closed, self.weights, self.gates = graph, closed, weights, gates
         self.tensors: dict[int, Any] = {}
         self.copies: dict[int, Any] = {}
-        self.nested: dict[int, tuple[Any, tuple[bool, ...]]] = {}
+        self.nested: dict[tuple[int, int], tuple[Any, tuple[bool, ...]]] = {}
+        self.taken: dict[str, dict[str, str]] = {}
         self.wholes: list[tuple[Any, Any]] = []
         self.prefix = ""
         self.constants = _Constants(graph)
@@ -186,7 +192,7 @@ class _Replay:
         made = {t for call, p in zip(self.graph.calls, self.closed.present, strict=False) if p for t in call.outputs}
         ends = {*scope.inputs, *scope.outputs}
         whole = all(self.closed.states[t] == LIVE and t in made for t in ends)
-        known = self.nested.get(id(scope.model))
+        known = self.nested.get(_key(scope))
         agrees = known is None or known[1] == self.pattern(scope)
         return whole and agrees and scope.start < scope.stop and len(set(scope.inputs)) == len(scope.inputs)
 
@@ -198,15 +204,15 @@ class _Replay:
         """Rebuild a nested model once, and call it."""
         given = [self.tensors[t] for t in scope.inputs]
         ins, outs = structs(scope.function)
-        if id(scope.model) not in self.nested:
+        if _key(scope) not in self.nested:
             copy = self.unchanged(scope)
             if copy is not None:
                 self.wholes.append((scope.model, copy))
             else:
                 copy = self.renewed(scope, inner, ins, outs)
                 self.tensors.update(zip(scope.inputs, given, strict=True))
-            self.nested[id(scope.model)] = copy, self.pattern(scope)
-        model, _ = self.nested[id(scope.model)]
+            self.nested[_key(scope)] = copy, self.pattern(scope)
+        model, _ = self.nested[_key(scope)]
         args, kwargs = (tree.pack_sequence_as(ins, given),), {}
         if any(copy is model for _, copy in self.wholes):  # its call takes what the seed's takes
             tensors = iter(given)
@@ -228,11 +234,21 @@ class _Replay:
 
     def local(self, name: str) -> str:
         """A name in the model that is being made; what is inside a nested one that was taken apart keeps both names."""
-        return name.removeprefix(self.prefix).replace("/", "_")
+        if not self.taken:
+            self.taken[""] = {layer.name: layer.name for layer in self.graph.layers if "/" not in layer.name}
+        taken = self.taken.setdefault(self.prefix, {})
+        short = unique = name.removeprefix(self.prefix).replace("/", "_")
+        number = 0
+        while taken.setdefault(unique, name) != name:
+            number += 1
+            unique = f"{short}_{number}"
+        return unique
 
     def unchanged(self, scope: Scope) -> Any:
         """A nested model whose widths stay, made anew from its own config, so that it stays of its class; or None."""
         graph = self.graph
+        if graph_in(scope.model) is None:
+            return None  # a layer made of layers, whose config need not tell all that it does
         inside = {t for call in graph.calls[scope.start : scope.stop] for t in (*call.inputs, *call.outputs)}
         vectors = {graph.tensors[t].vector for t in (*inside, *scope.inputs)}
         if any(self.closed.counts[vector] != len(graph.vectors[vector]) for vector in vectors):

@@ -84,7 +84,7 @@ class _Tracer:
         """Follow all calls of a graph; in what is recorded of a layer, the owner, names are local."""
         nodes = nodes_of(function)
         names = local_names(function, owner) if recorded else {}
-        recordings = recordings_in(nodes, inside=recorded)
+        recordings = recordings_in(nodes)
         users: dict[int, list[Any]] = {}
         for node in nodes:
             for source in node.arguments.keras_tensors:
