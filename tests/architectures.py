@@ -84,9 +84,9 @@ def prepare(model, kind_of_structure, inputs, seed=1):
                     grown = 0.5 * grown + 1.5 / (counts[read[0]] * weight.static_size)
                 kernel.assign(grown)
     masked = km.masked(model, structure)
-    # By name: a subclass of a functional model may hold its layers in another order than its copy.
+    # By the names that tracing gives: copies hold their layers in another order, and under other names of their own.
     normalizations = [
-        sorted((x for x in each._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)), key=_name)
+        {layer.name: layer.operation for layer in km.trace(each).layers if layer.kind == "BatchNormalization"}
         for each in (model, masked)
     ]
     for layer in masked._flatten_layers():
@@ -95,13 +95,10 @@ def prepare(model, kind_of_structure, inputs, seed=1):
         elif isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
     masked(inputs, training=True)
-    for target, source in zip(*normalizations, strict=True):
+    for name, target in normalizations[0].items():
+        source = normalizations[1][name]
         mean, variance = (keras.ops.convert_to_numpy(x) for x in (source.moving_mean, source.moving_variance))
         variance = np.maximum(variance, 1e-4)  # that of a constant channel may come out below 0
         target.moving_mean.assign(mean + 0.1 * random.normal(size=mean.shape) * np.sqrt(variance))
         target.moving_variance.assign(variance * random.uniform(0.8, 1.2, variance.shape))
     return graph, structure
-
-
-def _name(layer):
-    return layer.name
