@@ -12,6 +12,7 @@ from exactness import assert_equal_outputs, assert_exact
 from keras import layers, ops
 
 import keras_morph as km
+from keras_morph.layer_rules import TABLE
 from keras_morph.runs import save_model
 
 pytestmark = [
@@ -276,7 +277,7 @@ def test_a_model_with_its_own_call_cannot_be_traced():
         km.trace(Doubled())
 
 
-def test_a_layer_with_a_rule_needs_a_config():
+def test_a_layer_with_a_rule_needs_a_config(monkeypatch):
     class Bare(layers.Dense):
         def __init__(self, units, function):
             super().__init__(units)
@@ -285,7 +286,7 @@ def test_a_layer_with_a_rule_needs_a_config():
         def get_config(self):
             return {"units": self.units}
 
-    km.register_rule(Bare, like=layers.Dense)
+    monkeypatch.setitem(TABLE, Bare, TABLE[layers.Dense])
     x = keras.Input((3,))
     model = keras.Model(x, layers.Dense(2)(Bare(4, abs)(x)))
     before = ops.convert_to_numpy(model.layers[1].kernel).copy()
