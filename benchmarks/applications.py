@@ -79,19 +79,15 @@ def difference(received, expected):
     return float(np.abs(received - expected).max() / np.abs(expected).max())
 
 
-def whole(graph, _):
-    return km.Structure.closed(graph, np.ones(graph.num_groups, bool))
-
-
 def conformance(model, elsewhere):
     """Laws 1 and 2, and what another process makes of the saved file, at the worst of all structures."""
     inputs = architectures.images(model)
     differences, doubles, variations, reloaded, gone, agree = [], [], [], [], [], True
-    for kind in (whole, *KINDS):
+    for kind in (structures.whole, *KINDS):
         draw = kind if callable(kind) else lambda graph, _, kind=kind: structures.draw(graph, kind, 1)
         for seed in SEEDS:  # until there are weights with which the outputs depend on the input
             graph, structure = architectures.prepare(model, draw, inputs, seed)
-            reference = model if kind is whole else km.masked(model, structure)
+            reference = model if kind is structures.whole else km.masked(model, structure)
             expected = models.outputs(reference, inputs)[0]
             if np.ptp(expected, axis=0).max() > VARIES * np.abs(expected).max():
                 break

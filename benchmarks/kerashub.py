@@ -40,10 +40,6 @@ def difference(received, expected):
     return float(np.abs(received - expected).max() / np.abs(expected).max())
 
 
-def whole(graph, _):
-    return km.Structure.closed(graph, np.ones(graph.num_groups, bool))
-
-
 def drawn(kind):
     return lambda graph, _: structures.draw(graph, kind, seed=1)
 
@@ -69,7 +65,7 @@ def measure(name):
     model = hub_networks.build(name)
     inputs = models.examples(model, count=16)
     rebuilt, loaded, variations = [], [], []
-    for draw in (whole, *map(drawn, KINDS)):
+    for draw in (structures.whole, *map(drawn, KINDS)):
         graph, structure = architectures.prepare(model, draw, inputs)
         small = km.rebuild(model, structure)
         (expected,), (received,) = (models.outputs(each, inputs) for each in (km.masked(model, structure), small))

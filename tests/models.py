@@ -3,6 +3,7 @@
 Widths differ wherever they may, so that a confusion of two vectors shows. `build(name)` builds one with random weights.
 """
 
+import contextlib
 import functools
 
 import keras
@@ -533,6 +534,15 @@ def examples(model, count=4, seed=0):
         lambda tensor: random.normal(0, 1, (count, *(size or 8 for size in tensor.shape[1:]))).astype("float32"),
         model.inputs[0] if isinstance(model, keras.Sequential) else model.input,
     )
+
+
+@contextlib.contextmanager
+def weights_stay(model):
+    """What is done inside leaves all weights of a model as they are."""
+    before = [ops.convert_to_numpy(value).copy() for value in model.weights]
+    yield
+    for value, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(value), expected, err_msg=value.path)
 
 
 def outputs(model, inputs):

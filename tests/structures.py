@@ -49,6 +49,12 @@ KINDS = {
 }
 
 
+def whole(model, _=None):
+    """The structure of a model, or of its graph, in which everything is alive."""
+    graph = km.trace(model)
+    return km.Structure.closed(graph, np.ones(graph.num_groups, bool))
+
+
 def draw(graph, kind, seed):
     """The closed structure of one kind, with random scores."""
     random = np.random.default_rng(seed)

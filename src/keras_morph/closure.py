@@ -83,6 +83,9 @@ class _Closer:
 
     def __init__(self, graph: ChannelGraph, wanted: np.ndarray, scores: np.ndarray | None) -> None:
         self.graph = graph
+        self.vectors = [tensor.vector for tensor in graph.tensors]
+        # A channel axis of unknown size has no channels, and is never empty.
+        self.unknown = np.array([len(graph.vectors[vector]) == 0 for vector in self.vectors])
         self.kept = np.zeros(graph.num_groups, bool)
         self.maker = {output: call for call in graph.calls for output in call.outputs}
         # The order in which groups are kept for a path: those that are wanted first, then by score, then the earliest.
@@ -93,9 +96,7 @@ class _Closer:
     def states(self, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """State of every tensor, and the CONSTANT ones that may not be."""
         graph = self.graph
-        vectors = [tensor.vector for tensor in graph.tensors]
-        unknown = np.array([len(graph.vectors[vector]) == 0 for vector in vectors])  # an axis of unknown size
-        filled = (counts[vectors] > 0) | unknown
+        filled = (counts[self.vectors] > 0) | self.unknown
         states = np.where(filled, LIVE, EMPTY)
         blocked: list[int] = []
         for call in graph.calls:

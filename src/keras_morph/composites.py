@@ -18,7 +18,7 @@ from keras.src.backend.common import global_state
 from keras.src.layers.layer import CallContext
 from keras.src.utils.naming import to_snake_case
 
-from keras_morph.keras_graph import graph_in, nodes_of
+from keras_morph.keras_graph import graph_in, nodes_of, replayed, tensors_of
 from keras_morph.layer_rules import rule_for
 
 __all__ = ["local_names", "recordings_in"]
@@ -190,7 +190,7 @@ def _graph(layer: Any, call: Any, *, training: bool) -> Any:
     global_state.set_global_attribute(CONTEXT, context)
     try:
         outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
-        return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=layer.name)
+        return keras.Model(tensors_of(inputs, {}), outputs, name=layer.name)
     except Exception as error:  # whatever a user's call raises on Keras tensors
         raise _Refused(f"is more than layers and keras.ops ({_first_line(error)})") from error
     finally:
@@ -241,18 +241,14 @@ def _lacks_a_size(node: Any) -> bool:
 
 def _completed(function: Any) -> Any:
     """The same graph with reshapes that need not know the batch size."""
-    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in function.inputs}
-    inputs = list(tensors.values())
-    for node in nodes_of(function):
-        if node.is_input:
-            continue
-        args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
+
+    def call(node: Any, args: tuple, kwargs: dict) -> Any:
         operation = node.operation
         if _lacks_a_size(node):
             operation = type(operation)(_without_batch(tuple(operation.newshape), args[0].shape))
-        tensors.update(zip(map(id, node.outputs), tree.flatten(operation(*args, **kwargs)), strict=True))
-    outputs = [tensors[id(x)] for x in function.outputs]
-    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=function.name)
+        return operation(*args, **kwargs)
+
+    return replayed(function, call, function.name)
 
 
 def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_morph.composites import local_names, recordings_in
-from keras_morph.keras_graph import graph_in, input_layers, nodes_of, remade
+from keras_morph.keras_graph import graph_in, input_layers, nodes_of, remade, replayed, tensors_of
 from keras_morph.layer_rules import rule_for
 
 __all__ = ["cloned", "transfer"]
@@ -49,7 +49,7 @@ def cloned(model: keras.Model) -> keras.Model:
                 outer = dict(recordings)
                 recordings.update(recordings_in(nodes_of(inner)))
                 if followed or (name is not None and rule_for(layer) is None):
-                    copy = _replayed(layer, inner, copied, name or layer.name)
+                    copy = _recorded(layer, inner, copied, name or layer.name)
                 else:
                     copy = _cloned_graph(layer, copied)
                 recordings.clear()
@@ -80,33 +80,23 @@ def _cloned_graph(model: keras.Model, copied: Callable[[Any], Any]) -> keras.Mod
         return copy
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return layer(_tensors(args, kwargs)) if id(layer) in replays else layer(*args, **kwargs)
+        return layer(tensors_of(args, kwargs)) if id(layer) in replays else layer(*args, **kwargs)
 
     inputs = tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
     return keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_of, call_function=call)
 
 
-def _tensors(args: Any, kwargs: Any) -> Any:
-    """The tensors among a call's arguments, as a recording takes them."""
-    tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
-    return tensors if len(tensors) > 1 else tensors[0]
-
-
-def _replayed(layer: Any, recorded: Any, copied: Callable[..., Any], name: str) -> keras.Model:
+def _recorded(layer: Any, function: Any, copied: Callable[..., Any], name: str) -> keras.Model:
     """A functional model that does what is recorded of a layer, with copies under their local names.
 
     A nested model in it is called in the same way, under local names too.
     """
-    names = local_names(recorded, None if graph_in(layer) is not None else layer)
-    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in recorded.inputs}
-    inputs = list(tensors.values())
-    for node in nodes_of(recorded):
-        if not node.is_input:
-            copy = copied(node.operation, names[id(node.operation)])
-            args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
-            if graph_in(copy) is not None and graph_in(node.operation) is None:
-                args, kwargs = (_tensors(args, kwargs),), {}
-            results = tree.flatten(copy(*args, **kwargs))
-            tensors.update(zip(map(id, node.outputs), results, strict=True))
-    outputs = [tensors[id(x)] for x in recorded.outputs]
-    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0], name=name)
+    names = local_names(function, None if graph_in(layer) is not None else layer)
+
+    def call(node: Any, args: tuple, kwargs: dict) -> Any:
+        copy = copied(node.operation, names[id(node.operation)])
+        if graph_in(copy) is not None and graph_in(node.operation) is None:
+            return copy(tensors_of(args, kwargs))
+        return copy(*args, **kwargs)
+
+    return replayed(function, call, name)

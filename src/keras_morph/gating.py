@@ -165,8 +165,8 @@ def _unique_names(graph: ChannelGraph) -> Iterator[None]:
     """Keras wants the names in one model to differ; those in different nested models may be the same."""
     before = [(layer.operation, layer.operation.name) for layer in graph.layers]
     try:
-        for layer in graph.layers:
-            layer.operation.name = layer.name.replace("/", "_")
+        for number, layer in enumerate(graph.layers):
+            layer.operation.name = f"gated_{number}"
         yield
     finally:
         for operation, name in before:

@@ -1,14 +1,26 @@
 """The graph that Keras records, and its layers made anew: the only file that reads the private attributes of that graph."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import tree
 from keras.src.models.functional import Functional
 
 from keras_morph.errors import UnsupportedModelError
 
-__all__ = ["graph_in", "graph_of", "input_layers", "nodes_of", "operations_of", "remade", "structs"]
+__all__ = [
+    "graph_in",
+    "graph_of",
+    "input_layers",
+    "nodes_of",
+    "operations_of",
+    "remade",
+    "replayed",
+    "structs",
+    "tensors_of",
+]
 
 
 def graph_in(model: Any) -> Any:
@@ -48,7 +60,7 @@ def structs(model: keras.Model) -> tuple[Any, Any]:
 
 def input_layers(model: keras.Model) -> Any:
     """The InputLayers of a functional model, nested as its inputs are."""
-    return keras.tree.map_structure(lambda tensor: tensor._keras_history.operation, model.input)
+    return tree.map_structure(lambda tensor: tensor._keras_history.operation, model.input)
 
 
 def nodes_of(function: Any) -> list[Any]:
@@ -60,6 +72,26 @@ def nodes_of(function: Any) -> list[Any]:
 def operations_of(function: Any) -> list[Any]:
     """Layers and operations of a functional graph."""
     return list(function._operations)
+
+
+def tensors_of(args: Any, kwargs: Any) -> Any:
+    """The Keras tensors among a call's arguments: a list, or the only one."""
+    return _one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
+
+
+def replayed(function: Any, call: Callable[[Any, tuple, dict], Any], name: str) -> keras.Model:
+    """A functional graph once more, on inputs of its own; the results of a call are those of `call(node, args, kwargs)`."""
+    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in function.inputs}
+    inputs = list(tensors.values())
+    for node in nodes_of(function):
+        if not node.is_input:
+            args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
+            tensors.update(zip(map(id, node.outputs), tree.flatten(call(node, args, kwargs)), strict=True))
+    return keras.Model(_one_or_all(inputs), _one_or_all([tensors[id(x)] for x in function.outputs]), name=name)
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values if len(values) > 1 else values[0]
 
 
 def remade(layer: Any, name: str | None = None, *, lenient: bool = False) -> Any:

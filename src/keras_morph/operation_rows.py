@@ -302,7 +302,7 @@ OPERATION_ROWS: dict[type, Rule] = {
         BINARY,
     ),
     **dict.fromkeys([numeric.Mean, numeric.Max, numeric.Min, numeric.Amax, numeric.Amin], REDUCTION),
-    # Over an unknown number of positions these are not what they are over UNKNOWN_SIZE of them.
+    # Over an unknown number of positions these are not what they are over some of them (folding.py).
     **dict.fromkeys([numeric.Sum, numeric.Prod, numeric.Var, numeric.Std], replace(REDUCTION, mode="strict")),
     numeric.Concatenate: Rule(joined, "join"),
     numeric.Stack: Rule(_stacked, "strict"),

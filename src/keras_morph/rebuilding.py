@@ -6,18 +6,18 @@ what is alive, at a merge.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops, tree
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
 from keras_morph.copying import cloned, transfer
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
+from keras_morph.folding import Constants, fold
 from keras_morph.keras_graph import graph_in, remade, structs
 from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
@@ -25,8 +25,6 @@ from keras_morph.structure import repeated, structure_from
 from keras_morph.tracing import trace
 
 __all__ = ["masked", "rebuild"]
-
-UNKNOWN_SIZE = 32  # stands for a size that is unknown, where a constant is computed
 
 
 def rebuild(
@@ -154,7 +152,7 @@ class _Replay:
         self.taken: dict[str, dict[str, str]] = {}
         self.wholes: list[tuple[Any, Any]] = []
         self.prefix = ""
-        self.constants = _Constants(graph)
+        self.constants = Constants(graph)
 
     def model(self) -> keras.Model:
         self.run(0, len(self.graph.calls), self.graph.scopes)
@@ -358,74 +356,3 @@ class _Replay:
                 if vector >= 0:
                     values = np.take(values, self.kept(vector), axis=axis)
             variable(copy, weight.name).assign(values)
-
-
-class _Constants(dict):
-    """Tensor number -> its value per entry of its vector, where nothing alive makes it; computed when asked for."""
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self.graph = graph
-        self.maker = {output: call for call in graph.calls for output in call.outputs}
-
-    def __missing__(self, tensor: int) -> np.ndarray:
-        call = self.maker[tensor]
-        if call.gathers:
-            self.update((t, self[call.inputs[0]][order]) for t, order in zip(call.outputs, call.gathers, strict=True))
-            return self[tensor]
-        operands = {}
-        for number, source in zip(call.inputs, call.sources, strict=True):
-            operand = self.graph.tensors[number]
-            # A layer that reads nothing alive reads zeros, whatever it would read.
-            values = np.zeros(len(self.graph.vectors[operand.vector])) if call.mode == "make" else self[number]
-            values = np.moveaxis(values.reshape([1] * (len(operand.shape) - 1) + [-1]), -1, operand.axis)
-            full = (1, *(size or UNKNOWN_SIZE for size in operand.shape[1:]))
-            operands[id(source)] = ops.convert_to_tensor(np.broadcast_to(values, full), source.dtype)
-        args, kwargs = call.arguments.convert(lambda x: operands[id(x)] if isinstance(x, keras.KerasTensor) else x)
-        results = tree.flatten(self.graph.layers[call.layer].operation(*args, **kwargs))
-        for number, result in zip(call.outputs, results, strict=True):
-            values = np.moveaxis(ops.convert_to_numpy(result), self.graph.tensors[number].axis, -1)
-            self[number] = values.reshape(-1, values.shape[-1])[0]
-        return self[tensor]
-
-
-def fold(merge: Any, operands: list[Any], combine: Callable[[], Any]) -> Any:
-    """A merge in which some operands are constant.
-
-    Args:
-        merge: the seed's merge layer.
-        operands: Keras tensors, and NumPy arrays that broadcast to them from the right, one number per channel.
-        combine: applies the merge to the Keras tensors alone.
-
-    Returns:
-        A Keras tensor.
-    """
-    live = [x for x in operands if isinstance(x, keras.KerasTensor)]
-    known = [x.astype(np.float64) for x in operands if isinstance(x, np.ndarray)]
-    kind, name = type(merge), f"{merge.name}_constant"
-    if kind is layers.Subtract:
-        if operands[0] is live[0]:
-            return _affine(merge, live[0], 1.0, -sum(known), name)
-        return _affine(merge, live[0], -1.0, sum(known), name)
-    x = live[0] if len(live) == 1 else combine()
-    if kind is layers.Add:
-        return _affine(merge, x, 1.0, sum(known), name)
-    if kind is layers.Average:
-        return _affine(merge, x, len(live) / len(operands), sum(known) / len(operands), name)
-    if kind is layers.Multiply:
-        return _affine(merge, x, np.prod(known, axis=0), 0.0, name)
-    if isinstance(merge, CustomScaleLayer):
-        scale = 1.0 if operands[0] is live[0] else merge.scale
-        return _affine(merge, live[0], scale, known[0] * (merge.scale if operands[0] is live[0] else 1.0), name)
-    extreme = {layers.Maximum: np.maximum, layers.Minimum: np.minimum}[kind].reduce(known)
-    return {layers.Maximum: ops.maximum, layers.Minimum: ops.minimum}[kind](x, extreme.astype(x.dtype))
-
-
-def _affine(merge: Any, x: Any, scale: Any, offset: Any, name: str) -> Any:
-    """`scale * x + offset` by a stock layer, or x itself where that changes nothing."""
-    if np.all(np.asarray(scale) == 1.0) and np.all(np.asarray(offset) == 0.0):
-        return x
-    if x.dtype == "float64" or (np.ndim(scale) and keras.config.image_data_format() == "channels_first"):
-        # Rescaling rounds its numbers to float32, and reshapes its scale for images, whatever its operand is.
-        return ops.add(ops.multiply(x, np.asarray(scale, x.dtype)), np.asarray(offset, x.dtype))
-    scale, offset = np.asarray(scale).tolist(), np.asarray(offset).tolist()
-    return layers.Rescaling(scale, offset, name=name, dtype=merge.dtype_policy)(x)
