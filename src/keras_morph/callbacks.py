@@ -248,13 +248,13 @@ class FadeOut(_OfLearner):
     def _dead_entries(self) -> Any:
         """(variable, bool array of its shape) for every weight that makes or reads a dead channel."""
         graph = self.learner.graph
-        alive = close(graph, self.structure.groups(graph)).alive
+        channels = close(graph, self.structure.groups(graph)).channels
         for layer in graph.layers:
             for weight in layer.weights if layer.cuts else ():
                 dead = np.zeros(weight.shape, bool)
                 for axis, vector in enumerate(weight.vectors):
                     if vector >= 0:
-                        dead[(slice(None),) * axis + (~alive[graph.group_of[graph.vectors[vector]]],)] = True
+                        dead[(slice(None),) * axis + (channels[graph.vectors[vector]] == 0,)] = True
                 if dead.any():
                     yield variable(layer.operation, weight.name), dead
 

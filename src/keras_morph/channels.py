@@ -14,14 +14,16 @@ Channels that are tied form a group, which lives or dies as one.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Call", "ChannelGraph", "GraphBuilder", "Layer", "Scope", "Tensor", "Weight"]
+__all__ = ["Call", "ChannelGraph", "GraphBuilder", "Layer", "Partition", "Scope", "Tensor", "Weight"]
+
+LARGEST_CACHE = 64  # partitions that a graph remembers: a search closes many structures that lack the same calls
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,26 @@ class Tensor:
         vector: number of its id vector in `ChannelGraph.vectors`.
         axis: the channel axis, counted from 0 with the batch axis included.
         shape: static shape, batch included; unknown sizes are None.
+        rows: rows of the batch axis per example of the model's batch: 16 where a reshape moves 16 windows of an image
+            into the batch, the number of steps inside a TimeDistributed model.
+        masked: whether it may carry a Keras mask when the model runs.
+        zeroed: whether a dead channel is exactly zero here in the masked seed, and not another constant.
     """
 
     vector: int
     axis: int
     shape: tuple[int | None, ...]
+    rows: float = 1.0
+    masked: bool = False
+    zeroed: bool = False
 
     @property
     def positions(self) -> int | None:
         """Elements per channel for one example (H x W of an image); None when a size is unknown."""
         sizes = [size for axis, size in enumerate(self.shape) if axis not in (0, self.axis)]
-        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+        if None in sizes:
+            return None
+        return round(self.rows * math.prod(size for size in sizes if size is not None))
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,10 @@ class Call:
         gathers: for each output the positions of its channels in the first input's vector, where the call picks
             channels; else empty.
         sources: Keras's own tensors that the operands stand for, in the same order.
+        masks: numbers of the tensors that the call is given as masks; they say which steps count, and have no channels.
+        mask_sources: Keras's own tensors that these stand for.
+        moves: as `gathers`, where the call moves axes without picking channels (a reshape); else empty.
+        compute: where the call stands for several of the model's: what they compute from the operands; else None.
     """
 
     layer: int
@@ -125,10 +140,14 @@ class Call:
     arguments: Any = None
     sources: tuple[Any, ...] = ()
     gathers: tuple[np.ndarray, ...] = ()
+    masks: tuple[int, ...] = ()
+    mask_sources: tuple[Any, ...] = ()
+    moves: tuple[np.ndarray, ...] = ()
+    compute: Callable[..., Any] | None = None
 
     @property
     def operands(self) -> tuple[int, ...]:
-        """Numbers of the tensors that the call is given."""
+        """Numbers of the tensors that the call is given, masks aside."""
         return self.inputs[: len(self.sources)]
 
 
@@ -143,6 +162,7 @@ class Scope:
         arguments: those of the call, as Keras recorded them.
         start, stop: its calls are `ChannelGraph.calls[start:stop]`.
         inputs, outputs: numbers of the tensors that go in and come out.
+        stepped: whether a TimeDistributed calls the model at every step; its first and last call move the axis of time.
     """
 
     name: str
@@ -153,6 +173,47 @@ class Scope:
     stop: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    stepped: bool = False
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Channels that live or die together, as far as some calls tie them: the groups, or finer parts of them.
+
+    Attributes:
+        labels: part of each channel, `(num_channels,)`.
+        pairs: which parts lie in which vector, how often: `(vector, part, count)`, sorted by vector, then part.
+        pinned: whether each part has a pinned channel, bool, `(parts,)`.
+        first: the first channel of each part, `(parts,)`.
+        vectors: number of vectors.
+    """
+
+    labels: np.ndarray
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
+    pinned: np.ndarray
+    first: np.ndarray
+    vectors: int
+
+    def counts(self, alive: np.ndarray) -> np.ndarray:
+        """Entries of each vector whose part is alive, int64, `(vectors,)`; alive may say how often a part is there."""
+        vector, part, count = self.pairs
+        return np.bincount(vector, weights=count * alive[part], minlength=self.vectors).astype(np.int64)
+
+    def any(self, channels: np.ndarray) -> np.ndarray:
+        """Whether any channel of each part is among these, bool, `(parts,)`."""
+        return np.bincount(self.labels, weights=channels, minlength=len(self.first)) > 0
+
+
+def _partition(labels: np.ndarray, vectors: tuple[np.ndarray, ...], pinned: np.ndarray) -> Partition:
+    parts = int(labels.max(initial=-1)) + 1
+    lengths = [len(v) for v in vectors]
+    vector = np.repeat(np.arange(len(vectors)), lengths)
+    part = labels[np.concatenate(vectors)] if vectors else np.zeros(0, np.int64)
+    keys, counts = np.unique(vector * max(parts, 1) + part, return_counts=True)
+    first = np.full(parts, len(labels))
+    np.minimum.at(first, labels, np.arange(len(labels)))
+    pairs = keys // max(parts, 1), keys % max(parts, 1), counts
+    return Partition(labels, pairs, np.bincount(labels, weights=pinned, minlength=parts) > 0, first, len(vectors))
 
 
 @dataclass(frozen=True)
@@ -170,6 +231,9 @@ class ChannelGraph:
         pinned: group number -> why the group may not be removed.
         owner: layer number that makes each channel id; `(num_channels,)`.
         scopes: calls of nested models, inner ones first.
+        ties: `(call, one channel, another)` for each pair of channels that a call ties, int64, `(n, 3)`; call -1 stands
+            for what holds whichever calls there are.
+        pinned_channels: the channels that were pinned themselves, bool, `(num_channels,)`.
     """
 
     model: Any
@@ -182,7 +246,9 @@ class ChannelGraph:
     group_of: np.ndarray
     pinned: dict[int, str]
     owner: np.ndarray
-    scopes: tuple[Scope, ...] = ()
+    scopes: tuple[Scope, ...]
+    ties: np.ndarray
+    pinned_channels: np.ndarray
 
     @property
     def num_channels(self) -> int:
@@ -210,11 +276,42 @@ class ChannelGraph:
     @cached_property
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which groups lie in which vector, how often: `(vector, group, count)`, sorted by vector, then group."""
-        lengths = [len(v) for v in self.vectors]
-        vector = np.repeat(np.arange(len(self.vectors)), lengths)
-        group = self.group_of[np.concatenate(self.vectors)] if self.vectors else np.zeros(0, np.int64)
-        keys, counts = np.unique(vector * max(self.num_groups, 1) + group, return_counts=True)
-        return keys // max(self.num_groups, 1), keys % max(self.num_groups, 1), counts
+        return self.partition.pairs
+
+    @cached_property
+    def partition(self) -> Partition:
+        """The groups as a partition of the channels."""
+        return _partition(self.group_of, self.vectors, self.pinned_channels)
+
+    @cached_property
+    def tying_calls(self) -> np.ndarray:
+        """Calls that tie channels, ascending."""
+        calls = np.unique(self.ties[:, 0])
+        return calls[calls >= 0]
+
+    @cached_property
+    def _finer(self) -> dict[bytes, Partition]:
+        return {}
+
+    def without(self, absent: np.ndarray) -> Partition:
+        """What is left of the groups where some calls are absent, which tie nothing then.
+
+        Args:
+            absent: bool, one per call.
+        """
+        gone = absent[self.tying_calls]
+        if not gone.any():
+            return self.partition
+        key = gone.tobytes()
+        if key not in self._finer:
+            if len(self._finer) >= LARGEST_CACHE:
+                self._finer.clear()
+            calls, left, right = self.ties.T
+            holds = (calls < 0) | ~absent[np.maximum(calls, 0)]
+            roots = _connected(self.num_channels, [(left[holds], right[holds])])
+            _, labels = np.unique(roots, return_inverse=True)
+            self._finer[key] = _partition(labels, self.vectors, self.pinned_channels)
+        return self._finer[key]
 
     @cached_property
     def layer_calls(self) -> list[list[int]]:
@@ -238,12 +335,12 @@ class ChannelGraph:
         Returns:
             int64, `(len(vectors),)`.
         """
-        vector, group, count = self.pairs
-        return np.bincount(vector, weights=count * alive[group], minlength=len(self.vectors)).astype(np.int64)
+        return self.partition.counts(alive)
 
     def pinned_with(self, extra: dict[int, str]) -> "ChannelGraph":
         """The same graph with more pinned groups (a regularizer's, say); reasons that were there stay."""
-        return replace(self, pinned={**extra, **self.pinned})
+        channels = self.pinned_channels | np.isin(self.group_of, list(extra))
+        return replace(self, pinned={**extra, **self.pinned}, pinned_channels=channels)
 
     def __str__(self) -> str:
         rows = [
@@ -268,22 +365,32 @@ class GraphBuilder:
     def __init__(self) -> None:
         self.num_channels = 0
         self.made: dict[str, np.ndarray] = {}
+        self.parts: dict[tuple[str, str], np.ndarray] = {}
         self.vectors: list[np.ndarray] = []
+        self.call = -1  # the call whose ties are collected; -1 for ties that hold whichever calls there are
         self._vector_numbers: dict[int, int] = {}
-        self._ties: list[tuple[np.ndarray, np.ndarray]] = []
+        self._ties: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._pins: list[tuple[np.ndarray, str]] = []
 
-    def make(self, layer: str, width: int) -> np.ndarray:
-        """The ids of a layer's channels: new ones, or at a later call of a shared layer those of its first."""
-        if layer not in self.made:
-            self.made[layer] = np.arange(self.num_channels, self.num_channels + width)
+    def make(self, layer: str, width: int, part: str = "") -> np.ndarray:
+        """The ids of a layer's channels: new ones, or at a later call of a shared layer those of its first.
+
+        Args:
+            layer: the layer's name.
+            width: how many.
+            part: tells ids of one layer apart; those of the part "" are the layer's channels in a structure.
+        """
+        if (layer, part) not in self.parts:
+            self.parts[layer, part] = np.arange(self.num_channels, self.num_channels + width)
             self.num_channels += width
-        return self.made[layer]
+            if not part:
+                self.made[layer] = self.parts[layer, part]
+        return self.parts[layer, part]
 
     def tie(self, left: np.ndarray, right: np.ndarray) -> None:
         """Let two vectors of equal length live and die together, index by index."""
         if left is not right:
-            self._ties.append((left, right))
+            self._ties.append((self.call, left, right))
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """Forbid the removal of channels."""
@@ -297,15 +404,27 @@ class GraphBuilder:
             self.vectors.append(ids)
         return number
 
+    def ties(self) -> np.ndarray:
+        """All ties, `(call, one channel, another)`, int64, `(n, 3)`."""
+        rows = [np.stack([np.full(len(a), call), a, b], axis=1) for call, a, b in self._ties]
+        return np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
+
     def groups(self) -> tuple[np.ndarray, dict[int, str]]:
         """Group number of each id, and the pinned groups with their first reasons."""
-        roots = _connected(self.num_channels, self._ties)
+        roots = _connected(self.num_channels, [(left, right) for _, left, right in self._ties])
         _, group_of = np.unique(roots, return_inverse=True)
         pinned: dict[int, str] = {}
         for ids, reason in self._pins:
             for group in np.unique(group_of[ids]).tolist():
                 pinned.setdefault(group, reason)
         return group_of, pinned
+
+    def pinned_channels(self) -> np.ndarray:
+        """The ids that were pinned themselves, bool, `(num_channels,)`."""
+        pinned = np.zeros(self.num_channels, bool)
+        for ids, _ in self._pins:
+            pinned[ids] = True
+        return pinned
 
 
 def _connected(size: int, ties: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -10,7 +10,8 @@ and closing repeats, until nothing changes:
 
     1. a group of constant channels only is dead;
     2. a group that no remaining layer reads is dead;
-    3. an operand that would be CONSTANT or EMPTY where that cannot be folded, and a model output, get an input back: of
+    3. a group that only calls which are gone held together falls apart, and each part is judged by itself;
+    4. an operand that would be CONSTANT or EMPTY where that cannot be folded, and a model output, get an input back: of
        the layer that makes them one input channel is kept, that of the highest score, and so on up to a model input.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_morph.channels import Call, ChannelGraph, Tensor
+from keras_morph.channels import Call, ChannelGraph, Partition, Tensor
 
 __all__ = ["CONSTANT", "EMPTY", "LIVE", "Closed", "close"]
 
@@ -30,19 +31,20 @@ class Closed:
     """A closed structure.
 
     Attributes:
-        alive: bool, `(num_groups,)`.
+        alive: groups of which anything is left, bool, `(num_groups,)`.
+        channels: how often each channel is there: 0 or 1, and more where a structure is expanded; int64,
+            `(num_channels,)`.
         states: EMPTY, CONSTANT or LIVE for each tensor, `(len(tensors),)`.
         present: whether each call, and behind them each layer, is in the rebuilt model,
             bool, `(len(calls) + len(layers),)`.
         counts: alive entries of each vector, int64, `(len(vectors),)`.
-        copies: how often each group is there: 0 or 1, and more where a structure is expanded; int64, `(num_groups,)`.
     """
 
     alive: np.ndarray
+    channels: np.ndarray
     states: np.ndarray
     present: np.ndarray
     counts: np.ndarray
-    copies: np.ndarray
 
 
 def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = None) -> Closed:
@@ -58,24 +60,35 @@ def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = No
     Returns:
         The closed structure. Closing it again changes nothing.
     """
-    copies = np.maximum(alive, 1)
     wanted = (alive > 0) | graph.pinned_mask
     closer = _Closer(graph, wanted, scores)
-    alive = wanted
+    parts, left = graph.partition, wanted
+    absent = np.zeros(len(graph.calls), bool)
     while True:
-        counts = graph.counts(alive)
+        counts = parts.counts(left)
         states, blocked = closer.states(counts)
-        present = closer.present(states)
-        remaining = alive & closer.useful(states, present)
-        if not np.array_equal(remaining, alive):
-            alive = remaining
+        present, involved = closer.present(states)
+        absent |= ~involved
+        finer = graph.without(absent)
+        left, parts = left[parts.labels[finer.first]], finer
+        remaining = left & closer.useful(parts, states, present)
+        if not np.array_equal(remaining, left):
+            left = remaining
         elif blocked:
             for tensor in blocked:
                 closer.keep_path(tensor, states)
-            alive = wanted | closer.kept
+            parts, left = graph.partition, wanted | graph.partition.any(closer.kept)
+            absent[:] = False
         else:
-            copies = copies * alive
-            return Closed(alive, states, present, counts if copies.max(initial=0) < 2 else graph.counts(copies), copies)
+            return _closed(graph, np.maximum(alive, 1)[graph.group_of] * left[parts.labels], states, present)
+
+
+def _closed(graph: ChannelGraph, channels: np.ndarray, states: np.ndarray, present: np.ndarray) -> Closed:
+    lengths = [len(vector) for vector in graph.vectors]
+    vector = np.repeat(np.arange(len(lengths)), lengths)
+    ids = np.concatenate(graph.vectors) if graph.vectors else np.zeros(0, np.int64)
+    counts = np.bincount(vector, weights=channels[ids], minlength=len(lengths)).astype(np.int64)
+    return Closed(graph.partition.any(channels > 0), channels.astype(np.int64), states, present, counts)
 
 
 class _Closer:
@@ -86,7 +99,7 @@ class _Closer:
         self.vectors = [tensor.vector for tensor in graph.tensors]
         # A channel axis of unknown size has no channels, and is never empty.
         self.unknown = np.array([len(graph.vectors[vector]) == 0 for vector in self.vectors])
-        self.kept = np.zeros(graph.num_groups, bool)
+        self.kept = np.zeros(graph.num_channels, bool)
         self.maker = {output: call for call in graph.calls for output in call.outputs}
         # The order in which groups are kept for a path: those that are wanted first, then by score, then the earliest.
         order = np.lexsort((np.zeros(graph.num_groups) if scores is None else -scores, ~wanted))
@@ -102,6 +115,7 @@ class _Closer:
         for call in graph.calls:
             if not filled[list(call.outputs)].any():
                 continue
+            blocked += [tensor for tensor in call.masks if states[tensor] != LIVE]
             operands = [tensor for tensor in call.inputs if filled[tensor]]
             constant = [tensor for tensor in operands if states[tensor] == CONSTANT]
             if call.mode == "make" and not operands:
@@ -157,10 +171,10 @@ class _Closer:
                 return
 
     def keep_best(self, tensor: int) -> int:
-        """Keep the best group of a tensor."""
+        """Keep the best group of a tensor: what of it lies there."""
         groups = self.groups_in(tensor)
         group = int(groups[np.argmin(self.rank[groups])])
-        self.kept[group] = True
+        self.kept[self.graph.vectors[self.graph.tensors[tensor].vector][groups == group]] = True
         return group
 
     def groups_in(self, tensor: int) -> np.ndarray:
@@ -169,33 +183,42 @@ class _Closer:
     def size(self, tensor: int) -> int:
         return int(np.prod([size or 1 for size in self.graph.tensors[tensor].shape[1:]], dtype=np.int64))
 
-    def present(self, states: np.ndarray) -> np.ndarray:
-        """Calls and layers that the outputs of the remaining network depend on."""
+    def present(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Calls and layers that the outputs of the remaining network depend on, and calls that say what a constant is.
+
+        Returns:
+            Whether each call and, behind them, each layer runs, bool, `(len(calls) + len(layers),)`; and whether each call
+            runs or makes a constant that is folded, bool, `(len(calls),)`: these hold their groups together.
+        """
         graph = self.graph
         used = np.zeros(len(graph.tensors), bool)
         used[list(graph.outputs)] = True
         present = np.zeros(len(graph.calls) + len(graph.layers), bool)
+        involved = np.zeros(len(graph.calls), bool)
         for number in reversed(range(len(graph.calls))):
             call = graph.calls[number]
-            if call.mode == "input" or any(used[t] and states[t] == LIVE for t in call.outputs):
+            live = call.mode == "input" or any(used[t] and states[t] == LIVE for t in call.outputs)
+            constant = any(used[t] and states[t] == CONSTANT for t in call.outputs)
+            if live:
                 present[number] = present[len(graph.calls) + call.layer] = True
-                used[[t for t in call.inputs if states[t] == LIVE]] = True
-        return present
+            if live or constant:
+                involved[number] = True
+                used[[t for t in (*call.inputs, *call.masks) if states[t] != EMPTY]] = True
+        return present, involved
 
-    def useful(self, states: np.ndarray, present: np.ndarray) -> np.ndarray:
-        """Groups that are pinned or kept, or that a remaining layer reads and not only constants make."""
+    def useful(self, parts: Partition, states: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """Parts that are pinned or kept, or that a remaining layer reads and not only constants make."""
         graph = self.graph
         read = np.zeros(len(graph.vectors), bool)
         constant = np.zeros(len(graph.layers), bool)
         for number, call in enumerate(graph.calls):
             if call.mode in ("make", "strict") and present[number]:
-                read[[graph.tensors[t].vector for t in call.inputs]] = True
+                read[[graph.tensors[t].vector for t in (*call.inputs, *call.masks)]] = True
             if call.mode == "make" and states[call.outputs[0]] == CONSTANT:
                 constant[call.layer] = True
-        vector, group, _ = graph.pairs
-        is_read = np.bincount(group, weights=read[vector], minlength=graph.num_groups) > 0
-        is_live = np.bincount(graph.group_of, weights=~constant[graph.owner], minlength=graph.num_groups) > 0
-        return graph.pinned_mask | self.kept | (is_read & is_live)
+        vector, part, _ = parts.pairs
+        is_read = np.bincount(part, weights=read[vector], minlength=len(parts.first)) > 0
+        return parts.pinned | parts.any(self.kept) | (is_read & parts.any(~constant[graph.owner]))
 
 
 def _without(shape: tuple, axis: int) -> tuple:

@@ -27,6 +27,8 @@ class Constants(dict):
         if call.gathers:
             self.update((t, self[call.inputs[0]][order]) for t, order in zip(call.outputs, call.gathers, strict=True))
             return self[tensor]
+        if call.moves:
+            return self.setdefault(tensor, self[call.inputs[0]][call.moves[0]])
         operands = {}
         for number, source in zip(call.inputs, call.sources, strict=True):
             operand = self.graph.tensors[number]

@@ -140,12 +140,12 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
         if values is None:
             values = gates(tensors[graph.inputs[0]])
         layer = graph.layers[call.layer]
-        if call.gathers and not (layer.rule and layer.rule.rewrite):  # a shuffle stands for several operations
-            axis = graph.tensors[call.inputs[0]].axis
-            results = [ops.take(tensors[call.inputs[0]], order, axis=axis) for order in call.gathers]
+        if call.compute:  # it stands for several operations
+            results = [call.compute(*(tensors[t] for t in call.operands))]
         else:
             read = through_gates if _reads_through_gates(graph, call) else tensors.__getitem__
-            given = {id(source): read(t) for t, source in zip(call.inputs, call.sources, strict=False)}
+            given = {id(source): read(t) for t, source in zip(call.operands, call.sources, strict=True)}
+            given |= {id(source): tensors[t] for t, source in zip(call.masks, call.mask_sources, strict=True)}
             args, kwargs = call.arguments.convert(
                 lambda x, g=given: g[id(x)] if isinstance(x, keras.KerasTensor) else x
             )

@@ -25,6 +25,7 @@ from keras_morph.layer_rules import (
     reshaped,
     same,
     together,
+    zero_at_zero,
 )
 
 __all__ = ["ROWS", "mixes_channels", "weighted"]
@@ -203,15 +204,19 @@ def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 SAME = Rule(same, "uniform")
 SPATIAL = Rule(_spatial, "uniform")
 MERGE = Rule(merged, "merge")
-DENSE = Rule(weighted, "make", {"kernel": "in out", "bias": "out"}, multiplies={"kernel": "outputs"}, width="units")
+DENSE = Rule(
+    weighted, "make", {"kernel": "in out", "bias": "out"}, {"kernel": "outputs"}, width="units", zero=zero_at_zero
+)
 
 
 def _convolution(kernel: str, positions: str = "outputs") -> Rule:
-    return Rule(weighted, "make", {"kernel": kernel, "bias": "out"}, {"kernel": positions}, width="filters")
+    weights = {"kernel": kernel, "bias": "out"}
+    return Rule(weighted, "make", weights, {"kernel": positions}, width="filters", zero=zero_at_zero)
 
 
 def _grouped_variant(kernel: str) -> Callable[[Any], Rule | None]:
-    grouped = Rule(_grouped, "strict", {"kernel": kernel, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_groups)
+    weights = {"kernel": kernel, "bias": "out"}
+    grouped = Rule(_grouped, "strict", weights, {"kernel": "outputs"}, narrow=_narrow_groups, zero=zero_at_zero)
     return lambda operation: grouped if operation.groups > 1 else None
 
 
@@ -220,9 +225,8 @@ def _conv(space: str) -> Rule:
 
 
 def _depthwise_conv(space: str) -> Rule:
-    return Rule(
-        _depthwise, "strict", {"kernel": f"{space} in multiplier", "bias": "out"}, multiplies={"kernel": "outputs"}
-    )
+    weights = {"kernel": f"{space} in multiplier", "bias": "out"}
+    return Rule(_depthwise, "strict", weights, multiplies={"kernel": "outputs"}, zero=zero_at_zero)
 
 
 def _separable_conv(space: str, ones: str) -> Rule:
@@ -233,6 +237,7 @@ def _separable_conv(space: str, ones: str) -> Rule:
         kernels,
         multiplies={"depthwise_kernel": "outputs", "pointwise_kernel": "outputs"},
         width="filters",
+        zero=zero_at_zero,
     )
 
 
@@ -256,7 +261,9 @@ ROWS: dict[type, Rule] = {
     layers.SeparableConv1D: _separable_conv("k", "one"),
     layers.SeparableConv2D: _separable_conv("kh kw", "one one"),
     layers.Dense: DENSE,
-    layers.BatchNormalization: Rule(_normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma"),
+    layers.BatchNormalization: Rule(
+        _normalized, "uniform", {**_NORMALIZED_WEIGHTS, **_RENORM_WEIGHTS}, scale="gamma", masks=("mask",)
+    ),
     LayerScale: Rule(same, "uniform", {"gamma": "in"}, narrow=_narrow_projection),
     CustomScaleLayer: Rule(_scaled_sum, "merge"),
     layers.LayerNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
@@ -322,7 +329,7 @@ ROWS: dict[type, Rule] = {
             layers.GlobalMaxPooling2D,
             layers.GlobalMaxPooling3D,
         ],
-        Rule(_pooled_globally, "uniform"),
+        Rule(_pooled_globally, "uniform", masks=("mask",)),
     ),
     **dict.fromkeys(
         [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum], MERGE

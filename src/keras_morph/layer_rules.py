@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_morph.channels import GraphBuilder, Tensor
@@ -30,11 +31,15 @@ Ids = np.ndarray
 
 @dataclass(frozen=True)
 class Signal:
-    """An operand or result as a row sees it: the ids along its channel axis, that axis, and the static shape."""
+    """An operand or result as a row sees it: the ids along its channel axis, that axis, and the static shape.
+
+    `zeroed` as in `Tensor`: dead channels are exactly zero there.
+    """
 
     ids: Ids
     axis: int
     shape: tuple[int | None, ...]
+    zeroed: bool = False
 
     @property
     def rank(self) -> int:
@@ -48,13 +53,15 @@ class Flow:
     Attributes:
         name: unique name of the layer.
         operation: the Keras layer or operation.
-        inputs: its tensor operands.
+        inputs: its tensor operands, in the order of the arguments of its `call`; masks aside, where the row takes them.
         output_shapes: static shapes of its results.
         graph: where ids are made, tied and pinned.
         default_axis: channel axis of tensors of unknown origin, as a function of their rank.
         args: positional arguments of the call, Keras's own tensors among them.
         kwargs: keyword arguments of the call.
         grouped: "whole" or "equal", as in `trace`.
+        names: the argument of `call` that each operand is, or is part of.
+        masked: whether the call is given a mask.
     """
 
     name: str
@@ -66,6 +73,8 @@ class Flow:
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     grouped: str = "whole"
+    names: tuple[str, ...] = ()
+    masked: bool = False
 
     def read(self, axis: int) -> Ids | None:
         """Ids that the layer reads along `axis` of its operand; None, and pinned, if they lie along another axis."""
@@ -86,6 +95,8 @@ class Routed:
         mode: overrides the row's mode for this call.
         gathers: for each result the positions of its channels along the operand's channel axis, where the call picks
             channels (slices, splits, takes, shuffles).
+        moves: as `gathers`, where the call moves axes and picks nothing: by it constants are followed.
+        rows: by how much the batch axis grows, as in `Tensor.rows`; NaN if unknown.
         hidden: ids of the channels inside the layer, of which one has to stay, or None.
         followed: False where the row does not say what this call does: the layer is then one that we do not know.
     """
@@ -94,6 +105,8 @@ class Routed:
     sides: Mapping[str, Ids | None] = field(default_factory=dict)
     mode: str | None = None
     gathers: tuple[np.ndarray, ...] = ()
+    moves: tuple[np.ndarray, ...] = ()
+    rows: float = 1.0
     hidden: Ids | None = None
     followed: bool = True
 
@@ -113,6 +126,14 @@ class Rewriting:
     result: Tensor
     kept: np.ndarray
     kept_result: np.ndarray
+
+
+def always(operation: Any) -> bool:
+    return True
+
+
+def never(operation: Any) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,9 @@ class Rule:
         rewrite: `rewrite(args, kwargs, Rewriting) -> (args, kwargs)`, where arguments of the call depend on channels:
             constant arrays, indices, shapes. It is called before tensors are filled in.
         variant: `variant(operation) -> Rule | None`, a different row for some instances of the class.
+        masks: arguments of its `call` that are masks: they say which steps count, and have no channels.
+        zero: `zero(operation) -> bool`, whether what is zero stays zero; of a layer whose weights make or read channels,
+            whether it makes zeros of zero weights.
     """
 
     flow: Callable[[Flow], Routed]
@@ -151,6 +175,8 @@ class Rule:
     narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
     rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
+    masks: tuple[str, ...] = ()
+    zero: Callable[[Any], bool] = field(default=never, repr=False)
 
     def of(self, operation: Any) -> "Rule":
         """The row of one instance of the class."""
@@ -185,7 +211,7 @@ def fresh(flow: Flow, reason: str) -> Routed:
     results = []
     for number, shape in enumerate(flow.output_shapes):
         axis = flow.default_axis(len(shape))
-        made = flow.graph.make(f"{flow.name}:{number}" if number else flow.name, (shape[axis] or 0) if shape else 0)
+        made = flow.graph.make(flow.name, (shape[axis] or 0) if shape else 0, str(number or ""))
         flow.graph.pin(made, f"{flow.name} {reason}")
         results.append((made, axis))
     return Routed(results, mode="strict", followed=False)
@@ -213,56 +239,92 @@ def joined(flow: Flow) -> Routed:
     return replace(merged(flow), mode="strict")
 
 
-def follow_reshape(ids: Ids, axis: int, before: tuple, after: tuple) -> tuple[Ids, int] | None:
+def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tuple[np.ndarray, int] | None:
     """Where the channel axis is after a row-major reshape, or None where it was torn apart.
 
+    An element's place in memory says all: channel `(place // inner) % width`, with `inner` elements behind the channel
+    axis. A new axis of `size` with `behind` elements behind it carries the channels if each of its positions stands for
+    one channel: `behind` divides `inner`, and `size * behind` is a multiple of `width * inner`. What becomes of the
+    other axes, the batch axis included, does not matter.
+
     Args:
-        ids: ids along `axis`.
         axis: channel axis before, batch axis included.
         before, after: static shapes, batch included.
+        preferred: the channel axis after, where several would do (axes of length 1).
+
+    Returns:
+        The channel at each position of the new channel axis, and that axis.
     """
-    if None in before[1:] or None in after[1:]:
+    width, inner = before[axis], _product(before[axis + 1 :])
+    if width is None or inner is None:
         same = axis == len(before) - 1 and before[-1] == after[-1]
-        return (ids, len(after) - 1) if same else None
-    sizes = after[1:]
-    outer, inner = math.prod(before[1:axis]), math.prod(before[axis + 1 :])
-    for new, size in enumerate(sizes):
-        if size == len(ids) and math.prod(sizes[:new]) == outer:
-            return ids, new + 1
-    for new in reversed(range(len(sizes))):
-        outside, inside = math.prod(sizes[:new]), math.prod(sizes[new + 1 :])
-        # The new axis swallows the channel axis whole, a tail of what lay outside it and a head of what lay inside.
-        if outer % outside == 0 and inner % inside == 0:
-            return np.tile(np.repeat(ids, inner // inside), outer // outside), new + 1
-    return None
+        return (np.arange(width or 0), len(after) - 1) if same else None
+    found = []
+    for new in range(1, len(after)):
+        size, behind = after[new], _product(after[new + 1 :])
+        if size is None or behind is None or inner % behind or (size * behind) % (width * inner):
+            continue
+        found.append((size == width and behind == inner, new == preferred, new, behind))
+    if not found:
+        return None
+    *_, new, behind = max(found)
+    return np.arange(after[new]) * behind // inner % width, new
+
+
+def _product(sizes: tuple) -> int | None:
+    return None if None in sizes else math.prod(sizes)
 
 
 def reshaped(flow: Flow) -> Routed:
-    signal = flow.inputs[0]
-    followed = follow_reshape(signal.ids, signal.axis, signal.shape, flow.output_shapes[0])
-    if followed is None:
-        followed = _split_by_reshape(flow, signal, flow.output_shapes[0])
-    return Routed([followed]) if followed else fresh(flow, "tears the channel axis apart")
+    signal, after = flow.inputs[0], flow.output_shapes[0]
+    preferred = flow.default_axis(len(after))
+    moved = follow_reshape(signal.axis, signal.shape, after, preferred)
+    one, other = _product(signal.shape[1:]), _product(after[1:])
+    known = tuple(signal.shape[1:]).count(None) == tuple(after[1:]).count(None) == 1
+    rows = one / other if one and other else 1.0 if known else math.nan
+    if moved is not None:
+        order, axis = moved
+        ids = signal.ids if np.array_equal(order, np.arange(len(signal.ids))) else signal.ids[order]
+        return Routed([(ids, axis)], moves=(order,), rows=rows)
+    split = _split_by_reshape(flow, signal, after, preferred)
+    # Constants of a channel axis that is split differ from place to place.
+    return Routed([split], mode="strict", rows=rows) if split else fresh(flow, "tears the channel axis apart")
 
 
-def _split_by_reshape(flow: Flow, signal: Signal, after: tuple[Any, ...]) -> tuple[Ids, int] | None:
-    """A channel axis that is split in several, such as C -> (r, r, C / r^2): the longest of them stays the channel axis.
+def _split_by_reshape(flow: Flow, signal: Signal, after: tuple[Any, ...], preferred: int) -> tuple[Ids, int] | None:
+    """A channel axis that is split in several, such as C -> (r, r, C / r^2): one of them stays the channel axis.
 
-    Channels that lie at the same place of it are tied, so that the others keep their lengths.
+    It is the axis along which the model's channels lie, or else the longest. Channels that lie at the same place of it
+    are tied, so that the others keep their lengths. An axis of `size` with `behind` elements behind it will do if the
+    channel alone says the place: `inner` divides `behind`, and `size * behind` divides `width * inner`.
     """
-    if None in signal.shape[1:] or None in after[1:]:
+    width, inner = len(signal.ids), _product(signal.shape[signal.axis + 1 :])
+    fitting = []
+    for axis in range(1, len(after)):
+        size, behind = after[axis], _product(after[axis + 1 :])
+        if width and inner and size and behind and not behind % inner and not width * inner % (size * behind):
+            fitting.append((axis == preferred, size, axis, behind // inner))
+    if not fitting:
         return None
-    after = tuple(int(size or 0) for size in after)
-    outer, width = math.prod(size or 0 for size in signal.shape[1 : signal.axis]), len(signal.ids)
-    for start in range(1, len(after)):
-        for stop in range(start + 2, len(after) + 1):
-            if math.prod(after[1:start]) == outer and math.prod(after[start:stop]) == width:
-                axis = max(range(start, stop), key=lambda a: (after[a], a))
-                grid = np.moveaxis(signal.ids.reshape(after[start:stop]), axis - start, -1).reshape(-1, after[axis])
-                for row in grid[1:]:
-                    flow.graph.tie(grid[0], row)
-                return grid[0].copy(), axis
-    return None
+    _, size, axis, step = max(fitting)
+    place = np.arange(width) // step % size
+    _, first = np.unique(place, return_index=True)
+    flow.graph.tie(signal.ids[first][place], signal.ids)
+    return signal.ids[first], axis
+
+
+# Activations that are zero at zero.
+ZERO_AT_ZERO = frozenset(
+    """celu elu gelu hard_shrink hard_silu hard_tanh leaky_relu linear mish relu relu6 selu silu soft_shrink softsign
+    tanh tanh_shrink""".split()  # noqa: SIM905
+)
+
+
+def zero_at_zero(operation: Any) -> bool:
+    """Whether an operation's activation is zero at zero, as that of a layer without one is."""
+    activation = getattr(operation, "activation", None)
+    name = getattr(activation, "__name__", "")
+    return activation is None or (name in ZERO_AT_ZERO and getattr(keras.activations, name, None) is activation)
 
 
 TABLE: dict[type, Rule] = {}

@@ -96,7 +96,7 @@ def masked(
             values = _values(graph, layer, weight, gates).copy()
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
-                    dead = ~closed.alive[graph.group_of[graph.vectors[vector]]]
+                    dead = closed.channels[graph.vectors[vector]] == 0
                     values[(slice(None),) * axis + (dead,)] = 0
             target.assign(values)
     return copy
@@ -116,7 +116,7 @@ def _closed(seed: Any, structure: Any, **options: Any) -> tuple[ChannelGraph, Cl
 
 
 def _check_not_expanded(closed: Closed) -> None:
-    if closed.copies.max(initial=0) > 1:
+    if closed.channels.max(initial=0) > 1:
         raise KerasMorphError(
             "An expanded structure is wider than its seed, whose weights do not fill it. Expected: weights=False."
         )
@@ -136,19 +136,14 @@ def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray
     return values * factors.reshape(shape).astype(values.dtype)
 
 
-def _key(scope: Scope) -> tuple[int, int]:
-    """What a nested model does; a layer that is made of layers may do several things."""
-    return id(scope.model), id(scope.function)
-
-
 class _Replay:
     """One pass over the calls that are present, from the inputs to the outputs."""
 
     def __init__(self, graph: ChannelGraph, closed: Closed, weights: bool, gates: np.ndarray | None = None) -> None:
         self.graph, self.closed, self.weights, self.gates = graph, closed, weights, gates
         self.tensors: dict[int, Any] = {}
-        self.copies: dict[int, Any] = {}
-        self.nested: dict[tuple[int, int], tuple[Any, tuple[bool, ...]]] = {}
+        self.copies: dict[tuple[int, str], Any] = {}
+        self.nested: dict[tuple, tuple[Any, tuple[bool, ...]]] = {}
         self.taken: dict[str, dict[str, str]] = {}
         self.wholes: list[tuple[Any, Any]] = []
         self.prefix = ""
@@ -163,7 +158,7 @@ class _Replay:
             name=self.graph.model.name,
         )
         if self.weights:
-            for number, copy in self.copies.items():
+            for (number, _), copy in self.copies.items():
                 self.carry(self.graph.layers[number], copy)
             for source, target in self.wholes:
                 transfer(source, target)
@@ -186,13 +181,22 @@ class _Replay:
             number += 1
 
     def stays(self, scope: Scope) -> bool:
-        """Whether everything that goes in and out of a nested model is alive, so that it can be called as one."""
+        """Whether everything that goes in and out of a nested model is alive, so that it can be called as one.
+
+        What a TimeDistributed calls stays: closing keeps its ends alive.
+        """
+        if scope.stepped:
+            return bool(self.closed.present[scope.start])
         made = {t for call, p in zip(self.graph.calls, self.closed.present, strict=False) if p for t in call.outputs}
         ends = {*scope.inputs, *scope.outputs}
         whole = all(self.closed.states[t] == LIVE and t in made for t in ends)
-        known = self.nested.get(_key(scope))
+        known = self.nested.get(self.key(scope))
         agrees = known is None or known[1] == self.pattern(scope)
         return whole and agrees and scope.start < scope.stop and len(set(scope.inputs)) == len(scope.inputs)
+
+    def key(self, scope: Scope) -> tuple:
+        """What a nested model does; a layer that is made of layers may do several things."""
+        return id(scope.model), id(scope.function), self.pattern(scope) if scope.stepped else None
 
     def pattern(self, scope: Scope) -> tuple[bool, ...]:
         """Which calls of a nested model are present."""
@@ -202,16 +206,16 @@ class _Replay:
         """Rebuild a nested model once, and call it."""
         given = [self.tensors[t] for t in scope.inputs]
         ins, outs = structs(scope.function)
-        if _key(scope) not in self.nested:
+        if self.key(scope) not in self.nested:
             copy = self.unchanged(scope)
             if copy is not None:
                 self.wholes.append((scope.model, copy))
             else:
                 copy = self.renewed(scope, inner, ins, outs)
                 self.tensors.update(zip(scope.inputs, given, strict=True))
-            self.nested[_key(scope)] = copy, self.pattern(scope)
-        model, _ = self.nested[_key(scope)]
-        args, kwargs = (tree.pack_sequence_as(ins, given),), {}
+            self.nested[self.key(scope)] = copy, self.pattern(scope)
+        model, _ = self.nested[self.key(scope)]
+        args, kwargs = (given[0] if scope.stepped else tree.pack_sequence_as(ins, given),), {}
         if any(copy is model for _, copy in self.wholes):  # its call takes what the seed's takes
             tensors = iter(given)
             args, kwargs = scope.arguments.convert(lambda x: next(tensors) if isinstance(x, keras.KerasTensor) else x)
@@ -219,16 +223,26 @@ class _Replay:
 
     def renewed(self, scope: Scope, inner: Sequence[Scope], ins: Any, outs: Any) -> keras.Model:
         """A nested model of what is alive inside."""
-        for number in scope.inputs:
-            tensor = self.tensors[number]
-            self.tensors[number] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-        inputs = [self.tensors[t] for t in scope.inputs]
+        sources, results, start, stop = scope.inputs, scope.outputs, scope.start, scope.stop
+        if scope.stepped:  # the calls between those that move the axis of time
+            sources, results = self.graph.calls[start].outputs, self.graph.calls[stop - 1].inputs
+            self.tensors[sources[0]] = self.tensors[scope.inputs[0]]
+            start, stop = start + 1, stop - 1
+        for number, source in zip(sources, scope.function.inputs, strict=True):
+            tensor, axis = self.tensors[number], self.graph.tensors[number].axis
+            # Its own sizes: it may be called on images of several.
+            shape = list(source.shape)
+            shape[axis] = self.closed.counts[self.graph.tensors[number].vector] or shape[axis]
+            self.tensors[number] = keras.Input(batch_shape=shape, dtype=tensor.dtype)
+        inputs = [self.tensors[t] for t in sources]
         name, outer = self.local(scope.name), self.prefix
         self.prefix = f"{scope.name}/"
-        self.run(scope.start, scope.stop, inner)
+        self.run(start, stop, inner)
         self.prefix = outer
-        outputs = [self.tensors[t] for t in scope.outputs]
-        return keras.Model(tree.pack_sequence_as(ins, inputs), tree.pack_sequence_as(outs, outputs), name=name)
+        outputs = [self.tensors[t] for t in results]
+        inside = scope.function.name if scope.stepped else name
+        model = keras.Model(tree.pack_sequence_as(ins, inputs), tree.pack_sequence_as(outs, outputs), name=inside)
+        return layers.TimeDistributed(model, name=name) if scope.stepped else model
 
     def local(self, name: str) -> str:
         """A name in the model that is being made; what is inside a nested one that was taken apart keeps both names."""
@@ -263,7 +277,7 @@ class _Replay:
         return self.alive(self.graph.vectors[vector])
 
     def alive(self, ids: np.ndarray) -> np.ndarray:
-        return repeated(self.closed.copies[self.graph.group_of[ids]])
+        return repeated(self.closed.channels[ids])
 
     def replay(self, call: Call) -> list[Any]:
         states = self.closed.states
@@ -271,14 +285,24 @@ class _Replay:
             return [self.copy(call).output]
         live = [self.tensors[t] for t in call.operands if states[t] == LIVE]
         if call.gathers:
-            return self.gather(call)
+            return self.unmasked(call, self.gather(call))
+        if call.compute:
+            return [call.compute(*live)]
         if call.mode == "merge" and any(states[t] == CONSTANT for t in call.inputs):
-            return [self.fold(call, live)]
+            return self.unmasked(call, [self.fold(call, live)])
         if call.mode in ("merge", "join") and len(live) == 1 < len(call.inputs):
-            return live
+            return self.unmasked(call, live)
         if len(live) < len(call.operands):
             return tree.flatten(self.copy(call)(live))
-        return self.apply(call, {id(s): self.tensors[t] for t, s in zip(call.operands, call.sources, strict=True)})
+        sources = (*zip(call.operands, call.sources, strict=True), *zip(call.masks, call.mask_sources, strict=True))
+        return self.apply(call, {id(source): self.tensors[t] for t, source in sources})
+
+    def unmasked(self, call: Call, results: list[Any]) -> list[Any]:
+        """Results without the mask that what is left of a call may hand on, where the call itself hands on none."""
+        tensors = self.graph.tensors
+        if not any(tensors[t].masked for t in call.inputs):
+            return results
+        return [x if tensors[t].masked else ops.copy(x) for t, x in zip(call.outputs, results, strict=True)]
 
     def apply(self, call: Call, values: dict[int, Any]) -> list[Any]:
         """Call the copy with its arguments rewritten and with these values for the seed's tensors."""
@@ -329,19 +353,29 @@ class _Replay:
         return self.apply(call, operands)[0]
 
     def copy(self, call: Call) -> Any:
-        """The narrower copy of a call's layer."""
-        if call.layer not in self.copies:
-            self.copies[call.layer] = self.narrowed(self.graph.layers[call.layer], call)
-        return self.copies[call.layer]
+        """The narrower copy of a call's layer; of one without weights a copy for each of its configurations."""
+        layer = self.graph.layers[call.layer]
+        config = None if layer.rule is None else self.config(layer, call)
+        key = call.layer, "" if layer.weights or config is None else repr(config)
+        if key not in self.copies:
+            again = sum(number == call.layer for number, _ in self.copies)
+            self.copies[key] = self.narrowed(layer, config, again)
+        return self.copies[key]
 
-    def narrowed(self, layer: Layer, call: Call) -> Any:
-        name = self.local(layer.name)
-        if layer.rule is None:
-            return remade(layer.operation, name, lenient=True)
+    def config(self, layer: Layer, call: Call) -> dict:
+        """The config of a call's layer for the channels that are alive."""
         result = self.graph.tensors[call.outputs[0]]
         made = self.graph.vectors[result.vector] if layer.made is None else layer.made
         try:
-            config = layer.rule.narrowed(layer.operation.get_config(), self.alive(made), result)
+            return layer.rule.narrowed(layer.operation.get_config(), self.alive(made), result)
+        except (NotImplementedError, TypeError) as error:
+            raise _without_config(layer) from error
+
+    def narrowed(self, layer: Layer, config: dict | None, again: int) -> Any:
+        name = self.local(f"{layer.name}_{again}" if again else layer.name)
+        if config is None:
+            return remade(layer.operation, name, lenient=True)
+        try:
             return type(layer.operation).from_config({**config, "name": name})
         except (NotImplementedError, TypeError) as error:
             raise _without_config(layer) from error

@@ -5,13 +5,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, tree
+from keras import layers
 
 from keras_morph.channels import Tensor
 from keras_morph.layer_rows import mixes_channels, weighted
-from keras_morph.layer_rules import TABLE, Flow, Routed, Rule, Signal, fresh, rule_for
+from keras_morph.layer_rules import TABLE, Flow, Routed, Rule, Signal, always, fresh, rule_for, zero_at_zero
 
 __all__ = ["SEQUENCE_ROWS"]
 
@@ -31,15 +30,25 @@ def _recurrent(flow: Flow) -> Routed:
     A unit has a column for each of its gates; it is scored by the strongest.
     """
     operation, signal = flow.operation, flow.inputs[0]
-    if len(flow.inputs) > 1:
-        return fresh(flow, "is given its initial state")
     made = flow.graph.make(flow.name, operation.units)
+    if not _given_states(flow, made):
+        return fresh(flow, "is given something else than one initial state per unit")
     for part in ("activation", "recurrent_activation"):
         if reason := mixes_channels(getattr(operation, part, None)):
             flow.graph.pin(made, f"{flow.name}: {reason}")
     gates = np.tile(made, operation.cell.kernel.shape[-1] // operation.units)
     results = [(made, len(shape) - 1) for shape in flow.output_shapes]
     return Routed(results, {"in": flow.read(signal.rank - 1), "state": made, "gates": gates})
+
+
+def _given_states(flow: Flow, made: np.ndarray) -> bool:
+    """Tie the states that a recurrent layer begins with to its units; whether they are one per unit."""
+    states = flow.inputs[1:]
+    if any(state.rank != 2 or state.axis != 1 or len(state.ids) != len(made) for state in states):
+        return False
+    for state in states:
+        flow.graph.tie(made, state.ids)
+    return True
 
 
 RECURRENT = Rule(
@@ -49,6 +58,9 @@ RECURRENT = Rule(
     {"cell.kernel": "inputs", "cell.recurrent_kernel": "inputs"},
     width="units",
     scored={"cell.kernel": "gates", "cell.recurrent_kernel": "gates"},
+    masks=("mask",),
+    # With zero weights the gates are what they are, but the state stays zero.
+    zero=zero_at_zero,
 )
 RECURRENT_LAYERS = {layers.LSTM, layers.GRU, layers.SimpleRNN}
 GRU_OF_TWO_BIASES = replace(RECURRENT, weights={**RECURRENT.weights, "cell.bias": "side gates"})
@@ -98,6 +110,8 @@ def _time_distributed(operation: Any) -> Rule | None:
         scored=_inside("layer", inner.scored),
         scale=inner.scale and f"layer.{inner.scale}",
         narrow=narrow,
+        masks=() if operation.layer._call_has_mask_arg else ("mask",),
+        zero=lambda wrapper: inner.zero(wrapper.layer),
     )
 
 
@@ -113,10 +127,10 @@ def _bidirectional(operation: Any) -> Rule | None:
         return None
 
     def flow(flow: Flow) -> Routed:
-        if len(flow.inputs) > 1:
-            return fresh(flow, "is given its initial state")
-        routed = [_recurrent(replace(flow, operation=part)) for part in parts]
         made = flow.graph.make(flow.name, parts[0].units)
+        if not _given_states(flow, made):
+            return fresh(flow, "is given something else than one initial state per unit")
+        routed = [_recurrent(replace(flow, operation=part, inputs=flow.inputs[:1])) for part in parts]
         both = np.tile(made, 2)
         results = [(both if shape[-1] == len(both) else made, len(shape) - 1) for shape in flow.output_shapes]
         return replace(routed[0], results=results)
@@ -131,7 +145,16 @@ def _bidirectional(operation: Any) -> Rule | None:
     def both(name: str) -> dict[str, Any]:
         return _inside("forward_layer", getattr(forward, name)) | _inside("backward_layer", getattr(backward, name))
 
-    return Rule(flow, "strict", both("weights"), both("multiplies"), narrow=narrow, scored=both("scored"))
+    return Rule(
+        flow,
+        "strict",
+        both("weights"),
+        both("multiplies"),
+        narrow=narrow,
+        scored=both("scored"),
+        masks=("mask",),
+        zero=lambda wrapper: zero_at_zero(wrapper.forward_layer) and zero_at_zero(wrapper.backward_layer),
+    )
 
 
 # Attention.
@@ -143,15 +166,14 @@ def _attended(flow: Flow) -> Routed:
     Heads are added up, each with its own softmax, so that one whose rows of the output kernel are zero can go. The width
     of the result is the residual stream's and stays. Only the values' kernel has an `out` axis: it scores a head.
     """
-    operation, operands = flow.operation, tree.flatten((flow.args, flow.kwargs))
-    tensors = [x for x in operands if isinstance(x, keras.KerasTensor)]
-    positional = [x for x in flow.args if isinstance(x, keras.KerasTensor)]
-    by_name = len({id(x) for x in tensors}) > 1 and len(tensors) != len(positional)
-    plain = len(tensors) in (2, 3) and len(flow.output_shapes) == 1 and len(flow.output_shapes[0]) == 3
-    if by_name or not plain or any((signal.axis, signal.rank) != (2, 3) for signal in flow.inputs):
+    operation, operands = flow.operation, dict(zip(flow.names, flow.inputs, strict=True))
+    named = set(operands) in ({"query", "value"}, {"query", "value", "key"}) and len(operands) == len(flow.inputs)
+    plain = named and len(flow.output_shapes) == 1 and len(flow.output_shapes[0]) == 3
+    if not plain or any((signal.axis, signal.rank) != (2, 3) for signal in flow.inputs):
         return fresh(flow, "is called with something else than sequences as query, value and key")
-    query, value, key = flow.inputs if len(tensors) == 3 else [*flow.inputs, flow.inputs[1]]
-    result = flow.graph.make(f"{flow.name}:result", flow.output_shapes[0][2] or 0)
+    query, value = operands["query"], operands["value"]
+    key = operands.get("key", value)
+    result = flow.graph.make(flow.name, flow.output_shapes[0][2] or 0, "result")
     flow.graph.pin(result, f"{flow.name} adds up its heads in it")
     grouped = type(operation) is layers.GroupQueryAttention
     for signal in flow.inputs if grouped else ():
@@ -195,6 +217,7 @@ ATTENTION = Rule(
     },
     width="num_heads",
     narrow=_narrow_heads,
+    masks=("query_mask", "value_mask", "key_mask", "attention_mask"),
 )
 
 
@@ -203,8 +226,13 @@ def _weighed(flow: Flow) -> Routed:
     if not 2 <= len(flow.inputs) <= 3 or len(flow.output_shapes) > 1 or any(s.axis != 2 for s in flow.inputs):
         return fresh(flow, "attends to something else than a sequence of vectors")
     query, value, key = flow.inputs if len(flow.inputs) == 3 else [*flow.inputs, flow.inputs[1]]
-    for signal in (query, key):
-        flow.graph.pin(signal.ids, f"{flow.name} weighs positions with all of them")
+    # A product of queries and keys is a sum over channels: one that is zero in either can go from both.
+    product = type(flow.operation) is layers.Attention and flow.operation.score_mode == "dot"
+    if product and (query.zeroed or key.zeroed) and len(query.ids) == len(key.ids):
+        flow.graph.tie(query.ids, key.ids)
+    else:
+        for signal in (query, key):
+            flow.graph.pin(signal.ids, f"{flow.name} weighs positions with all of them")
     return Routed([(value.ids, 2)])
 
 
@@ -223,7 +251,8 @@ def _einsum_dense(operation: Any) -> Rule | None:
     ):
         return None
     axes = "in out" if kernel[0] == operand[-1] else "out in"
-    return Rule(weighted, "make", {"kernel": axes, "bias": "out"}, {"kernel": "outputs"}, narrow=_narrow_last)
+    weights = {"kernel": axes, "bias": "out"}
+    return Rule(weighted, "make", weights, {"kernel": "outputs"}, narrow=_narrow_last, zero=zero_at_zero)
 
 
 def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
@@ -232,7 +261,7 @@ def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 
 SEQUENCE_ROWS: dict[type, Rule] = {
     layers.Embedding: Rule(
-        _embedded, "strict", {"embeddings": "token out"}, width="output_dim", scored={"embeddings": "out"}
+        _embedded, "strict", {"embeddings": "token out"}, width="output_dim", scored={"embeddings": "out"}, zero=always
     ),
     layers.LSTM: RECURRENT,
     layers.GRU: replace(RECURRENT, variant=lambda gru: GRU_OF_TWO_BIASES if gru.reset_after else None),
@@ -244,8 +273,8 @@ SEQUENCE_ROWS: dict[type, Rule] = {
     ),
     layers.MultiHeadAttention: ATTENTION,
     layers.GroupQueryAttention: replace(ATTENTION, width="num_key_value_heads", narrow=_narrow_queries),
-    layers.Attention: Rule(_weighed, "strict"),
-    layers.AdditiveAttention: Rule(_weighed, "strict"),
+    layers.Attention: Rule(_weighed, "strict", masks=("mask",)),
+    layers.AdditiveAttention: Rule(_weighed, "strict", masks=("mask",)),
 }
 
 TABLE.update(SEQUENCE_ROWS)

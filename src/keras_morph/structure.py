@@ -155,12 +155,12 @@ class Structure:
             alive: bool per group, `(num_groups,)`, or how often each is there.
             scores: numbers per group that say which channel is kept where a path would be lost.
         """
-        copies = close(graph, alive, scores).copies
+        channels = close(graph, alive, scores).channels
         made = {layer.name: layer for layer in graph.layers if layer.name in graph.widths}
         return cls(
             graph.model.name,
             fingerprint(graph),
-            {name: repeated(copies[graph.group_of[layer.made]]) for name, layer in made.items()},
+            {name: repeated(channels[layer.made]) for name, layer in made.items()},
             graph.widths,
             {name: layer.kind for name, layer in made.items()},
         )
@@ -254,7 +254,13 @@ def _agreed(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
     for layer in graph.layers:
         if layer.name in graph.widths:
             counted[graph.group_of[layer.made]] = True
+    alive = (votes > 0) | ~counted
     torn = np.flatnonzero((votes > 0) & (votes < members) & ~graph.pinned_mask)
+    if len(torn):
+        # A group falls apart where the calls that tie it are gone.
+        known = np.isin(graph.owner, [n for n, layer in enumerate(graph.layers) if layer.name in graph.widths])
+        differs = known & ((close(graph, alive).channels > 0) != channels)
+        torn = torn[np.isin(torn, graph.group_of[differs])]
     if len(torn):
         dead, kept = (
             next(
@@ -270,7 +276,7 @@ def _agreed(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
             f"The structure keeps channel {kept[1]} of {kept[0]} but not channel {dead[1]} of {dead[0]}, "
             "which it is tied to. Expected: both or neither."
         )
-    return (votes > 0) | ~counted
+    return alive
 
 
 def _mismatch(structure: Structure, graph: ChannelGraph) -> str:

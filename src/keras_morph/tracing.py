@@ -1,23 +1,27 @@
 """From a Keras model to its ChannelGraph."""
 
 import difflib
+import functools
+import inspect
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
+from keras.src.ops import numpy as numeric
 
-from keras_morph import layer_rows, operation_rows, sequence_rows  # noqa: F401 -- they fill the table
+from keras_morph import contractions  # noqa: F401 -- it completes the table
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
 from keras_morph.composites import local_names, recordings_in
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
 from keras_morph.keras_graph import graph_in, graph_of, nodes_of, operations_of
-from keras_morph.layer_rules import Flow, Routed, Rule, Signal, fresh, rule_for, variable
+from keras_morph.layer_rules import Flow, Routed, Rule, Signal, always, fresh, rule_for, same, variable
 
 __all__ = ["trace"]
 
@@ -91,21 +95,24 @@ class _Tracer:
                 users.setdefault(id(source), []).append(node)
         for output in function.outputs:
             users.setdefault(id(output), []).append(None)
-        shuffles: dict[int, _Shuffle | None] = {}  # node -> the shuffle that it ends, or None inside of one
+        chains = _mask_joins(nodes)  # node -> the chain that it ends, or None inside of one
         for node in nodes:
             if node.is_input and prefix:
                 continue  # a nested model's input is the tensor that it is called on
             name = prefix + names.get(id(node.operation), node.operation.name)
             nested = None if node.is_input else _nested_in(node)
+            stepped = None if node.is_input else self.stepped_in(node)
             recording = self.recording(node, recordings)
             if nested is not None or recording is not None:
                 self.nest(node, nested or recording, name, recorded=recorded or nested is None)
-                continue
-            if type(node.operation).__name__ == "Reshape" and id(node) not in shuffles:
-                shuffles.update(self.follow_shuffle(node, users))
-            shuffle = shuffles.get(id(node))
-            if shuffle is not None or id(node) not in shuffles:
-                self.call(node, name, shuffle)
+            elif stepped is not None:
+                self.step(node, stepped, name, recorded=recorded)
+            else:
+                if type(node.operation).__name__ == "Reshape" and id(node) not in chains:
+                    chains.update(self.follow_shuffle(node, users))
+                chain = chains.get(id(node))
+                if chain is not None or id(node) not in chains:
+                    self.call(node, name, chain)
 
     def recording(self, node: Any, recordings: dict[int, Any]) -> Any:
         """The graph of a layer that is made of layers, or None; why it is not followed is kept."""
@@ -128,53 +135,170 @@ class _Tracer:
         self.run(function, f"{name}/", owner=owner, recorded=recorded)
         for inner, outer in zip(function.outputs, node.outputs, strict=True):
             self.numbers[id(outer)], self.specs[id(outer)] = self.numbers[id(inner)], self.spec(inner)
-        ends = [
+        given, results = (
             tuple(self.numbers[id(source)] for source in sources) for sources in (function.inputs, function.outputs)
-        ]
-        self.scopes.append(Scope(name, node.operation, function, node.arguments, start, len(self.calls), *ends))
+        )
+        self.scopes.append(
+            Scope(name, node.operation, function, node.arguments, start, len(self.calls), given, results)
+        )
 
-    def call(self, node: Any, name: str, shuffle: "_Shuffle | None" = None) -> None:
+    def stepped_in(self, node: Any) -> Any:
+        """The graph of the model that a TimeDistributed calls at every step, or None where it cannot be followed."""
+        operation, given = node.operation, node.arguments.keras_tensors
+        if type(operation) is not keras.layers.TimeDistributed or len(given) != 1:
+            return None
+        function, tensor = graph_in(operation.layer), self.tensors[self.numbers[id(given[0])]]
+        if function is None or len(function.inputs) != 1 or len(function.outputs) != 1:
+            return None
+        fits = len(function.inputs[0].shape) + 1 == len(tensor.shape) and function.inputs[0].dtype == given[0].dtype
+        return function if fits and tensor.axis > 1 and tensor.shape[1] is not None else None
+
+    def step(self, node: Any, function: Any, name: str, *, recorded: bool) -> None:
+        """The calls of a model that a TimeDistributed calls at every step.
+
+        They stand between one call that takes the axis of time into the batch and one that brings it back.
+        """
+        (outer,), (result,) = node.arguments.keras_tensors, node.outputs
+        operation, start = Steps(name), len(self.calls)
+        source, target = self.tensors[self.numbers[id(outer)]], function.inputs[0]
+        steps = int(source.shape[1] or 1)
+        shape = source.shape[:1] + source.shape[2:]
+        inside = replace(source, axis=source.axis - 1, shape=shape, rows=source.rows * steps)
+        self.turn(operation, self.numbers[id(outer)], inside, outer, target, keras.KerasTensor(shape, target.dtype))
+        self.run(function, f"{name}/", recorded=recorded)
+        (end,) = function.outputs
+        source = self.tensors[self.numbers[id(end)]]
+        shape = (source.shape[0], steps, *source.shape[1:])
+        outside = replace(source, axis=source.axis + 1, shape=shape, rows=source.rows / steps)
+        self.turn(operation, self.numbers[id(end)], outside, end, result, keras.KerasTensor(shape, end.dtype))
+        given, results = (self.numbers[id(outer)],), (self.numbers[id(result)],)
+        self.scopes.append(
+            Scope(name, node.operation, function, node.arguments, start, len(self.calls), given, results, stepped=True)
+        )
+
+    def turn(self, operation: "Steps", number: int, tensor: Tensor, source: Any, target: Any, spec: Any) -> None:
+        """A call that moves the axis of time: the same channels in another place."""
+        name = operation.name
+        if name not in self.layers:
+            self.layers[name] = Layer(name, "TimeDistributed", operation, STEPS, (), None)
+            self.layer_numbers[name] = len(self.layer_numbers)
+        self.numbers[id(target)], self.specs[id(target)] = len(self.tensors), spec
+        self.tensors.append(tensor)
+        self.calls.append(
+            Call(self.layer_numbers[name], "strict", (number,), (self.numbers[id(target)],), sources=(source,))
+        )
+
+    def call(self, node: Any, name: str, chain: "_Chain | None" = None) -> None:
+        """One call: its channels by its row, and what else is known of its results."""
         operation = node.operation
         name = self.names.setdefault(id(operation), name)  # a layer of two nested models has the name of its first call
-        sources = (shuffle.source,) if shuffle else tuple(node.arguments.keras_tensors)
-        inputs = tuple(self.numbers[id(source)] for source in sources)
-        signals = [self.signal(number) for number in inputs]
+        rule = None if node.is_input else CHAIN if chain else rule_for(operation)
+        given = [("", x) for x in chain.sources] if chain else _arguments(node)
+        masks = [x for argument, x in given if rule and argument in rule.masks]
+        operands = [(argument, x) for argument, x in given if not rule or argument not in rule.masks]
         specs = self.output_specs(node)
+        inputs = tuple(self.numbers[id(source)] for _, source in operands)
         flow = Flow(
             name,
             operation,
-            signals,
+            [self.signal(number) for number in inputs],
             [tuple(spec.shape) for spec in specs],
             self.graph,
             self.default_axis,
             node.arguments.args,
             node.arguments.kwargs,
             self.grouped,
+            tuple(argument for argument, _ in operands),
+            bool(masks),
         )
-        rule = None if node.is_input else rule_for(operation)
-        if shuffle:
-            routed = Routed(
-                [(signals[0].ids[shuffle.order], signals[0].axis)], mode="uniform", gathers=(shuffle.order,)
-            )
-        else:
-            routed = _enter(flow) if node.is_input else rule.flow(flow) if rule else self.unknown(flow)
+        self.graph.call = len(self.calls)
+        routed = _enter(flow) if node.is_input else self.routed(flow, rule, chain)
+        self.graph.call = -1
         rule = rule if routed.followed else None
+        for mask in masks:
+            self.graph.pin(self.signal(self.numbers[id(mask)]).ids, f"{name} is given it as a mask")
         if name in self.layers:
             self.share(name, routed)
         else:
-            weights = _weights(operation, rule, routed, signals, self.graph) if rule else ()
+            weights = _weights(operation, rule, routed, flow.inputs, self.graph) if rule else ()
             made = self.graph.made.get(name)
             self.layers[name] = Layer(name, type(operation).__name__, operation, rule, weights, made)
             self.sides[name] = dict(routed.sides)
+        mode = routed.mode or (rule.mode if rule else "strict")
+        if mode in ("merge", "join") and self.needs_masks(node, inputs):
+            mode = "strict"
+        facts = self.facts(node, rule, routed, inputs)
         outputs = tuple(
-            self.tensor(*result, source, spec)
+            self.tensor(*result, source, spec, **facts, masked=self.is_masked(node, source, inputs))
             for result, source, spec in zip(routed.results, node.outputs, specs, strict=True)
         )
         if routed.hidden is not None:
             inputs += (self.hidden(routed.hidden),)
-        mode = routed.mode or (rule.mode if rule else "strict")
-        layer = self.layer_numbers.setdefault(name, len(self.layer_numbers))
-        self.calls.append(Call(layer, mode, inputs, outputs, node.arguments, sources, routed.gathers))
+        self.calls.append(
+            Call(
+                self.layer_numbers.setdefault(name, len(self.layer_numbers)),
+                mode,
+                inputs,
+                outputs,
+                node.arguments,
+                tuple(source for _, source in operands),
+                routed.gathers,
+                tuple(self.numbers[id(mask)] for mask in masks),
+                tuple(masks),
+                routed.moves,
+                chain.compute if chain else None,
+            )
+        )
+
+    def routed(self, flow: Flow, rule: Rule | None, chain: "_Chain | None") -> Routed:
+        """What a row says of a call, or what is said of a layer that has none."""
+        if chain:
+            return chain.routed(flow)
+        if rule is None:
+            return self.unknown(flow)
+        masks = [name for name in flow.names if name == "mask" or name.endswith("_mask")]
+        if masks:
+            return fresh(flow, f"is given a {masks[0]}")
+        routed = rule.flow(flow)
+        if flow.masked and (routed.mode or rule.mode) not in ("make", "strict"):
+            return replace(routed, mode="strict")
+        return routed
+
+    def facts(self, node: Any, rule: Rule | None, routed: Routed, inputs: tuple[int, ...]) -> dict:
+        """Rows and `zeroed` of a call's results."""
+        given = [self.tensors[number] for number in inputs]
+        rows = max((tensor.rows for tensor in given), default=1.0) * routed.rows
+        if rule is None or node.is_input:
+            return {"rows": rows, "zeroed": True}  # all pinned: nothing dies
+        if rule.multiplies or rule.width:  # what else than the first operand it is given are states and sequences
+            return {"rows": rows, "zeroed": rule.zero(node.operation) and all(tensor.zeroed for tensor in given[1:])}
+        every = any if isinstance(node.operation, PRODUCTS) else all
+        shifts = isinstance(node.operation, SHIFTS) and len(given) == 1  # by a number or an array
+        zeroed = every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifts
+        return {"rows": rows, "zeroed": zeroed}
+
+    def is_masked(self, node: Any, source: Any, inputs: tuple[int, ...]) -> bool:
+        """Whether a result carries a mask; what a nested model hands out may carry one that its caller does not see."""
+        if getattr(source, "_keras_mask", None) is not None:
+            return True
+        if not isinstance(node.operation, keras.Layer) or not node.operation.supports_masking or not inputs:
+            return False
+        every = any if isinstance(node.operation, keras.layers.Concatenate) else all
+        return every(self.tensors[number].masked for number in inputs)
+
+    def needs_masks(self, node: Any, inputs: tuple[int, ...]) -> bool:
+        """Whether the masks of a merge's operands say what it computes, or which mask its result carries.
+
+        Then it needs all of its operands. It does not where all carry the same mask, which any of them hands on.
+        """
+        operation, operands = node.operation, node.arguments.keras_tensors
+        if not isinstance(operation, keras.Layer) or not any(self.tensors[number].masked for number in inputs):
+            return False
+        if isinstance(operation, (keras.layers.Maximum, keras.layers.Minimum)):
+            return True
+        masks = {id(getattr(x, "_keras_mask", None)) for x in operands}
+        handed_on = len(masks) == 1 and id(None) not in masks and operands[0].dtype == "float32"
+        return self.is_masked(node, node.outputs[0], inputs) and not handed_on
 
     def unknown(self, flow: Flow) -> Routed:
         """A layer without a row, and where it might have been followed, why it was not."""
@@ -184,7 +308,7 @@ class _Tracer:
             f"is a layer that we do not know ({type(flow.operation).__name__}{f'; it {reason}' if reason else ''})",
         )
 
-    def follow_shuffle(self, node: Any, users: dict[int, list[Any]]) -> dict[int, "_Shuffle | None"]:
+    def follow_shuffle(self, node: Any, users: dict[int, list[Any]]) -> dict[int, "_Chain | None"]:
         """The channel shuffle that begins at a reshape: its nodes, of which the last one stands for all; or nothing.
 
         The chain is run on the numbers of the elements: if it ends in the shape that it began with, and every
@@ -195,8 +319,11 @@ class _Tracer:
         if len(node.outputs[0].shape) <= len(source.shape) or None in shape or math.prod(shape) > LARGEST_SHUFFLE:
             return {}
         start = values = np.arange(math.prod(shape), dtype=np.int32).reshape(1, *shape)
-        chain: dict[int, _Shuffle | None] = {}
+        chain: dict[int, _Chain | None] = {}
         while node is not None and type(node.operation).__name__ in ("Reshape", "Permute", "Transpose", "Swapaxes"):
+            sizes = tuple(node.outputs[0].shape[1:])
+            if None in sizes or math.prod(sizes) != math.prod(shape):
+                return {}  # it moves an axis into the batch
             values = keras.ops.convert_to_numpy(node.operation(keras.ops.convert_to_tensor(values)))
             chain[id(node)] = None
             if values.shape == start.shape:
@@ -205,7 +332,7 @@ class _Tracer:
                 )
                 order = np.searchsorted(before[0], after[0]) % len(before[0])
                 if np.array_equal(before[:, order], after):
-                    return chain | {id(node): _Shuffle(source, order)}
+                    return chain | {id(node): _shuffle(source, order, tensor.axis)}
             following = users.get(id(node.outputs[0]), [])
             node = following[0] if len(following) == 1 else None
         return {}
@@ -226,12 +353,12 @@ class _Tracer:
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]
-        return Signal(self.graph.vectors[tensor.vector], tensor.axis, tensor.shape)
+        return Signal(self.graph.vectors[tensor.vector], tensor.axis, tensor.shape, tensor.zeroed)
 
-    def tensor(self, ids: np.ndarray, axis: int, source: Any, spec: Any) -> int:
+    def tensor(self, ids: np.ndarray, axis: int, source: Any, spec: Any, **facts: Any) -> int:
         number = self.numbers[id(source)] = len(self.tensors)
         self.specs[id(source)] = spec
-        self.tensors.append(Tensor(self.graph.vector(ids), axis, tuple(spec.shape)))
+        self.tensors.append(Tensor(self.graph.vector(ids), axis, tuple(spec.shape), **facts))
         return number
 
     def hidden(self, ids: np.ndarray) -> int:
@@ -274,8 +401,8 @@ class _Tracer:
         self.pin_what_unknown_layers_hold()
         group_of, pinned = self.graph.groups()
         owner = np.zeros(self.graph.num_channels, np.int64)
-        for name, made in self.graph.made.items():
-            owner[made] = self.layer_numbers[name.split(":")[0]]
+        for (name, _), made in self.graph.parts.items():
+            owner[made] = self.layer_numbers[name]
         return ChannelGraph(
             model=model,
             layers=tuple(self.layers.values()),
@@ -288,6 +415,8 @@ class _Tracer:
             pinned=pinned,
             owner=owner,
             scopes=tuple(self.scopes),
+            ties=self.graph.ties(),
+            pinned_channels=self.graph.pinned_channels(),
         )
 
 
@@ -304,15 +433,98 @@ def _nested_in(node: Any) -> Any:
     return function if fits and len(function.outputs) == len(node.outputs) else None
 
 
+CHAIN = Rule(same, "strict", zero=always)
+STEPS = Rule(same, "strict", zero=always)
+PRODUCTS = (keras.layers.Multiply, numeric.Multiply, numeric.Matmul, numeric.Einsum)  # zero where any operand is
+SHIFTS = (numeric.Add, numeric.Subtract, numeric.Maximum, numeric.Minimum)
+
 LARGEST_SHUFFLE = 1 << 22  # elements of a tensor whose shuffle is followed
 
 
 @dataclass(frozen=True)
-class _Shuffle:
+class Steps:
+    """Stands in a graph for a TimeDistributed around a model, whose layers stand there themselves."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Several calls that are followed as one: what they read, what becomes of the channels, and what they compute."""
+
+    sources: tuple[Any, ...]
+    routed: Callable[[Flow], Routed]
+    compute: Callable[..., Any]
+
+
+def _shuffle(source: Any, order: np.ndarray, axis: int) -> _Chain:
     """A chain of reshapes and transpositions that ends in a permutation of channels."""
 
-    source: Any
-    order: np.ndarray
+    def routed(flow: Flow) -> Routed:
+        return Routed([(flow.inputs[0].ids[order], axis)], mode="uniform", gathers=(order,))
+
+    return _Chain((source,), routed, lambda x: keras.ops.take(x, order, axis=axis))
+
+
+def _mask_joins(nodes: Sequence[Any]) -> dict[int, _Chain | None]:
+    """The calls by which Concatenate computes the mask of its result, of which the last one stands for all.
+
+    Keras spreads each operand's mask over its channels, joins them, and asks for each step whether any channel counts:
+    along the channel axis this is the OR of the masks, whatever the channels are; an operand without mask always counts.
+    """
+    makers = {id(output): node for node in nodes for output in node.outputs}
+    chains: dict[int, _Chain | None] = {}
+    for node in nodes:
+        mask = getattr(node.outputs[0], "_keras_mask", None)
+        last = makers.get(id(mask))
+        if not isinstance(node.operation, keras.layers.Concatenate) or last is None:
+            continue
+        operands = node.arguments.keras_tensors
+        masks = [getattr(x, "_keras_mask", None) for x in operands]
+        rank = len(operands[0].shape)
+        known = [x for x in masks if x is not None]
+        inner = makers.get(id(last.arguments.keras_tensors[0]))
+        flat = all(len(x.shape) < rank for x in known)
+        if (
+            type(last.operation).__name__ != "Any"
+            or inner is None
+            or not flat
+            or node.operation.axis % rank != rank - 1
+        ):
+            continue
+        below = [makers.get(id(x)) for x in inner.arguments.keras_tensors]
+        within = [makers.get(id(x)) for part in below if part is not None for x in part.arguments.keras_tensors]
+        spread = [n for n in within if n is not None and type(n.operation).__name__ in ("ExpandDims", "ZerosLike")]
+        chains |= dict.fromkeys(map(id, [inner, *filter(None, below), *spread]))
+        every = len(known) < len(masks)
+        chains[id(last)] = _Chain(tuple(known), _joined_masks, functools.partial(_any_counts, every=every))
+    return chains
+
+
+def _joined_masks(flow: Flow) -> Routed:
+    for signal in flow.inputs:
+        flow.graph.pin(signal.ids, f"{flow.name} joins masks")
+    return Routed([(flow.inputs[0].ids, flow.inputs[0].axis)], mode="strict")
+
+
+def _any_counts(*masks: Any, every: bool) -> Any:
+    """Whether a step counts in any operand of a Concatenate; in an operand without a mask all of them do."""
+    return keras.ops.ones_like(masks[0]) if every else functools.reduce(keras.ops.logical_or, masks)
+
+
+def _arguments(node: Any) -> list[tuple[str, Any]]:
+    """The Keras tensors that a call is given, in the order of its parameters, each with the name of its argument."""
+    arguments = node.arguments
+    try:
+        given = inspect.signature(node.operation.call).bind(*arguments.args, **arguments.kwargs).arguments
+    except (TypeError, ValueError):  # no signature, or one that hides its arguments
+        return [("", x) for x in arguments.keras_tensors]
+    named = [(name, x) for name, value in given.items() for x in tree.flatten(value) if _is_symbolic(x)]
+    return named if len(named) == len(arguments.keras_tensors) else [("", x) for x in arguments.keras_tensors]
+
+
+def _is_symbolic(x: Any) -> bool:
+    return isinstance(x, keras.KerasTensor)
 
 
 def _enter(flow: Flow) -> Routed:
@@ -350,10 +562,16 @@ def _weights(
     return tuple(weights)
 
 
+_WARNED: Any = weakref.WeakSet()  # models whose unknown layers were named
+
+
 def _warn_of_unknown(graph: ChannelGraph) -> None:
+    if graph.model in _WARNED:
+        return
     calls = [call for call in graph.calls if graph.layers[call.layer].rule is None and call.mode != "input"]
     if not calls:
         return
+    _WARNED.add(graph.model)
     layers = dict.fromkeys(f"{graph.layers[call.layer].name} ({graph.layers[call.layer].kind})" for call in calls)
     touched = {graph.tensors[tensor].vector for call in calls for tensor in (*call.inputs, *call.outputs)}
     pinned = graph.group_of[np.concatenate([graph.vectors[vector] for vector in touched])]
@@ -362,7 +580,7 @@ def _warn_of_unknown(graph: ChannelGraph) -> None:
         f"removed, {np.isin(graph.group_of, pinned).sum():,} of {graph.num_channels:,} channels; everything else can. "
         "keras_morph.register_rule tells us of a layer of yours.",
         UnknownLayerWarning,
-        stacklevel=1,  # one place for all callers, so that Python shows it once however often the model is traced
+        stacklevel=1,
     )
 
 
