@@ -1,6 +1,8 @@
 """Every elementwise operation, combination and reduction of the table, as a function of tensors of any value."""
 
+import keras
 from keras import ops
+from keras.src.activations import activations
 from keras.src.ops import core, nn
 from keras.src.ops import math as maths
 from keras.src.ops import numpy as numeric
@@ -62,6 +64,28 @@ ELEMENTWISE = [
     (core.Cast, lambda x: ops.cast(ops.cast(9 * x, "int32"), "float32")),
     (core.SaturateCast, lambda x: ops.cast(ops.saturate_cast(9 * x, "int8"), "float32")),
     (core.StopGradient, ops.stop_gradient),
+    (activations.ReLU, lambda x: keras.activations.relu(x, negative_slope=0.1)),
+    (numeric.Abs, lambda x: numeric.Abs()(x)),
+    (numeric.Fabs, ops.fabs),
+    (numeric.Arcsin, lambda x: ops.arcsin(ops.tanh(x) * 0.9)),
+    (numeric.Arcsinh, ops.arcsinh),
+    (numeric.Arccos, lambda x: ops.arccos(ops.tanh(x) * 0.9)),
+    (numeric.Arccosh, lambda x: ops.arccosh(1 + positive(x))),
+    (numeric.Arctanh, lambda x: ops.arctanh(ops.tanh(x) * 0.9)),
+    (numeric.Cbrt, lambda x: ops.cbrt(positive(x))),
+    (numeric.Cosh, ops.cosh),
+    (numeric.Exp2, ops.exp2),
+    (numeric.Log10, lambda x: ops.log10(positive(x))),
+    (numeric.Log2, lambda x: ops.log2(positive(x))),
+    (numeric.Trunc, ops.trunc),
+    (numeric.Sinc, ops.sinc),
+    (numeric.Deg2rad, lambda x: ops.deg2rad(90 * x)),
+    (numeric.Rad2deg, ops.rad2deg),
+    (numeric.Isnan, lambda x: x + ops.cast(ops.isnan(x), "float32")),
+    (numeric.Isinf, lambda x: x + ops.cast(ops.isinf(x), "float32")),
+    (numeric.Isfinite, lambda x: x + ops.cast(ops.isfinite(x), "float32")),
+    (numeric.LogicalNot, lambda x: x + ops.cast(ops.logical_not(x > 0), "float32")),
+    (maths.Erfc, lambda x: ops.erfc(x)),
 ]
 COMBINATIONS = [
     (numeric.Add, ops.add),
@@ -76,6 +100,20 @@ COMBINATIONS = [
     (numeric.FloorDivide, lambda x, y: ops.floor_divide(x, positive(y))),
     (numeric.Mod, lambda x, y: ops.mod(x, positive(y))),
     (numeric.Arctan2, ops.arctan2),
+    (numeric.Logaddexp, ops.logaddexp),
+    (numeric.Logaddexp2, ops.logaddexp2),
+    (numeric.Fmax, ops.fmax),
+    (numeric.Fmin, ops.fmin),
+    (numeric.Fmod, lambda x, y: ops.fmod(x, positive(y))),
+    (numeric.Where, lambda x, y: ops.where(ops.add(x, y) > 0, x, y)),
+    *[
+        (kind, lambda x, y, combine=combine: ops.cast(combine(ops.greater(x, 0), ops.greater(y, 0)), "float32"))
+        for kind, combine in (
+            (numeric.LogicalAnd, ops.logical_and),
+            (numeric.LogicalOr, ops.logical_or),
+            (numeric.LogicalXor, ops.logical_xor),
+        )
+    ],
     *[
         (kind, lambda x, y, compare=compare: ops.cast(compare(x, y), "float32"))
         for kind, compare in (
@@ -100,6 +138,9 @@ REDUCING = [
     (numeric.Prod, ops.prod),
     (numeric.Var, ops.var),
     (numeric.Std, ops.std),
+    (numeric.Any, lambda x, **axes: ops.cast(ops.any(x > 0.3, **axes), "float32")),
+    (numeric.All, lambda x, **axes: ops.cast(ops.all(x < 0.3, **axes), "float32")),
+    (maths.Logsumexp, ops.logsumexp),
 ]
 # Where the smallest difference may turn into a large one.
 JUMPING = {
@@ -112,7 +153,9 @@ JUMPING = {
         numeric.Sign,
         core.Cast,
         core.SaturateCast,
+        numeric.Trunc,
     ),
+    *(numeric.Fmod, numeric.Where, numeric.LogicalAnd, numeric.LogicalOr, numeric.LogicalXor),
     *(numeric.FloorDivide, numeric.Mod, numeric.Arctan2, numeric.Greater, numeric.GreaterEqual, numeric.Less),
     *(numeric.LessEqual, numeric.Equal, numeric.NotEqual),
 }

@@ -20,7 +20,7 @@ from functions import COMBINATIONS, ELEMENTWISE, REDUCING
 from keras import layers, ops
 from keras.src.applications.convnext import LayerScale
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
-from keras.src.ops import nn
+from keras.src.ops import core, image, nn
 from keras.src.ops import numpy as numeric
 
 import keras_morph as km
@@ -60,6 +60,12 @@ def pooled(x):
     return layers.GlobalAveragePooling2D(keepdims=True)(x)
 
 
+def attention_pooling(x):
+    """As in many notebooks: a softmax over the steps, repeated for each channel."""
+    weights = layers.Softmax()(layers.Flatten()(layers.Dense(1, activation="tanh")(x)))
+    return layers.Multiply()([x, layers.Permute((2, 1))(layers.RepeatVector(x.shape[-1])(weights))])
+
+
 def each(kinds, rank, call):
     return [Entry(kind, rank, call) for kind in kinds]
 
@@ -88,6 +94,10 @@ DENSE_AND_RECURRENT = [
     Entry(layers.GRU, 1, {"units": 4}),
     Entry(layers.GRU, 1, {"units": 4, "reset_after": False, "return_sequences": True}),
     Entry(layers.SimpleRNN, 1, {"units": 4, "use_bias": False}),
+    Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "padding": "same"}),
+    Entry(layers.ConvLSTM2D, 3, {"filters": 4, "kernel_size": 3, "padding": "same", "return_sequences": True}),
+    Entry(layers.ConvLSTM3D, 3, lambda x: layers.ConvLSTM3D(4, 2, padding="same")(ops.expand_dims(x, 1))),
+    Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "strides": 2}, pins=True),
     # Looking up channels makes positions of them.
     Entry(
         layers.Embedding, 0, lambda x: layers.Embedding(7, 4)(ops.cast(ops.clip(9 * ops.abs(x), 0, 6), "int32")), True
@@ -131,14 +141,14 @@ SEQUENCES = [
     attention(layers.MultiHeadAttention, lambda attend, x: attend(x, branch(x)), 4, 2, use_gate=True),
     attention(layers.MultiHeadAttention, lambda attend, x: attend(branch(x), x[:, 1:], branch(x)[:, 1:]), 2, 2),
     attention(layers.MultiHeadAttention, lambda attend, x: attend(value=x, query=x, use_causal_mask=True), 2, 2),
-    attention(layers.MultiHeadAttention, lambda attend, x: attend(query=x, value=branch(x)), 2, 2, pins=True),
+    attention(layers.MultiHeadAttention, lambda attend, x: attend(query=x, value=branch(x)), 2, 2),
     attention(
         layers.MultiHeadAttention, lambda attend, x: attend(x, x, return_attention_scores=True)[0], 2, 2, pins=True
     ),
     attention(layers.MultiHeadAttention, to_itself, 3, 2, output_shape=(2, 3), pins=True),
     attention(layers.GroupQueryAttention, lambda attend, x: attend(branch(x), x), 2, 6, 3, pins=True),
     attention(layers.GroupQueryAttention, to_itself, 2, 4, 2, use_gate=True, pins=True),
-    attention(layers.Attention, lambda attend, x: attend([branch(x), x]), use_scale=True, pins=True),
+    attention(layers.Attention, lambda attend, x: attend([branch(x), x]), use_scale=True),
     attention(layers.Attention, lambda attend, x: attend([branch(x), x, branch(x)])),
     attention(layers.AdditiveAttention, lambda attend, x: attend([branch(x), x, branch(x)])),
     attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="d", activation="relu"),
@@ -156,10 +166,37 @@ NORMALIZATIONS = [
     Entry(LayerScale, 2, lambda x: x + LayerScale(0.1, 6)(branch(x))),
     Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([x, branch(x)])),
     Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([branch(x), x])),
-    Entry(layers.LayerNormalization, 2, {}, pins=True),
-    Entry(layers.GroupNormalization, 2, {"groups": 3}, pins=True),
-    Entry(layers.RMSNormalization, 2, {}, pins=True),
-    Entry(layers.UnitNormalization, 2, {}, pins=True),
+    # What they are given is zero where it is dead: the trunk has no activation, or not any more behind a sigmoid.
+    Entry(layers.LayerNormalization, 2, {}),
+    Entry(layers.LayerNormalization, 2, {"axis": [1, 2, 3]}),
+    Entry(layers.LayerNormalization, 2, {"axis": 1}),
+    Entry(layers.LayerNormalization, 2, lambda x: layers.LayerNormalization()(ops.sigmoid(x)), pins=True),
+    Entry(layers.RMSNormalization, 2, {}),
+    Entry(layers.RMSNormalization, 2, {"axis": [1, 2, 3]}, pins=True),
+    Entry(layers.RMSNormalization, 2, lambda x: layers.RMSNormalization()(ops.sigmoid(x)), pins=True),
+    *[Entry(layers.GroupNormalization, 2, {"groups": groups, "epsilon": 0.1}) for groups in (-1, 6, 3, 2, 1)],
+    Entry(layers.GroupNormalization, 2, {"groups": 3, "scale": False, "center": False}),
+    Entry(layers.GroupNormalization, 2, lambda x: x + layers.GroupNormalization(3)(branch(x))),
+    Entry(layers.GroupNormalization, 2, lambda x: layers.GroupNormalization(3)(ops.sigmoid(x))),
+    Entry(layers.GroupNormalization, 2, lambda x: layers.GroupNormalization(1)(ops.sigmoid(x)), pins=True),
+    Entry(layers.GroupNormalization, 2, {"groups": 1, "axis": 1}, pins=True),
+    Entry(layers.UnitNormalization, 2, {}),
+    Entry(layers.UnitNormalization, 2, lambda x: layers.UnitNormalization()(ops.sigmoid(x)), pins=True),
+    Entry(layers.UnitNormalization, 2, lambda x: layers.UnitNormalization(axis=1)(ops.sigmoid(x))),
+    Entry(nn.Normalize, 2, lambda x: ops.normalize(x, axis=-1)),
+    Entry(nn.Normalize, 2, lambda x: ops.normalize(ops.exp(x), axis=-1), pins=True),
+    Entry(nn.Moments, 2, lambda x: ops.moments(x, (1, 2), keepdims=True)[1] + x),
+    Entry(nn.Moments, 2, lambda x: ops.subtract(*ops.moments(x, (1,)))),
+    Entry(nn.Moments, 2, lambda x: ops.moments(x, (3,), keepdims=True)[0], pins=True),
+    Entry(layers.Masking, 1, {}, pins=True),
+    Entry(layers.SpectralNormalization, 1, {"layer": layers.Dense(4)}),
+    Entry(layers.SpectralNormalization, 2, {"layer": layers.Conv2D(4, 3, padding="same")}),
+    Entry(
+        layers.SpectralNormalization,
+        2,
+        lambda x: layers.SpectralNormalization(layers.Conv2DTranspose(4, 3))(x),
+        pins=True,
+    ),
     Entry(layers.Normalization, 2, {"mean": PER_CHANNEL, "variance": PER_CHANNEL + 2}, pins=True),
 ]
 PLAIN_LAYERS = [
@@ -192,8 +229,46 @@ PLAIN_LAYERS = [
     *spatial("ZeroPadding{}D", {"padding": 1}),
     *spatial("GlobalAveragePooling{}D", {}),
     *spatial("GlobalMaxPooling{}D", {"keepdims": True}),
+    *spatial("AdaptiveAveragePooling{}D", {"output_size": 2}),
+    *spatial("AdaptiveMaxPooling{}D", {"output_size": 2}),
     Entry(layers.GlobalMaxPooling1D, 1, {"data_format": "channels_first"}, pins=True),
     Entry(layers.Resizing, 2, {"height": 3, "width": 7}),
+    Entry(layers.CenterCrop, 2, {"height": 3, "width": 2}),
+    *[
+        Entry(kind, 2, call)
+        for kind, call in (
+            (layers.RandomBrightness, {"factor": 0.1}),
+            (layers.RandomContrast, {"factor": 0.1}),
+            (layers.RandomCrop, {"height": 5, "width": 4}),  # Keras 3.15 crops nothing in inference
+            (layers.RandomElasticTransform, {}),
+            (layers.RandomErasing, {}),
+            (layers.RandomFlip, {}),
+            (layers.RandomGaussianBlur, {}),
+            (layers.RandomInvert, {}),
+            (layers.RandomPerspective, {}),
+            (layers.RandomPosterization, {"factor": 4}),
+            (layers.RandomRotation, {"factor": 0.1}),
+            (layers.RandomSharpness, {"factor": 0.1}),
+            (layers.RandomShear, {}),
+            (layers.RandomTranslation, {"height_factor": 0.1, "width_factor": 0.1}),
+            (layers.RandomZoom, {"height_factor": 0.1}),
+        )
+    ],
+    *[
+        Entry(kind, 2, lambda x, kind=kind, options=options: kind(**options)(255 * conv(x, 3, activation="sigmoid")))
+        for kind, options in (
+            (layers.AugMix, {}),
+            (layers.AutoContrast, {}),
+            (layers.ContrastLimitedAdaptiveHistogramEqualization, {"tile_grid_size": (2, 2)}),
+            (layers.RandAugment, {}),
+            (layers.RandomColorDegeneration, {"factor": 0.1}),
+            (layers.RandomColorJitter, {"brightness_factor": 0.1}),
+            (layers.RandomGrayscale, {}),
+            (layers.RandomHue, {"factor": 0.1}),
+            (layers.RandomSaturation, {"factor": 0.1}),
+            (layers.Solarization, {}),
+        )
+    ],
 ]
 SHAPING_LAYERS = [
     *[Entry(layers.Flatten, rank, {}) for rank in SHAPES],
@@ -222,6 +297,13 @@ MERGING_LAYERS = [
     ],
     Entry(layers.Concatenate, 2, lambda x: layers.Concatenate()([x, conv(x, 4), x])),
     Entry(layers.Concatenate, 2, lambda x: layers.Concatenate(axis=1)([x, branch(x)])),
+    # Operands of fewer axes, and channels along different axes.
+    *[Entry(kind, 2, lambda x, kind=kind: kind()([x, layers.GlobalMaxPooling2D()(branch(x))])) for kind in MERGES],
+    Entry(layers.Multiply, 2, lambda x: layers.Multiply()([layers.GlobalMaxPooling2D()(x), branch(x)])),
+    Entry(layers.Multiply, 1, attention_pooling),
+    Entry(
+        layers.Add, 1, lambda x: layers.Add()([x, ops.repeat(ops.expand_dims(layers.Flatten()(conv(x, 1)), -1), 6, -1)])
+    ),
 ]
 BINARY = [
     entry
@@ -242,7 +324,7 @@ REDUCTIONS = [
     for entry in (
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=(1, 2))),
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=1, keepdims=True)),
-        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=True),
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=kind is not numeric.Sum),
     )
 ]
 PICKS_AND_SHAPES = [
@@ -290,6 +372,38 @@ PICKS_AND_SHAPES = [
     ),
     Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))),
     Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), pins=True),
+    *[Entry(numeric.Roll, 2, lambda x, axis=axis: ops.roll(x, 2, axis)) for axis in (1, -1)],
+    Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 2))),
+    Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 3)), pins=True),
+    *[Entry(numeric.Tile, 2, lambda x, n=n: ops.tile(x, n)) for n in ((1, 2, 3, 1), (1, 1, 1, 2), [2], [1])],
+    Entry(numeric.Tile, 2, lambda x: ops.tile(x, (1, 2, 1, 2)), pins=True),
+    *[Entry(numeric.Cumsum, 2, lambda x, axis=axis: ops.cumsum(x, axis), axis == -1) for axis in (1, -1)],
+    Entry(numeric.Cumprod, 2, lambda x: ops.cumprod(ops.tanh(x), 1)),
+    Entry(numeric.Sort, 2, lambda x: ops.sort(x, axis=1)),
+    Entry(nn.Glu, 2, lambda x: ops.glu(x)),
+    Entry(nn.Glu, 2, lambda x: keras.activations.glu(x, axis=2)),
+    Entry(nn.MaxPool, 2, lambda x: ops.max_pool(x, 2)),
+    Entry(nn.AveragePool, 2, lambda x: ops.average_pool(x, 2, padding="same")),
+    Entry(image.Resize, 2, lambda x: ops.image.resize(x, (3, 7))),
+    Entry(image.PadImages, 2, lambda x: ops.image.pad_images(x, 1, 2, target_height=9, target_width=9)),
+    Entry(image.CropImages, 2, lambda x: ops.image.crop_images(x, 1, 1, target_height=3, target_width=2)),
+    Entry(nn.DepthToSpace, 2, lambda x: ops.depth_to_space(conv(x, 8), 2)),
+    Entry(nn.SpaceToDepth, 2, lambda x: ops.space_to_depth(x[:, :4], 2)),
+    Entry(core.Unstack, 2, lambda x: ops.multiply(*ops.unstack(x[:, :2], axis=1))),
+    Entry(core.Unstack, 2, lambda x: ops.unstack(x, axis=-1)[0], pins=True),
+    Entry(numeric.Where, 2, lambda x: ops.where(x > 0, x, PER_CHANNEL)),
+    Entry(numeric.Where, 2, lambda x: ops.where(x > 0, 0.5, branch(x))),
+    Entry(numeric.Matmul, 1, lambda x: ops.matmul(ops.transpose(x, (0, 2, 1)), branch(x)), pins=True),
+    Entry(numeric.Matmul, 1, lambda x: ops.matmul(x, ops.transpose(branch(x), (0, 2, 1)))),
+    Entry(numeric.Matmul, 1, lambda x: ops.matmul(ops.softmax(conv(x, 8)), x)),
+    Entry(numeric.Einsum, 1, lambda x: ops.einsum("bqc,bkc->bqk", x, branch(x))),
+    Entry(numeric.Einsum, 1, lambda x: ops.einsum("bqc,bkc->bqk", ops.sigmoid(x), ops.sigmoid(branch(x))), pins=True),
+    Entry(numeric.Einsum, 1, lambda x: ops.einsum("bqk,bkc->bqc", ops.softmax(conv(x, 8)), x)),
+    Entry(numeric.Sum, 1, lambda x: ops.sum(x * branch(x), axis=-1, keepdims=True)),
+    Entry(numeric.Sum, 1, lambda x: ops.sum(ops.sigmoid(x), axis=-1), pins=True),
+    Entry(layers.Dot, 1, lambda x: layers.Dot(axes=2)([x, branch(x)])),
+    Entry(layers.Dot, 0, lambda x: layers.Dot(axes=1, normalize=True)([x, branch(x)])),
+    Entry(layers.Dot, 1, lambda x: layers.Dot(axes=1)([x, branch(x)]), pins=True),
     Entry(nn.Softmax, 2, lambda x: ops.softmax(x), pins=True),
     Entry(nn.Softmax, 2, lambda x: ops.softmax(x, axis=1)),
     Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x), pins=True),

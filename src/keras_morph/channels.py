@@ -131,6 +131,7 @@ class Call:
         mask_sources: Keras's own tensors that these stand for.
         moves: as `gathers`, where the call moves axes without picking channels (a reshape); else empty.
         compute: where the call stands for several of the model's: what they compute from the operands; else None.
+        takes, padded: as in `Routed`.
     """
 
     layer: int
@@ -144,6 +145,8 @@ class Call:
     mask_sources: tuple[Any, ...] = ()
     moves: tuple[np.ndarray, ...] = ()
     compute: Callable[..., Any] | None = None
+    takes: tuple[int, ...] = ()
+    padded: bool = False
 
     @property
     def operands(self) -> tuple[int, ...]:

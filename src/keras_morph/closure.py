@@ -15,7 +15,7 @@ and closing repeats, until nothing changes:
        the layer that makes them one input channel is kept, that of the highest score, and so on up to a model input.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -135,12 +135,11 @@ class _Closer:
         """Whether what is alive in a merge has the shape of its result by itself, so that constants can be folded."""
         if call.mode != "merge":
             return False
-        tensors = self.graph.tensors
-        result = tensors[call.outputs[0]]
+        result = self.graph.tensors[call.outputs[0]]
+        tensors = {t: _aligned(self.graph.tensors[t], len(result.shape)) for t in operands}
         live = [tensors[t] for t in operands if t not in constant]
-        return all(len(tensors[t].shape) == len(result.shape) for t in operands) and (
-            _broadcast(live) == _without(result.shape, result.axis)
-            and all(tensors[t].shape[result.axis] == result.shape[result.axis] for t in operands)
+        return _broadcast(live) == _without(result.shape, result.axis) and all(
+            tensor.shape[result.axis] == result.shape[result.axis] for tensor in tensors.values()
         )
 
     def keep_path(self, tensor: int, states: np.ndarray, group: int | None = None) -> None:
@@ -219,6 +218,13 @@ class _Closer:
         vector, part, _ = parts.pairs
         is_read = np.bincount(part, weights=read[vector], minlength=len(parts.first)) > 0
         return parts.pinned | parts.any(self.kept) | (is_read & parts.any(~constant[graph.owner]))
+
+
+def _aligned(tensor: Tensor, rank: int) -> Tensor:
+    """An operand of fewer axes as a merging layer lines it up: those that are missing are put behind the batch axis."""
+    missing = rank - len(tensor.shape)
+    shape = (tensor.shape[0], *[1] * missing, *tensor.shape[1:])
+    return replace(tensor, axis=tensor.axis + missing, shape=shape)
 
 
 def _without(shape: tuple, axis: int) -> tuple:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from keras import layers
-from keras.src.ops import nn
+from keras.src.ops import image, nn
 from keras.src.ops import numpy as numeric
 
 from keras_morph import layer_rows, operation_rows, sequence_rows  # noqa: F401 -- rows that are completed here
@@ -149,13 +149,18 @@ ZERO_STAYS_ZERO = {
     layers: """Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianDropout Identity ActivityRegularization
         ReLU LeakyReLU ELU PReLU MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D
         AveragePooling3D GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D
-        GlobalMaxPooling2D GlobalMaxPooling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D
-        UpSampling1D UpSampling2D UpSampling3D Flatten Reshape Permute RepeatVector Add Subtract Average Multiply Maximum
-        Minimum Concatenate Attention AdditiveAttention""",
-    numeric: """Add Subtract Multiply Maximum Minimum Concatenate Stack GetItem Take Split Flip Repeat Transpose Moveaxis
-        Swapaxes ExpandDims Squeeze Reshape Mean Max Min Amax Amin Absolute Negative Sign Sqrt Square Tanh Sin Sinh Tan
-        Arctan Copy Expm1 Log1p Round Floor Ceil""",
-    nn: "Relu Relu6 Silu LeakyRelu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink HardSilu SoftShrink Softsign",
+        GlobalMaxPooling2D GlobalMaxPooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D
+        AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D ZeroPadding1D
+        ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D CenterCrop Resizing UpSampling1D UpSampling2D
+        UpSampling3D Flatten Reshape Permute RepeatVector Add Subtract Average Multiply Maximum Minimum Concatenate
+        Attention AdditiveAttention RMSNormalization""",
+    numeric: """Add Subtract Multiply Maximum Minimum Fmax Fmin Concatenate Stack GetItem Take Split Flip Repeat Roll
+        Tile Transpose Moveaxis Swapaxes ExpandDims Squeeze Reshape Mean Max Min Amax Amin Cumsum Absolute Abs Fabs
+        Negative Sign Sqrt Square Cbrt Tanh Sin Sinh Tan Arctan Arcsin Arcsinh Arctanh Copy Expm1 Log1p Round Floor Ceil
+        Trunc""",
+    nn: """Relu Relu6 Silu LeakyRelu Elu Selu Gelu Celu Glu TanhShrink HardTanh HardShrink HardSilu SoftShrink Softsign
+        MaxPool AveragePool DepthToSpace SpaceToDepth""",
+    image: "Resize CropImages",
 }
 for _module, _names in ZERO_STAYS_ZERO.items():
     for _kind in (getattr(_module, name) for name in _names.split()):

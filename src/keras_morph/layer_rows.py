@@ -1,5 +1,6 @@
 """The rows of Keras's layers, but for those over sequences."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,11 +29,13 @@ from keras_morph.layer_rules import (
     zero_at_zero,
 )
 
-__all__ = ["ROWS", "mixes_channels", "weighted"]
+__all__ = ["ROWS", "channel_axis", "mixes_channels", "normalized_together", "spatial", "weighted"]
 
 
-def _channel_axis(operation: Any, rank: int) -> int:
-    return 1 if getattr(operation, "data_format", "channels_last") == "channels_first" else rank - 1
+def channel_axis(operation: Any, rank: int) -> int:
+    """The channel axis that a layer's data format means, for a tensor of a rank."""
+    form = getattr(operation, "data_format", "channels_last") or keras.config.image_data_format()
+    return 1 if form == "channels_first" else rank - 1
 
 
 # Activations that treat every element alone; any other function may mix channels.
@@ -58,7 +61,7 @@ def mixes_channels(activation: Any) -> str | None:
 
 def weighted(flow: Flow) -> Routed:
     """Conv, transposed Conv and Dense: read every input channel, make `out`."""
-    axis = _channel_axis(flow.operation, flow.inputs[0].rank)
+    axis = channel_axis(flow.operation, flow.inputs[0].rank)
     made = flow.graph.make(flow.name, flow.output_shapes[0][axis] or 0)
     if reason := mixes_channels(getattr(flow.operation, "activation", None)):
         flow.graph.pin(made, reason)
@@ -90,7 +93,7 @@ def _grouped(flow: Flow) -> Routed:
 
 def _depthwise(flow: Flow) -> Routed:
     """Each input channel is filtered alone, into `depth_multiplier` channels that carry its id."""
-    axis = _channel_axis(flow.operation, flow.inputs[0].rank)
+    axis = channel_axis(flow.operation, flow.inputs[0].rank)
     read = flow.read(axis)
     if read is None:
         return fresh(flow, "filters another axis than the one that its channels lie along")
@@ -118,6 +121,59 @@ def _normalized(flow: Flow) -> Routed:
     return Routed([(signal.ids, signal.axis)], {"in": read}, mode="strict" if read is None else None)
 
 
+def _normalized_in_groups(flow: Flow) -> Routed:
+    """GroupNormalization: the channels of a group are normalized together, so that they live and die together."""
+    signal, groups = flow.inputs[0], flow.operation.groups
+    read = flow.read(flow.operation.axis % signal.rank)
+    if read is None:
+        return Routed([(signal.ids, signal.axis)], mode="strict")
+    if groups == 1:
+        return normalized_together(flow)
+    members = read.reshape(groups, -1)
+    flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), read)
+    return Routed([(signal.ids, signal.axis)], {"in": read})
+
+
+def normalized_together(flow: Flow) -> Routed:
+    """LayerNormalization: zeros count among the channels, so that it works at full width, filled up with zeros."""
+    signal, axes = flow.inputs[0], _axes(flow)
+    if signal.axis not in axes:
+        return replace(same(flow), mode="strict", sides={})
+    if not signal.zeroed or 0 in axes:
+        return together(flow, "normalizes over channels, and those that are dead are not zero there")
+    return Routed([(signal.ids, signal.axis)], mode="strict", padded=True)
+
+
+def _axes(flow: Flow) -> set[int]:
+    axis, rank = flow.operation.axis, flow.inputs[0].rank
+    return {a % rank for a in ([axis] if isinstance(axis, int) else axis)}
+
+
+def _scaled_to_unit(flow: Flow) -> Routed:
+    """RMSNormalization: with the mean over fewer channels its epsilon and scale change by a factor."""
+    signal = flow.inputs[0]
+    if _axes(flow) != {signal.axis}:
+        return together(flow, "normalizes over several axes")
+    if not signal.zeroed:
+        return together(flow, "normalizes over channels, and those that are dead are not zero there")
+    return replace(same(flow), mode="strict")
+
+
+def _narrow_mean(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    return {**config, "epsilon": config["epsilon"] * (result.shape[result.axis] or 0) / max(len(kept), 1)}
+
+
+def _rescale_mean(width: int, kept: int) -> dict[str, float]:
+    """With S the sum of squares, x / sqrt(S / n + e) = sqrt(n / k) x / sqrt(S / k + e n / k)."""
+    return {"scale": math.sqrt(width / max(kept, 1))}
+
+
+def _narrow_norm_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    width = result.shape[result.axis] or 0
+    groups = width if config["groups"] == -1 else config["groups"]
+    return {**config, "groups": max(1, len(kept) * groups // max(width, 1))}
+
+
 def _activated(flow: Flow) -> Routed:
     reason = mixes_channels(flow.operation.activation)
     return together(flow, reason) if reason else same(flow)
@@ -131,16 +187,16 @@ def _softmaxed(flow: Flow) -> Routed:
 
 def _pooled_globally(flow: Flow) -> Routed:
     signal = flow.inputs[0]
-    axis = _channel_axis(flow.operation, signal.rank)
+    axis = channel_axis(flow.operation, signal.rank)
     if signal.axis != axis:
         return fresh(flow, "pools the axis that its channels lie along")
     return Routed([(signal.ids, axis if flow.operation.keepdims else 1)])
 
 
-def _spatial(flow: Flow) -> Routed:
+def spatial(flow: Flow) -> Routed:
     """Pooling, padding, cropping, upsampling: every channel alone, over the other axes."""
     signal = flow.inputs[0]
-    if signal.axis != _channel_axis(flow.operation, signal.rank):
+    if signal.axis != channel_axis(flow.operation, signal.rank):
         return fresh(flow, "works along the axis that its channels lie along")
     return same(flow)
 
@@ -148,7 +204,7 @@ def _spatial(flow: Flow) -> Routed:
 def _flattened(flow: Flow) -> Routed:
     """Flatten moves channels last before it flattens, in both data formats."""
     signal = flow.inputs[0]
-    if signal.rank > 2 and _channel_axis(flow.operation, signal.rank) == 1:
+    if signal.rank > 2 and channel_axis(flow.operation, signal.rank) == 1:
         shape = (signal.shape[0], *signal.shape[2:], signal.shape[1])
         axis = signal.rank - 1 if signal.axis == 1 else signal.axis - 1
         flow = replace(flow, inputs=[Signal(signal.ids, axis, shape)])
@@ -202,7 +258,7 @@ def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 # The table.
 
 SAME = Rule(same, "uniform")
-SPATIAL = Rule(_spatial, "uniform")
+SPATIAL = Rule(spatial, "uniform")
 MERGE = Rule(merged, "merge")
 DENSE = Rule(
     weighted, "make", {"kernel": "in out", "bias": "out"}, {"kernel": "outputs"}, width="units", zero=zero_at_zero
@@ -266,11 +322,21 @@ ROWS: dict[type, Rule] = {
     ),
     LayerScale: Rule(same, "uniform", {"gamma": "in"}, narrow=_narrow_projection),
     CustomScaleLayer: Rule(_scaled_sum, "merge"),
-    layers.LayerNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
-    layers.GroupNormalization: Rule(partial(together, reason="normalizes over groups of channels"), "strict"),
-    layers.RMSNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
-    layers.UnitNormalization: Rule(partial(together, reason="normalizes over channels"), "strict"),
+    layers.LayerNormalization: Rule(normalized_together, "strict"),
+    layers.GroupNormalization: Rule(
+        _normalized_in_groups, "uniform", dict.fromkeys(("gamma", "beta"), "in"), narrow=_narrow_norm_groups
+    ),
+    layers.RMSNormalization: Rule(
+        _scaled_to_unit,
+        "strict",
+        {"scale": "in"},
+        rescale=_rescale_mean,
+        narrow=_narrow_mean,
+        variant=lambda norm: None if len(norm.scale.shape) == 1 else Rule(_scaled_to_unit, "strict"),
+    ),
+    layers.Masking: Rule(partial(together, reason="finds out from all of them which steps count"), "strict"),
     layers.Resizing: replace(SPATIAL, mode="strict"),
+    layers.CenterCrop: replace(SPATIAL, mode="strict"),
     layers.PReLU: Rule(same, "strict", {"alpha": "*"}),
     layers.Activation: Rule(_activated, "uniform"),
     layers.Softmax: Rule(_softmaxed, "uniform"),
@@ -314,8 +380,50 @@ ROWS: dict[type, Rule] = {
             layers.UpSampling1D,
             layers.UpSampling2D,
             layers.UpSampling3D,
+            layers.AdaptiveAveragePooling1D,
+            layers.AdaptiveAveragePooling2D,
+            layers.AdaptiveAveragePooling3D,
+            layers.AdaptiveMaxPooling1D,
+            layers.AdaptiveMaxPooling2D,
+            layers.AdaptiveMaxPooling3D,
         ],
         SPATIAL,
+    ),
+    # What they do while a model trains, they do to each channel alone; in inference to none.
+    **dict.fromkeys(
+        [
+            layers.RandomBrightness,
+            layers.RandomContrast,
+            layers.RandomCrop,
+            layers.RandomElasticTransform,
+            layers.RandomErasing,
+            layers.RandomFlip,
+            layers.RandomGaussianBlur,
+            layers.RandomInvert,
+            layers.RandomPerspective,
+            layers.RandomPosterization,
+            layers.RandomRotation,
+            layers.RandomSharpness,
+            layers.RandomShear,
+            layers.RandomTranslation,
+            layers.RandomZoom,
+        ],
+        replace(SPATIAL, mode="strict"),
+    ),
+    **dict.fromkeys(
+        [
+            layers.AugMix,
+            layers.AutoContrast,
+            layers.ContrastLimitedAdaptiveHistogramEqualization,
+            layers.RandAugment,
+            layers.RandomColorDegeneration,
+            layers.RandomColorJitter,
+            layers.RandomGrayscale,
+            layers.RandomHue,
+            layers.RandomSaturation,
+            layers.Solarization,
+        ],
+        Rule(partial(together, reason="takes them for the colours of an image"), "strict"),
     ),
     **dict.fromkeys(
         [layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D], replace(SPATIAL, mode="strict")

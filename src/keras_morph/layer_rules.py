@@ -33,13 +33,14 @@ Ids = np.ndarray
 class Signal:
     """An operand or result as a row sees it: the ids along its channel axis, that axis, and the static shape.
 
-    `zeroed` as in `Tensor`: dead channels are exactly zero there.
+    `zeroed` and `masked` as in `Tensor`: dead channels are exactly zero there; it may carry a Keras mask.
     """
 
     ids: Ids
     axis: int
     shape: tuple[int | None, ...]
     zeroed: bool = False
+    masked: bool = False
 
     @property
     def rank(self) -> int:
@@ -97,6 +98,10 @@ class Routed:
             channels (slices, splits, takes, shuffles).
         moves: as `gathers`, where the call moves axes and picks nothing: by it constants are followed.
         rows: by how much the batch axis grows, as in `Tensor.rows`; NaN if unknown.
+        takes: for each operand whose channels lie along another axis than the result's: that axis of the result, along
+            which the rebuilt call takes the operand's entries for what is alive; -1 for all others. Empty where there is none.
+        padded: whether the rebuilt call fills the operand up with zeros to its full width, and picks what is alive of the
+            result.
         hidden: ids of the channels inside the layer, of which one has to stay, or None.
         followed: False where the row does not say what this call does: the layer is then one that we do not know.
     """
@@ -107,6 +112,8 @@ class Routed:
     gathers: tuple[np.ndarray, ...] = ()
     moves: tuple[np.ndarray, ...] = ()
     rows: float = 1.0
+    takes: tuple[int, ...] = ()
+    padded: bool = False
     hidden: Ids | None = None
     followed: bool = True
 
@@ -155,6 +162,8 @@ class Rule:
             is nothing, the `out` axis of what multiplies.
         width: config field that holds the number of channels that the layer makes.
         scale: attribute that scales each channel (the gamma of BatchNormalization).
+        rescale: `rescale(width, kept) -> {attribute: factor}`: what weights are multiplied by where a layer keeps so many of
+            its channels.
         narrow: `narrow(config, kept, result) -> config` where the config holds more than a width; kept are the
             positions, of the channels that the layer makes or else of the result's, that are alive.
         rewrite: `rewrite(args, kwargs, Rewriting) -> (args, kwargs)`, where arguments of the call depend on channels:
@@ -172,6 +181,7 @@ class Rule:
     scored: Mapping[str, str] = field(default_factory=dict)
     width: str | None = None
     scale: str | None = None
+    rescale: Callable[[int, int], Mapping[str, float]] | None = None
     narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
     rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
@@ -218,16 +228,51 @@ def fresh(flow: Flow, reason: str) -> Routed:
 
 
 def merged(flow: Flow) -> Routed:
-    """Elementwise merge: equal channel axes are tied index by index; broadcasting over space changes nothing."""
-    widest = max(flow.inputs, key=lambda signal: len(signal.ids))
-    if any((signal.rank, signal.axis) != (widest.rank, widest.axis) for signal in flow.inputs):
+    """Elementwise merge: equal channel axes are tied index by index; broadcasting over space changes nothing.
+
+    Merging layers take operands of fewer axes, which lack those behind the batch axis. An operand whose channels lie along
+    another axis keeps all of them; along the result's channel axis it has an entry for each channel, or one for all.
+    """
+    signals = _aligned(flow)
+    rank = max(signal.rank for signal in signals)
+    if any(signal.rank != rank for signal in signals):
+        return fresh(flow, "merges operands with different numbers of axes")
+    axes = {signal.axis for signal in signals}
+    widest = max(signals, key=lambda signal: len(signal.ids))
+    axis = default if len(axes) > 1 and (default := flow.default_axis(rank)) in axes else widest.axis
+    widest = max((signal for signal in signals if signal.axis == axis), key=lambda signal: len(signal.ids))
+    astray = [signal for signal in signals if signal.axis != axis]
+    if any(signal.masked or signal.shape[axis] not in (1, len(widest.ids)) for signal in astray):
         return fresh(flow, "merges operands whose channels lie along different axes")
-    for signal in flow.inputs:
-        if len(signal.ids) == len(widest.ids):
+    takes = []
+    for signal in signals:
+        takes.append(axis if signal.axis != axis and signal.shape[axis] != 1 else -1)
+        if signal.axis != axis:
+            flow.graph.pin(signal.ids, f"{flow.name} merges channels along different axes")
+        elif len(signal.ids) == len(widest.ids):
             flow.graph.tie(widest.ids, signal.ids)
         else:
             flow.graph.pin(signal.ids, f"{flow.name} broadcasts it over channels")
-    return Routed([(widest.ids, widest.axis)])
+    if len(axes) > 1:
+        return Routed([(widest.ids, axis)], mode="strict", takes=tuple(takes))
+    return Routed([(widest.ids, axis)])
+
+
+def _aligned(flow: Flow) -> list[Signal]:
+    """The operands of a merging layer as it lines them up: axes that are missing are put behind the batch axis."""
+    rank = max(signal.rank for signal in flow.inputs)
+    if not isinstance(flow.operation, keras.Layer):
+        return flow.inputs
+    return [
+        replace(
+            signal,
+            axis=signal.axis + rank - signal.rank,
+            shape=(signal.shape[0], *[1] * (rank - signal.rank), *signal.shape[1:]),
+        )
+        if signal.axis > 0
+        else signal
+        for signal in flow.inputs
+    ]
 
 
 def joined(flow: Flow) -> Routed:

@@ -10,11 +10,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.activations import activations
 from keras.src.ops import core, nn
+from keras.src.ops import image as images
 from keras.src.ops import math as maths
 from keras.src.ops import numpy as numeric
 
 from keras_morph.channels import Tensor
+from keras_morph.layer_rows import channel_axis, spatial
 from keras_morph.layer_rules import (
     TABLE,
     Flow,
@@ -36,10 +39,11 @@ __all__ = ["OPERATION_ROWS"]
 
 
 def _combined(flow: Flow) -> Routed:
-    if len(flow.inputs) > 1:
-        return merged(flow)
-    signal = flow.inputs[0]
     shapes = [np.shape(value) for value in _constants(flow.args, flow.kwargs)]
+    if len(flow.inputs) > 1:  # and arrays beside them, in `where`
+        routed = merged(flow)
+        return replace(routed, mode="strict") if shapes else routed
+    signal = flow.inputs[0]
     if any(len(shape) > signal.rank for shape in shapes) or flow.output_shapes[0] != signal.shape:
         return fresh(flow, "broadcasts it against a larger constant")
     from_end = signal.rank - signal.axis
@@ -149,6 +153,56 @@ def _repeated(flow: Flow) -> Routed:
     return _picked(flow, [np.repeat(np.arange(len(signal.ids)), operation.repeats)], signal.axis)
 
 
+def _rolled(flow: Flow) -> Routed:
+    signal, shift, axis = flow.inputs[0], flow.operation.shift, flow.operation.axis
+    if not isinstance(axis, int) or not isinstance(shift, int):
+        shifted = axis is not None and signal.axis not in {a % signal.rank for a in np.atleast_1d(axis)}
+        return same(flow) if shifted else fresh(flow, "shifts channels along with another axis")
+    if axis % signal.rank != signal.axis:
+        return same(flow)
+    return _picked(flow, [np.roll(np.arange(len(signal.ids)), shift)], signal.axis)
+
+
+def _tiled(flow: Flow) -> Routed:
+    signal, repeats = flow.inputs[0], np.atleast_1d(flow.operation.repeats)
+    rank = len(flow.output_shapes[0])
+    if rank != signal.rank or (len(repeats) == rank and repeats[0] != 1):
+        return fresh(flow, "repeats examples, or adds an axis")
+    times = int(repeats[signal.axis - rank]) if len(repeats) >= rank - signal.axis else 1
+    if times == 1:
+        return same(flow)
+    if math.prod(repeats) != times:
+        return fresh(flow, "repeats channels along with another axis")
+    return _picked(flow, [np.tile(np.arange(len(signal.ids)), times)], signal.axis)
+
+
+def _gated(flow: Flow) -> Routed:
+    """Glu: the first half of an axis times the sigmoid of the second."""
+    signal, axis = flow.inputs[0], flow.operation.axis
+    if axis % signal.rank != signal.axis:
+        return same(flow)
+    first, second = signal.ids.reshape(2, -1)
+    flow.graph.tie(first, second)
+    return Routed([(first, signal.axis)])
+
+
+def _depth_to_space(flow: Flow) -> Routed:
+    """`(h, w, r r c) -> (r h, r w, c)`: the channels of one place of c live and die together."""
+    signal, block = flow.inputs[0], flow.operation.block_size
+    if signal.axis != 3 or channel_axis(flow.operation, 4) != 3:
+        return fresh(flow, "moves channels to other places")
+    places = signal.ids.reshape(block * block, -1)
+    flow.graph.tie(np.tile(places[0], len(places)), signal.ids)
+    return Routed([(places[0], 3)], mode="strict")
+
+
+def _space_to_depth(flow: Flow) -> Routed:
+    signal, block = flow.inputs[0], flow.operation.block_size
+    if signal.axis != 3 or channel_axis(flow.operation, 4) != 3:
+        return fresh(flow, "makes channels of places")
+    return Routed([(np.tile(signal.ids, block * block), 3)], mode="uniform")
+
+
 # Operations that move axes.
 
 
@@ -221,6 +275,31 @@ def _without_axes(flow: Flow, gone: set[int], reason: str) -> Routed:
     return Routed([(signal.ids, signal.axis - sum(a < signal.axis for a in gone))])
 
 
+def _scanned(flow: Flow) -> Routed:
+    """Cumulative sums, differences and sorting along an axis without channels."""
+    signal, axis = flow.inputs[0], flow.operation.axis
+    if axis is None or axis % signal.rank == signal.axis:
+        return fresh(flow, "mixes channels")
+    return same(flow)
+
+
+def _moments(flow: Flow) -> Routed:
+    """Mean and variance over axes without channels."""
+    signal, operation = flow.inputs[0], flow.operation
+    gone = {a % signal.rank for a in operation.axes}
+    if signal.axis in gone or 0 in gone:
+        return fresh(flow, "reduces over channels or examples")
+    axis = signal.axis if operation.keepdims else signal.axis - sum(a < signal.axis for a in gone)
+    return Routed([(signal.ids, axis)] * 2)
+
+
+def _unstacked(flow: Flow) -> Routed:
+    signal, axis = flow.inputs[0], flow.operation.axis % flow.inputs[0].rank
+    if axis == signal.axis:
+        return fresh(flow, "takes channels one by one")
+    return Routed([(signal.ids, signal.axis - (axis < signal.axis))] * len(flow.output_shapes))
+
+
 def _reshape_narrowed(config: dict, kept: np.ndarray, result: Tensor) -> dict:
     shape = [config["newshape"]] if isinstance(config["newshape"], int) else list(config["newshape"])
     if shape[result.axis] != -1:
@@ -289,6 +368,18 @@ OPERATION_ROWS: dict[type, Rule] = {
                 numeric.NanToNum,
                 numeric.OnesLike,
             ),
+            *(
+                numeric.Abs,
+                numeric.Fabs,
+                numeric.Arcsin,
+                numeric.Arcsinh,
+                numeric.Arccos,
+                numeric.Arccosh,
+                numeric.Arctanh,
+            ),
+            *(numeric.Cbrt, numeric.Cosh, numeric.Exp2, numeric.Log10, numeric.Log2, numeric.Trunc, numeric.Sinc),
+            *(numeric.Isnan, numeric.Isinf, numeric.Isfinite, numeric.LogicalNot, numeric.Deg2rad, numeric.Rad2deg),
+            *(maths.Erfc, activations.ReLU),
             *(numeric.ZerosLike, maths.Rsqrt, maths.Erf, core.Cast, core.SaturateCast, core.StopGradient),
         ],
         UNARY,
@@ -297,13 +388,32 @@ OPERATION_ROWS: dict[type, Rule] = {
         [
             *(numeric.Add, numeric.Subtract, numeric.Multiply, numeric.Divide, numeric.TrueDivide, numeric.DivideNoNan),
             *(numeric.Maximum, numeric.Minimum, numeric.Power, numeric.FloorDivide, numeric.Mod, numeric.Arctan2),
+            *(numeric.Logaddexp, numeric.Logaddexp2, numeric.Fmax, numeric.Fmin, numeric.Fmod),
+            *(numeric.LogicalAnd, numeric.LogicalOr, numeric.LogicalXor, numeric.Where),
             *(numeric.Greater, numeric.GreaterEqual, numeric.Less, numeric.LessEqual, numeric.Equal, numeric.NotEqual),
         ],
         BINARY,
     ),
-    **dict.fromkeys([numeric.Mean, numeric.Max, numeric.Min, numeric.Amax, numeric.Amin], REDUCTION),
+    **dict.fromkeys(
+        [numeric.Mean, numeric.Max, numeric.Min, numeric.Amax, numeric.Amin, numeric.Any, numeric.All], REDUCTION
+    ),
     # Over an unknown number of positions these are not what they are over some of them (folding.py).
-    **dict.fromkeys([numeric.Sum, numeric.Prod, numeric.Var, numeric.Std], replace(REDUCTION, mode="strict")),
+    **dict.fromkeys(
+        [numeric.Sum, numeric.Prod, numeric.Var, numeric.Std, maths.Logsumexp], replace(REDUCTION, mode="strict")
+    ),
+    **dict.fromkeys([numeric.Cumsum, numeric.Cumprod, numeric.Sort], Rule(_scanned, "strict")),
+    **dict.fromkeys(
+        [nn.MaxPool, nn.AveragePool, images.CropImages],
+        Rule(spatial, "uniform"),
+    ),
+    **dict.fromkeys([images.Resize, images.PadImages], Rule(spatial, "strict")),
+    nn.Moments: Rule(_moments, "uniform"),
+    nn.Glu: Rule(_gated, "uniform"),
+    nn.DepthToSpace: Rule(_depth_to_space, "strict"),
+    nn.SpaceToDepth: Rule(_space_to_depth, "uniform"),
+    core.Unstack: Rule(_unstacked, "uniform"),
+    numeric.Roll: Rule(_rolled, "uniform"),
+    numeric.Tile: Rule(_tiled, "uniform"),
     numeric.Concatenate: Rule(joined, "join"),
     numeric.Stack: Rule(_stacked, "strict"),
     numeric.GetItem: Rule(_indexed, "uniform", rewrite=_whole_channels),

@@ -295,7 +295,34 @@ class _Replay:
         if len(live) < len(call.operands):
             return tree.flatten(self.copy(call)(live))
         sources = (*zip(call.operands, call.sources, strict=True), *zip(call.masks, call.mask_sources, strict=True))
-        return self.apply(call, {id(source): self.tensors[t] for t, source in sources})
+        values = {id(source): self.tensors[t] for t, source in sources}
+        for source, axis in zip(call.sources, call.takes, strict=False):
+            if axis >= 0:
+                values[id(source)] = self.taken_alive(values[id(source)], call.outputs[0], axis)
+        if not call.padded:
+            return self.apply(call, values)
+        (source,), (operand,), (output,) = call.sources, call.operands, call.outputs
+        values[id(source)] = self.filled_up(values[id(source)], operand)
+        (result,) = self.apply(call, values)
+        return [self.taken_alive(result, output, self.graph.tensors[output].axis)]
+
+    def taken_alive(self, x: Any, number: int, axis: int) -> Any:
+        """The entries along an axis that are alive in a tensor of the seed."""
+        tensor = self.graph.tensors[number]
+        kept = self.kept(tensor.vector)
+        whole = np.array_equal(kept, np.arange(len(self.graph.vectors[tensor.vector])))
+        return x if whole else ops.take(x, kept, axis=axis)
+
+    def filled_up(self, x: Any, number: int) -> Any:
+        """A tensor with as many channels as in the seed, with zeros for those that are dead."""
+        tensor = self.graph.tensors[number]
+        kept, width = self.kept(tensor.vector), len(self.graph.vectors[tensor.vector])
+        if len(kept) == width:
+            return x
+        places = np.full(width, len(kept))
+        places[kept] = np.arange(len(kept))
+        widths = [(0, int(axis == tensor.axis)) for axis in range(len(tensor.shape))]
+        return ops.take(ops.pad(x, widths), places, axis=tensor.axis)
 
     def unmasked(self, call: Call, results: list[Any]) -> list[Any]:
         """Results without the mask that what is left of a call may hand on, where the call itself hands on none."""
@@ -386,6 +413,10 @@ class _Replay:
             transfer(layer.operation, copy)
         for weight in layer.weights:
             values = _values(self.graph, layer, weight, self.gates)
+            if layer.rule.rescale and weight.sides:
+                (vector,) = weight.sides
+                factors = layer.rule.rescale(len(self.graph.vectors[vector]), len(self.kept(vector)))
+                values = values * np.asarray(factors.get(weight.name, 1.0), values.dtype)
             for axis, vector in enumerate(weight.vectors):
                 if vector >= 0:
                     values = np.take(values, self.kept(vector), axis=axis)

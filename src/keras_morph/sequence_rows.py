@@ -30,13 +30,14 @@ def _recurrent(flow: Flow) -> Routed:
     A unit has a column for each of its gates; it is scored by the strongest.
     """
     operation, signal = flow.operation, flow.inputs[0]
-    made = flow.graph.make(flow.name, operation.units)
+    units = operation.filters if hasattr(operation, "filters") else operation.units
+    made = flow.graph.make(flow.name, units)
     if not _given_states(flow, made):
         return fresh(flow, "is given something else than one initial state per unit")
     for part in ("activation", "recurrent_activation"):
         if reason := mixes_channels(getattr(operation, part, None)):
             flow.graph.pin(made, f"{flow.name}: {reason}")
-    gates = np.tile(made, operation.cell.kernel.shape[-1] // operation.units)
+    gates = np.tile(made, operation.cell.kernel.shape[-1] // units)
     results = [(made, len(shape) - 1) for shape in flow.output_shapes]
     return Routed(results, {"in": flow.read(signal.rank - 1), "state": made, "gates": gates})
 
@@ -44,7 +45,7 @@ def _recurrent(flow: Flow) -> Routed:
 def _given_states(flow: Flow, made: np.ndarray) -> bool:
     """Tie the states that a recurrent layer begins with to its units; whether they are one per unit."""
     states = flow.inputs[1:]
-    if any(state.rank != 2 or state.axis != 1 or len(state.ids) != len(made) for state in states):
+    if any(state.axis != state.rank - 1 or len(state.ids) != len(made) for state in states):
         return False
     for state in states:
         flow.graph.tie(made, state.ids)
@@ -157,6 +158,42 @@ def _bidirectional(operation: Any) -> Rule | None:
     )
 
 
+def _spectral(operation: Any) -> Rule | None:
+    """SpectralNormalization(layer): the row of the layer inside, whose kernel is divided by a number while training."""
+    inner = rule_for(operation.layer)
+    if inner is None or inner.width is None or type(operation.layer).__name__.endswith("Transpose"):
+        return None
+
+    def flow(flow: Flow) -> Routed:
+        return inner.flow(replace(flow, operation=operation.layer))
+
+    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+        return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, result))
+
+    return Rule(
+        flow,
+        inner.mode,
+        {**_inside("layer", inner.weights), "vector_u": "one out"},
+        _inside("layer", inner.multiplies),
+        scored=_inside("layer", inner.scored),
+        narrow=narrow,
+        zero=lambda wrapper: inner.zero(wrapper.layer),
+    )
+
+
+# Convolutional recurrent layers.
+
+
+def _convolutional_lstm(operation: Any) -> Rule | None:
+    """ConvLSTM whose results are as large as its inputs, so that all of its convolutions work at the same positions."""
+    space = {4: "kh", 5: "kh kw", 6: "kd kh kw"}.get(len(operation.cell.kernel.shape) + 1)
+    plain = operation.cell.padding == "same" and set(operation.cell.strides) == {1} and space
+    if not plain or not str(operation.cell.data_format).endswith("last"):
+        return None
+    kernels = {"cell.kernel": f"{space} in gates", "cell.recurrent_kernel": f"{space} state gates"}
+    return replace(RECURRENT, weights={**kernels, "cell.bias": "gates"}, width="filters")
+
+
 # Attention.
 
 
@@ -266,6 +303,15 @@ SEQUENCE_ROWS: dict[type, Rule] = {
     layers.LSTM: RECURRENT,
     layers.GRU: replace(RECURRENT, variant=lambda gru: GRU_OF_TWO_BIASES if gru.reset_after else None),
     layers.SimpleRNN: RECURRENT,
+    **dict.fromkeys(
+        [layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D],
+        Rule(
+            partial(fresh, reason="is a ConvLSTM with strides or without padding"),
+            "strict",
+            variant=_convolutional_lstm,
+        ),
+    ),
+    layers.SpectralNormalization: replace(WRAPPER, variant=_spectral),
     layers.TimeDistributed: replace(WRAPPER, variant=_time_distributed),
     layers.Bidirectional: replace(WRAPPER, variant=_bidirectional),
     layers.EinsumDense: Rule(

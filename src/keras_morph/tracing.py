@@ -247,6 +247,8 @@ class _Tracer:
                 tuple(masks),
                 routed.moves,
                 chain.compute if chain else None,
+                routed.takes,
+                routed.padded,
             )
         )
 
@@ -272,6 +274,11 @@ class _Tracer:
             return {"rows": rows, "zeroed": True}  # all pinned: nothing dies
         if rule.multiplies or rule.width:  # what else than the first operand it is given are states and sequences
             return {"rows": rows, "zeroed": rule.zero(node.operation) and all(tensor.zeroed for tensor in given[1:])}
+        if routed.takes:  # what has its channels along another axis is not zero where they are dead
+            given = [
+                replace(tensor, zeroed=taken < 0 and tensor.zeroed)
+                for tensor, taken in zip(given, routed.takes, strict=True)
+            ]
         every = any if isinstance(node.operation, PRODUCTS) else all
         shifts = isinstance(node.operation, SHIFTS) and len(given) == 1  # by a number or an array
         zeroed = every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifts
@@ -353,7 +360,7 @@ class _Tracer:
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]
-        return Signal(self.graph.vectors[tensor.vector], tensor.axis, tensor.shape, tensor.zeroed)
+        return Signal(self.graph.vectors[tensor.vector], tensor.axis, tensor.shape, tensor.zeroed, tensor.masked)
 
     def tensor(self, ids: np.ndarray, axis: int, source: Any, spec: Any, **facts: Any) -> int:
         number = self.numbers[id(source)] = len(self.tensors)
