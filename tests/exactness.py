@@ -27,3 +27,17 @@ def assert_equal_outputs(received, expected, tolerance=1e-5):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
         if varying > 1e-2 * largest:
             np.testing.assert_allclose(one - one[:1], other - other[:1], rtol=0, atol=3 * tolerance * varying)
+
+
+def largest_difference(received, expected):
+    """The largest difference of any output, relative to the largest number in it."""
+    assert len(received) == len(expected)
+    assert all(np.isfinite(other).all() for other in expected)
+    return float(
+        np.max(
+            [
+                np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
+                for a, b in zip(received, expected, strict=True)
+            ]
+        )
+    )

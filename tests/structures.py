@@ -31,7 +31,7 @@ def dead_trunk(graph, random):
 
 def one_layer_dead(graph, random):
     makers = [number for number, layer in enumerate(graph.layers) if layer.name in graph.widths]
-    return ~_channels_of(graph, np.arange(len(graph.layers)) == random.choice(makers))
+    return ~_channels_of(graph, np.arange(len(graph.layers)) == random.choice(makers or [-1]))
 
 
 def everything_dead(graph, random):

@@ -68,6 +68,7 @@ class Weight:
             the last operand.
         scores: the axis whose channels this weight makes (the axis of GroupLasso), or None.
         reads: the axis that lies along the layer's operand, or None.
+        whole: whether it is rebuilt at full size, though what it has for dead channels is cut off in the masked seed.
     """
 
     name: str
@@ -76,16 +77,18 @@ class Weight:
     multiplies: str | None = None
     scores: int | None = None
     reads: int | None = None
+    whole: bool = False
 
     @property
     def static_size(self) -> int:
-        """Product of the extents of the axes that hold no channels."""
-        return int(np.prod([n for n, v in zip(self.shape, self.vectors, strict=True) if v < 0], dtype=np.int64))
+        """Product of the extents of the axes that stay as they are."""
+        fixed = [n for n, v in zip(self.shape, self.vectors, strict=True) if v < 0 or self.whole]
+        return int(np.prod(fixed, dtype=np.int64))
 
     @property
     def sides(self) -> list[int]:
-        """Vector numbers of the axes that hold channels (at most two)."""
-        return [v for v in self.vectors if v >= 0]
+        """Vector numbers of the axes that are narrowed with their channels (at most two)."""
+        return [] if self.whole else [v for v in self.vectors if v >= 0]
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,11 @@ class Layer:
 
     @property
     def cuts(self) -> bool:
-        """Whether its weights make or read channels, so that zeros in them cut channels off; a normalization's do not."""
-        return self.made is not None or any(weight.multiplies for weight in self.weights)
+        """Whether zeros in its weights cut channels off: those that make or read them, and those that stay whole.
+
+        BatchNormalization's do not.
+        """
+        return self.made is not None or any(weight.multiplies or weight.whole for weight in self.weights)
 
 
 @dataclass(frozen=True)
@@ -398,6 +404,10 @@ class GraphBuilder:
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """Forbid the removal of channels."""
         self._pins.append((ids, reason))
+
+    def is_pinned(self, ids: np.ndarray) -> bool:
+        """Whether some of the channels were pinned themselves so far."""
+        return any(np.isin(ids, pinned).any() for pinned, _ in self._pins)
 
     def vector(self, ids: np.ndarray) -> int:
         """Number of an id vector; the same array object always has the same number."""

@@ -8,7 +8,8 @@ that the layer does; elsewhere the layer is one that we do not know.
 import inspect
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -164,13 +165,26 @@ def _record(layer: Any, call: Any) -> Any:
 def _check_layer(layer: Any, call: Any) -> None:
     if layer.activity_regularizer is not None:
         raise _Refused("has an activity regularizer")
-    if not all(part.built for part in layer._flatten_layers(include_self=False)):
-        raise _Refused("holds a layer that it has never called")
     for tensor in call.arguments.keras_tensors:
         if getattr(tensor, "_keras_mask", None) is not None:
             raise _Refused("is given a mask")
-        if layer.autocast and "float" in tensor.dtype and tensor.dtype != layer.compute_dtype:
-            raise _Refused(f"casts {tensor.dtype} to {layer.compute_dtype}")
+
+
+@contextmanager
+def _nothing_new(layer: Any) -> Iterator[None]:
+    """What a layer holds and has never called, in inference or training, must not be built: it would add weights."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise _Refused("calls a layer for the first time")
+
+    unbuilt = [part for part in layer._flatten_layers(include_self=False) if not part.built]
+    for part in unbuilt:
+        part.__dict__["build"] = refuse
+    try:
+        yield
+    finally:
+        for part in unbuilt:
+            del part.__dict__["build"]
 
 
 def _graph(layer: Any, call: Any, *, training: bool) -> Any:
@@ -180,8 +194,10 @@ def _graph(layer: Any, call: Any, *, training: bool) -> Any:
     def placed(x: Any) -> Any:
         if not isinstance(x, keras.KerasTensor):
             return x
-        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=f"input_{len(inputs)}"))
-        return inputs[-1]
+        sparse = x.sparse and keras.backend.backend() != "torch"  # which knows no sparse inputs
+        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=sparse, name=f"input_{len(inputs)}"))
+        casts = layer.autocast and "float" in x.dtype and x.dtype != layer.compute_dtype
+        return ops.cast(inputs[-1], layer.compute_dtype) if casts else inputs[-1]
 
     args, kwargs = call.arguments.convert(placed)
     context = CallContext(layer)
@@ -189,8 +205,11 @@ def _graph(layer: Any, call: Any, *, training: bool) -> Any:
     before = global_state.get_global_attribute(CONTEXT)
     global_state.set_global_attribute(CONTEXT, context)
     try:
-        outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
+        with _nothing_new(layer):
+            outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
         return keras.Model(tensors_of(inputs, {}), outputs, name=layer.name)
+    except _Refused:
+        raise
     except Exception as error:  # whatever a user's call raises on Keras tensors
         raise _Refused(f"is more than layers and keras.ops ({_first_line(error)})") from error
     finally:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from keras import layers
+from keras.src.applications.convnext import LayerScale
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.ops import image, nn
 from keras.src.ops import numpy as numeric
 
@@ -165,4 +167,6 @@ ZERO_STAYS_ZERO = {
 for _module, _names in ZERO_STAYS_ZERO.items():
     for _kind in (getattr(_module, name) for name in _names.split()):
         TABLE[_kind] = replace(TABLE[_kind], zero=always)
+for _kind in (LayerScale, CustomScaleLayer):
+    TABLE[_kind] = replace(TABLE[_kind], zero=always)
 TABLE[layers.Activation] = replace(TABLE[layers.Activation], zero=zero_at_zero)

@@ -29,7 +29,7 @@ from keras_morph.layer_rules import (
     zero_at_zero,
 )
 
-__all__ = ["ROWS", "channel_axis", "mixes_channels", "normalized_together", "spatial", "weighted"]
+__all__ = ["ROWS", "channel_axis", "mixes_channels", "spatial", "weighted"]
 
 
 def channel_axis(operation: Any, rank: int) -> int:
@@ -128,20 +128,22 @@ def _normalized_in_groups(flow: Flow) -> Routed:
     if read is None:
         return Routed([(signal.ids, signal.axis)], mode="strict")
     if groups == 1:
-        return normalized_together(flow)
+        return _normalized_together(flow)
     members = read.reshape(groups, -1)
     flow.graph.tie(np.repeat(members[:, 0], members.shape[1]), read)
     return Routed([(signal.ids, signal.axis)], {"in": read})
 
 
-def normalized_together(flow: Flow) -> Routed:
-    """LayerNormalization: zeros count among the channels, so that it works at full width, filled up with zeros."""
+def _normalized_together(flow: Flow) -> Routed:
+    """LayerNormalization: zeros count among the channels, so that it works at full width.
+
+    Its scale and shift are cut off with what is dead, so that this is zero behind it too.
+    """
     signal, axes = flow.inputs[0], _axes(flow)
     if signal.axis not in axes:
-        return replace(same(flow), mode="strict", sides={})
-    if not signal.zeroed or 0 in axes:
-        return together(flow, "normalizes over channels, and those that are dead are not zero there")
-    return Routed([(signal.ids, signal.axis)], mode="strict", padded=True)
+        return Routed([(signal.ids, signal.axis)], mode="strict")
+    routed = together(flow, "normalizes over channels")
+    return replace(routed, sides={"in": signal.ids}, zero=len(axes) == 1) if routed.padded else routed
 
 
 def _axes(flow: Flow) -> set[int]:
@@ -152,11 +154,14 @@ def _axes(flow: Flow) -> set[int]:
 def _scaled_to_unit(flow: Flow) -> Routed:
     """RMSNormalization: with the mean over fewer channels its epsilon and scale change by a factor."""
     signal = flow.inputs[0]
-    if _axes(flow) != {signal.axis}:
-        return together(flow, "normalizes over several axes")
-    if not signal.zeroed:
-        return together(flow, "normalizes over channels, and those that are dead are not zero there")
+    if _axes(flow) != {signal.axis} or not signal.zeroed:
+        return _normalized_together(flow)
     return replace(same(flow), mode="strict")
+
+
+def _over_several_axes(operation: Any) -> Rule | None:
+    """A normalization whose weights have several axes."""
+    return None if isinstance(operation.axis, int) or len(operation.axis) == 1 else Rule(_normalized_together, "strict")
 
 
 def _narrow_mean(config: dict, kept: np.ndarray, result: Tensor) -> dict:
@@ -298,6 +303,7 @@ def _separable_conv(space: str, ones: str) -> Rule:
 
 
 _NORMALIZED_WEIGHTS = dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), "in")
+_SCALE_AND_SHIFT = dict.fromkeys(("gamma", "beta"), "in")
 _RENORM_WEIGHTS = dict.fromkeys(("moving_stddev", "renorm_mean", "renorm_stddev"), "in")
 
 
@@ -322,20 +328,26 @@ ROWS: dict[type, Rule] = {
     ),
     LayerScale: Rule(same, "uniform", {"gamma": "in"}, narrow=_narrow_projection),
     CustomScaleLayer: Rule(_scaled_sum, "merge"),
-    layers.LayerNormalization: Rule(normalized_together, "strict"),
-    layers.GroupNormalization: Rule(
-        _normalized_in_groups, "uniform", dict.fromkeys(("gamma", "beta"), "in"), narrow=_narrow_norm_groups
-    ),
+    layers.LayerNormalization: Rule(_normalized_together, "strict", _SCALE_AND_SHIFT, variant=_over_several_axes),
+    layers.GroupNormalization: Rule(_normalized_in_groups, "uniform", _SCALE_AND_SHIFT, narrow=_narrow_norm_groups),
     layers.RMSNormalization: Rule(
         _scaled_to_unit,
         "strict",
         {"scale": "in"},
         rescale=_rescale_mean,
         narrow=_narrow_mean,
-        variant=lambda norm: None if len(norm.scale.shape) == 1 else Rule(_scaled_to_unit, "strict"),
+        variant=_over_several_axes,
     ),
     layers.Masking: Rule(partial(together, reason="finds out from all of them which steps count"), "strict"),
     layers.Resizing: replace(SPATIAL, mode="strict"),
+    **dict.fromkeys(
+        [layers.CategoryEncoding, layers.Discretization, layers.HashedCrossing, layers.Hashing, layers.IntegerLookup],
+        Rule(partial(fresh, reason="makes categories of numbers"), "strict"),
+    ),
+    **dict.fromkeys(
+        [layers.MelSpectrogram, layers.STFTSpectrogram],
+        Rule(partial(fresh, reason="makes frequencies of samples"), "strict"),
+    ),
     layers.CenterCrop: replace(SPATIAL, mode="strict"),
     layers.PReLU: Rule(same, "strict", {"alpha": "*"}),
     layers.Activation: Rule(_activated, "uniform"),

@@ -101,7 +101,8 @@ class Routed:
         takes: for each operand whose channels lie along another axis than the result's: that axis of the result, along
             which the rebuilt call takes the operand's entries for what is alive; -1 for all others. Empty where there is none.
         padded: whether the rebuilt call fills the operand up with zeros to its full width, and picks what is alive of the
-            result.
+            result. Then weights that lie along the operand stay whole.
+        zero: whether dead channels of the results are exactly zero; None where that follows from the row and the operands.
         hidden: ids of the channels inside the layer, of which one has to stay, or None.
         followed: False where the row does not say what this call does: the layer is then one that we do not know.
     """
@@ -114,6 +115,7 @@ class Routed:
     rows: float = 1.0
     takes: tuple[int, ...] = ()
     padded: bool = False
+    zero: bool | None = None
     hidden: Ids | None = None
     followed: bool = True
 
@@ -208,23 +210,46 @@ def same(flow: Flow) -> Routed:
 
 
 def together(flow: Flow, reason: str) -> Routed:
-    """Hands ids on, but works on all channels together: they are pinned."""
+    """Hands ids on, but works on all channels together: filled up with zeros if that is what dead ones are, else pinned."""
     signal = flow.inputs[0]
-    flow.graph.pin(signal.ids, f"{flow.name} {reason}")
+    if fills_up(flow):
+        return Routed([(signal.ids, signal.axis)], mode="strict", padded=True)
+    flow.graph.pin(signal.ids, f"{flow.name} {reason}{_why_not_filled(signal)}")
     return Routed([(signal.ids, signal.axis)], mode="strict")
 
 
-def fresh(flow: Flow, reason: str) -> Routed:
-    """Results whose channels we cannot follow: new ids, pinned on both sides."""
-    for signal in flow.inputs:
-        flow.graph.pin(signal.ids, f"{flow.name} {reason}")
+def fills_up(flow: Flow) -> bool:
+    """Whether a call may be given its operand at full width, with zeros for what is dead: then it computes what it did.
+
+    Keras's mask is lost on the way.
+    """
+    return len(flow.inputs) == 1 and flow.inputs[0].zeroed and not flow.inputs[0].masked
+
+
+def _why_not_filled(signal: Signal) -> str:
+    return "" if signal.masked else ", and those that are dead are not zero there"
+
+
+def fresh(flow: Flow, reason: str, *, known: bool = True) -> Routed:
+    """Results whose channels we cannot follow: new ids, pinned on both sides, but for an operand that can be filled up.
+
+    Args:
+        flow: the call.
+        reason: why, for the pins.
+        known: False for a layer that we do not know.
+    """
+    filled = known and fills_up(flow)
+    for signal in flow.inputs if not filled else ():
+        flow.graph.pin(
+            signal.ids, f"{flow.name} {reason}{_why_not_filled(signal) if len(flow.inputs) == 1 and known else ''}"
+        )
     results = []
     for number, shape in enumerate(flow.output_shapes):
         axis = flow.default_axis(len(shape))
         made = flow.graph.make(flow.name, (shape[axis] or 0) if shape else 0, str(number or ""))
         flow.graph.pin(made, f"{flow.name} {reason}")
         results.append((made, axis))
-    return Routed(results, mode="strict", followed=False)
+    return Routed(results, mode="strict", padded=filled, followed=False)
 
 
 def merged(flow: Flow) -> Routed:
@@ -239,7 +264,16 @@ def merged(flow: Flow) -> Routed:
         return fresh(flow, "merges operands with different numbers of axes")
     axes = {signal.axis for signal in signals}
     widest = max(signals, key=lambda signal: len(signal.ids))
-    axis = default if len(axes) > 1 and (default := flow.default_axis(rank)) in axes else widest.axis
+    if len(axes) > 1:  # those of an operand that is not pinned anyway, nor broadcast
+        result, default = flow.output_shapes[0], flow.default_axis(rank)
+
+        def suits(signal: Signal) -> tuple:
+            pinned, whole = flow.graph.is_pinned(signal.ids), tuple(signal.shape[1:]) == tuple(result[1:])
+            return not pinned, whole, signal.axis == default, len(signal.ids)
+
+        axis = max(signals, key=suits).axis
+    else:
+        axis = widest.axis
     widest = max((signal for signal in signals if signal.axis == axis), key=lambda signal: len(signal.ids))
     astray = [signal for signal in signals if signal.axis != axis]
     if any(signal.masked or signal.shape[axis] not in (1, len(widest.ids)) for signal in astray):

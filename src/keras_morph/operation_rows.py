@@ -314,10 +314,34 @@ def _softmaxed(flow: Flow) -> Routed:
 
 
 def _padded(flow: Flow) -> Routed:
+    """Along the channel axis, what is added are channels that stay."""
     signal, pads = flow.inputs[0], flow.operation.pad_width
-    if any(pads[signal.axis % len(pads)]) or flow.output_shapes[0][signal.axis] != len(signal.ids):
-        return fresh(flow, "pads its channel axis")
-    return same(flow)
+    before, after = pads[signal.axis % len(pads)]
+    width = flow.output_shapes[0][signal.axis] or 0
+    if width != len(signal.ids) + before + after:
+        return fresh(flow, "pads its channel axis by a number that we do not know")
+    if not before and not after:
+        return same(flow)
+    made = flow.graph.make(flow.name, before + after, "padding")
+    flow.graph.pin(made, f"{flow.name} pads with them")
+    return Routed([(np.concatenate([made[:before], signal.ids, made[before:]]), signal.axis)], mode="strict")
+
+
+def _pads_with_zeros(operation: Any) -> bool:
+    return operation.mode == "constant" or operation.mode in ("reflect", "symmetric")
+
+
+def _taken_along_axis(flow: Flow) -> Routed:
+    """Every channel alone, by indices of its own or of all."""
+    signal, axis = flow.inputs[0], flow.operation.axis
+    if len(flow.inputs) != 2 or axis is None or axis % signal.rank == signal.axis:
+        return fresh(flow, "takes channels, or by indices that we do not know")
+    indices = flow.inputs[1]
+    flow.graph.pin(indices.ids, f"{flow.name} takes them for indices")
+    size = indices.shape[signal.axis]
+    if size not in (1, len(signal.ids)) or indices.masked:
+        return fresh(flow, "takes elements by indices of another shape")
+    return Routed([(signal.ids, signal.axis)], mode="strict", takes=(-1, -1 if size == 1 else signal.axis))
 
 
 def _stacked(flow: Flow) -> Routed:
@@ -427,7 +451,8 @@ OPERATION_ROWS: dict[type, Rule] = {
     numeric.ExpandDims: Rule(_expanded, "uniform"),
     numeric.Squeeze: Rule(_squeezed, "uniform"),
     numeric.Reshape: Rule(reshaped, "uniform", narrow=_reshape_narrowed),
-    numeric.Pad: Rule(_padded, "strict"),
+    numeric.Pad: Rule(_padded, "strict", zero=_pads_with_zeros),
+    numeric.TakeAlongAxis: Rule(_taken_along_axis, "strict"),
     nn.Softmax: Rule(_softmaxed, "uniform"),
     nn.LogSoftmax: Rule(_softmaxed, "uniform"),
 }

@@ -7,6 +7,7 @@ what is alive, at a merge.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -301,10 +302,10 @@ class _Replay:
                 values[id(source)] = self.taken_alive(values[id(source)], call.outputs[0], axis)
         if not call.padded:
             return self.apply(call, values)
-        (source,), (operand,), (output,) = call.sources, call.operands, call.outputs
+        (source,), (operand,) = call.sources, call.operands
         values[id(source)] = self.filled_up(values[id(source)], operand)
-        (result,) = self.apply(call, values)
-        return [self.taken_alive(result, output, self.graph.tensors[output].axis)]
+        results = zip(call.outputs, self.apply(call, values), strict=True)
+        return [self.taken_alive(x, output, self.graph.tensors[output].axis) for output, x in results]
 
     def taken_alive(self, x: Any, number: int, axis: int) -> Any:
         """The entries along an axis that are alive in a tensor of the seed."""
@@ -393,6 +394,9 @@ class _Replay:
         """The config of a call's layer for the channels that are alive."""
         result = self.graph.tensors[call.outputs[0]]
         made = self.graph.vectors[result.vector] if layer.made is None else layer.made
+        if layer.made is not None:
+            width = self.closed.counts[result.vector] or result.shape[result.axis]
+            result = replace(result, shape=(*result.shape[: result.axis], width, *result.shape[result.axis + 1 :]))
         try:
             return layer.rule.narrowed(layer.operation.get_config(), self.alive(made), result)
         except (NotImplementedError, TypeError) as error:
@@ -403,9 +407,15 @@ class _Replay:
         if config is None:
             return remade(layer.operation, name, lenient=True)
         try:
-            return type(layer.operation).from_config({**config, "name": name})
+            copy = type(layer.operation).from_config({**config, "name": name})
         except (NotImplementedError, TypeError) as error:
             raise _without_config(layer) from error
+        for weight in layer.weights:
+            initializer = getattr(layer.operation, f"{weight.name}_initializer", None)
+            if isinstance(initializer, keras.initializers.Constant) and np.shape(initializer.value) == weight.shape:
+                narrowed = keras.initializers.Constant(self.sliced(weight, np.asarray(initializer.value)))
+                setattr(copy, f"{weight.name}_initializer", narrowed)
+        return copy
 
     def carry(self, layer: Layer, copy: Any) -> None:
         """Give a copy the seed's weights, sliced along every axis that holds channels."""
@@ -417,7 +427,11 @@ class _Replay:
                 (vector,) = weight.sides
                 factors = layer.rule.rescale(len(self.graph.vectors[vector]), len(self.kept(vector)))
                 values = values * np.asarray(factors.get(weight.name, 1.0), values.dtype)
-            for axis, vector in enumerate(weight.vectors):
-                if vector >= 0:
-                    values = np.take(values, self.kept(vector), axis=axis)
-            variable(copy, weight.name).assign(values)
+            variable(copy, weight.name).assign(self.sliced(weight, values))
+
+    def sliced(self, weight: Weight, values: np.ndarray) -> np.ndarray:
+        """A weight's entries for the channels that are alive."""
+        for axis, vector in enumerate(weight.vectors):
+            if vector >= 0 and not weight.whole:
+                values = np.take(values, self.kept(vector), axis=axis)
+        return values

@@ -200,29 +200,33 @@ def _convolutional_lstm(operation: Any) -> Rule | None:
 def _attended(flow: Flow) -> Routed:
     """MultiHeadAttention and GroupedQueryAttention: a channel is a head, with its queries, keys and values.
 
-    Heads are added up, each with its own softmax, so that one whose rows of the output kernel are zero can go. The width
-    of the result is the residual stream's and stays. Only the values' kernel has an `out` axis: it scores a head.
+    Heads are added up, each with its own softmax, so that one whose rows of the output kernel are zero can go; the values'
+    kernel scores it. The channels of the result are others, which a structure names by what they are tied to.
     """
     operation, operands = flow.operation, dict(zip(flow.names, flow.inputs, strict=True))
     named = set(operands) in ({"query", "value"}, {"query", "value", "key"}) and len(operands) == len(flow.inputs)
-    plain = named and len(flow.output_shapes) == 1 and len(flow.output_shapes[0]) == 3
-    if not plain or any((signal.axis, signal.rank) != (2, 3) for signal in flow.inputs):
+    rank = len(flow.output_shapes[0])
+    if not named or any((signal.axis, signal.rank) != (rank - 1, rank) for signal in flow.inputs):
         return fresh(flow, "is called with something else than sequences as query, value and key")
     query, value = operands["query"], operands["value"]
     key = operands.get("key", value)
-    result = flow.graph.make(flow.name, flow.output_shapes[0][2] or 0, "result")
-    flow.graph.pin(result, f"{flow.name} adds up its heads in it")
+    result = flow.graph.make(flow.name, flow.output_shapes[0][-1] or 0, "result")
     grouped = type(operation) is layers.GroupQueryAttention
+    if grouped:
+        flow.graph.pin(result, f"{flow.name} adds up its heads in it")
     for signal in flow.inputs if grouped else ():
         flow.graph.pin(signal.ids, f"{flow.name} makes its result as wide as them")
     heads = flow.graph.make(flow.name, operation.num_key_value_heads if grouped else operation.num_heads)
     queries = np.repeat(heads, operation.num_repeats) if grouped else heads
     sides = {"query": query.ids, "value": value.ids, "key": key.ids, "out": heads, "keys": heads, "queries": queries}
-    return Routed([(result, 2)], sides, hidden=heads)
+    sides["result"] = result
+    # The weights of positions, if it is asked for them: one axis of heads, behind that of examples.
+    weights = [(heads, 1)] * (len(flow.output_shapes) - 1)
+    return Routed([(result, rank - 1), *weights], sides, zero=True, hidden=heads)
 
 
 def _narrow_heads(config: dict, kept: np.ndarray, result: Tensor) -> dict:
-    return {**config, "output_shape": config["output_shape"] or (result.shape[-1],)}
+    return {**config, "output_shape": (result.shape[-1],)}
 
 
 def _narrow_queries(config: dict, kept: np.ndarray, result: Tensor) -> dict:
@@ -252,6 +256,7 @@ ATTENTION = Rule(
         "_gate_dense.kernel": "outputs",
         "_output_dense.kernel": "outputs",
     },
+    scored={"_value_dense.kernel": "out", "_output_dense.kernel": "result"},
     width="num_heads",
     narrow=_narrow_heads,
     masks=("query_mask", "value_mask", "key_mask", "attention_mask"),
@@ -260,7 +265,7 @@ ATTENTION = Rule(
 
 def _weighed(flow: Flow) -> Routed:
     """Attention and AdditiveAttention: queries and keys weigh positions with all their channels, values pass."""
-    if not 2 <= len(flow.inputs) <= 3 or len(flow.output_shapes) > 1 or any(s.axis != 2 for s in flow.inputs):
+    if not 2 <= len(flow.inputs) <= 3 or any(s.axis != 2 for s in flow.inputs):
         return fresh(flow, "attends to something else than a sequence of vectors")
     query, value, key = flow.inputs if len(flow.inputs) == 3 else [*flow.inputs, flow.inputs[1]]
     # A product of queries and keys is a sum over channels: one that is zero in either can go from both.
@@ -270,7 +275,12 @@ def _weighed(flow: Flow) -> Routed:
     else:
         for signal in (query, key):
             flow.graph.pin(signal.ids, f"{flow.name} weighs positions with all of them")
-    return Routed([(value.ids, 2)])
+    results = [(value.ids, 2)]
+    for shape in flow.output_shapes[1:]:  # the weights of positions
+        made = flow.graph.make(flow.name, shape[-1] or 0, "weights")
+        flow.graph.pin(made, f"{flow.name} gives each position of the values one")
+        results.append((made, 2))
+    return Routed(results)
 
 
 # Dense layers as einsums.

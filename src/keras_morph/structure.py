@@ -248,25 +248,24 @@ def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
 
 def _agreed(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
     """Alive groups from alive channels, which must agree within each group."""
-    members = np.bincount(graph.group_of, minlength=graph.num_groups)
-    votes = np.bincount(graph.group_of, weights=channels, minlength=graph.num_groups)
-    counted = np.zeros(graph.num_groups, bool)
+    named = np.zeros(graph.num_channels, bool)
     for layer in graph.layers:
         if layer.name in graph.widths:
-            counted[graph.group_of[layer.made]] = True
-    alive = (votes > 0) | ~counted
+            named[layer.made] = True
+    members = np.bincount(graph.group_of, weights=named, minlength=graph.num_groups)
+    votes = np.bincount(graph.group_of, weights=named & channels, minlength=graph.num_groups)
+    alive = (votes > 0) | (members == 0)
     torn = np.flatnonzero((votes > 0) & (votes < members) & ~graph.pinned_mask)
     if len(torn):
         # A group falls apart where the calls that tie it are gone.
-        known = np.isin(graph.owner, [n for n, layer in enumerate(graph.layers) if layer.name in graph.widths])
-        differs = known & ((close(graph, alive).channels > 0) != channels)
+        differs = named & ((close(graph, alive).channels > 0) != channels)
         torn = torn[np.isin(torn, graph.group_of[differs])]
     if len(torn):
         dead, kept = (
             next(
                 (layer.name, int(np.flatnonzero(layer.made == channel)[0]))
                 for channel in graph.groups[torn[0]]
-                if channels[channel] == state
+                if named[channel] and channels[channel] == state
                 for layer in graph.layers
                 if layer.made is not None and channel in layer.made
             )

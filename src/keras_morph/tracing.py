@@ -215,6 +215,9 @@ class _Tracer:
         routed = _enter(flow) if node.is_input else self.routed(flow, rule, chain)
         self.graph.call = -1
         rule = rule if routed.followed else None
+        if _is_own(getattr(operation, "activity_regularizer", None)):
+            for ids, _ in routed.results:
+                self.graph.pin(ids, f"{name} gives them to a regularizer that we do not know")
         for mask in masks:
             self.graph.pin(self.signal(self.numbers[id(mask)]).ids, f"{name} is given it as a mask")
         if name in self.layers:
@@ -260,7 +263,7 @@ class _Tracer:
             return self.unknown(flow)
         masks = [name for name in flow.names if name == "mask" or name.endswith("_mask")]
         if masks:
-            return fresh(flow, f"is given a {masks[0]}")
+            return fresh(flow, f"is given a {masks[0]}", known=False)
         routed = rule.flow(flow)
         if flow.masked and (routed.mode or rule.mode) not in ("make", "strict"):
             return replace(routed, mode="strict")
@@ -272,6 +275,8 @@ class _Tracer:
         rows = max((tensor.rows for tensor in given), default=1.0) * routed.rows
         if rule is None or node.is_input:
             return {"rows": rows, "zeroed": True}  # all pinned: nothing dies
+        if routed.zero is not None:
+            return {"rows": rows, "zeroed": routed.zero}
         if rule.multiplies or rule.width:  # what else than the first operand it is given are states and sequences
             return {"rows": rows, "zeroed": rule.zero(node.operation) and all(tensor.zeroed for tensor in given[1:])}
         if routed.takes:  # what has its channels along another axis is not zero where they are dead
@@ -310,10 +315,8 @@ class _Tracer:
     def unknown(self, flow: Flow) -> Routed:
         """A layer without a row, and where it might have been followed, why it was not."""
         reason = self.refused.get(id(flow.operation))
-        return fresh(
-            flow,
-            f"is a layer that we do not know ({type(flow.operation).__name__}{f'; it {reason}' if reason else ''})",
-        )
+        more, known = f"; it {reason}" if reason else "", type(flow.operation).__module__.startswith("keras.")
+        return fresh(flow, f"is a layer that we do not know ({type(flow.operation).__name__}{more})", known=known)
 
     def follow_shuffle(self, node: Any, users: dict[int, list[Any]]) -> dict[int, "_Chain | None"]:
         """The channel shuffle that begins at a reshape: its nodes, of which the last one stands for all; or nothing.
@@ -402,10 +405,23 @@ class _Tracer:
                     for vector in vectors:
                         self.graph.pin(self.graph.vectors[vector], f"{holder.name} uses {layer.name} too")
 
+    def pin_what_no_structure_names(self) -> None:
+        """A structure names the channels that layers make, and others only through those that they are tied to."""
+        group_of, _ = self.graph.groups()
+        named = np.zeros(self.graph.num_channels, bool)
+        for name, made in self.graph.made.items():
+            named[made] = self.layers[name].rule is not None
+        members = np.bincount(group_of, weights=named)
+        for (name, part), made in self.graph.parts.items():
+            if part:
+                lonely = made[members[group_of[made]] == 0]
+                self.graph.pin(lonely, f"{name} makes them, and no structure says how many")
+
     def finish(self, model: Any) -> ChannelGraph:
         inputs = self.ends(self.function.inputs, "model input")
         outputs = self.ends(self.function.outputs, "model output")
         self.pin_what_unknown_layers_hold()
+        self.pin_what_no_structure_names()
         group_of, pinned = self.graph.groups()
         owner = np.zeros(self.graph.num_channels, np.int64)
         for (name, _), made in self.graph.parts.items():
@@ -530,6 +546,11 @@ def _arguments(node: Any) -> list[tuple[str, Any]]:
     return named if len(named) == len(arguments.keras_tensors) else [("", x) for x in arguments.keras_tensors]
 
 
+def _is_own(regularizer: Any) -> bool:
+    """Whether a regularizer is a user's own, which may need all channels; Keras's take each number alone."""
+    return regularizer is not None and not type(regularizer).__module__.startswith("keras.")
+
+
 def _is_symbolic(x: Any) -> bool:
     return isinstance(x, keras.KerasTensor)
 
@@ -565,7 +586,7 @@ def _weights(
         scored = rule.scored.get(name, "out" if multiplies else "")
         scores = tokens.index(scored) if scored in tokens else None
         reads = tokens.index("in") if "in" in tokens else None
-        weights.append(Weight(name, shape, vectors, multiplies, scores, reads))
+        weights.append(Weight(name, shape, vectors, multiplies, scores, reads, whole=routed.padded))
     return tuple(weights)
 
 
@@ -575,20 +596,28 @@ _WARNED: Any = weakref.WeakSet()  # models whose unknown layers were named
 def _warn_of_unknown(graph: ChannelGraph) -> None:
     if graph.model in _WARNED:
         return
-    calls = [call for call in graph.calls if graph.layers[call.layer].rule is None and call.mode != "input"]
+    calls = [call for call in graph.calls if call.mode != "input" and _is_unknown(graph.layers[call.layer])]
     if not calls:
         return
     _WARNED.add(graph.model)
     layers = dict.fromkeys(f"{graph.layers[call.layer].name} ({graph.layers[call.layer].kind})" for call in calls)
     touched = {graph.tensors[tensor].vector for call in calls for tensor in (*call.inputs, *call.outputs)}
     pinned = graph.group_of[np.concatenate([graph.vectors[vector] for vector in touched])]
+    own = any(not type(graph.layers[call.layer].operation).__module__.startswith("keras.") for call in calls)
+    advice = " keras_morph.register_rule tells us of a layer of yours." if own else ""
     warnings.warn(
         f"{graph.model.name} has layers that we cannot follow: {', '.join(layers)}. What they read and make cannot be "
-        f"removed, {np.isin(graph.group_of, pinned).sum():,} of {graph.num_channels:,} channels; everything else can. "
-        "keras_morph.register_rule tells us of a layer of yours.",
+        f"removed, {np.isin(graph.group_of, pinned).sum():,} of {graph.num_channels:,} channels; everything else can."
+        f"{advice}",
         UnknownLayerWarning,
         stacklevel=1,
     )
+
+
+def _is_unknown(layer: Layer) -> bool:
+    """Whether a layer has no row, or wraps one that has none; a row may also say that a call cannot be followed, and why."""
+    wraps = isinstance(layer.operation, keras.layers.Wrapper)
+    return layer.rule is None and (wraps or rule_for(layer.operation) is None)
 
 
 def _protect(graph: GraphBuilder, patterns: Sequence[str]) -> None:
