@@ -36,13 +36,16 @@ PER_CHANNEL = np.linspace(-1, 2, 6, dtype="float32")
 PER_PLACE = np.linspace(-1, 2, 120, dtype="float32").reshape(5, 4, 6)
 
 
+UNLESS_ZERO = "unless zero"  # an operand whose dead channels are zero is filled up with them, any other is pinned
+
+
 class Entry(NamedTuple):
     """A row's instance: a layer's arguments or a function of the trunk, and whether the trunk has to be pinned."""
 
     kind: type
     rank: int
     call: dict | Callable
-    pins: bool = False
+    pins: bool | str = False
 
 
 def conv(x, width, size=1, **options):
@@ -58,6 +61,11 @@ def branch(x):
 
 def pooled(x):
     return layers.GlobalAveragePooling2D(keepdims=True)(x)
+
+
+def near(x):
+    """Whole numbers from 0 to 3."""
+    return ops.cast(ops.clip(2 + 2 * ops.tanh(x), 0, 3), "int32")
 
 
 def attention_pooling(x):
@@ -97,7 +105,7 @@ DENSE_AND_RECURRENT = [
     Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "padding": "same"}),
     Entry(layers.ConvLSTM2D, 3, {"filters": 4, "kernel_size": 3, "padding": "same", "return_sequences": True}),
     Entry(layers.ConvLSTM3D, 3, lambda x: layers.ConvLSTM3D(4, 2, padding="same")(ops.expand_dims(x, 1))),
-    Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "strides": 2}, pins=True),
+    Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "strides": 2}, pins=UNLESS_ZERO),
     # Looking up channels makes positions of them.
     Entry(
         layers.Embedding, 0, lambda x: layers.Embedding(7, 4)(ops.cast(ops.clip(9 * ops.abs(x), 0, 6), "int32")), True
@@ -124,8 +132,10 @@ SEQUENCES = [
     Entry(layers.TimeDistributed, 2, {"layer": layers.Reshape((2, 2, 6))}),
     Entry(layers.TimeDistributed, 2, {"layer": layers.GRU(4)}),
     Entry(layers.TimeDistributed, 2, {"layer": layers.LayerNormalization()}, pins=True),
-    Entry(layers.TimeDistributed, 2, {"layer": layers.PReLU()}, pins=True),
-    Entry(layers.TimeDistributed, 1, lambda x: layers.TimeDistributed(layers.Dense(4))(ops.swapaxes(x, 1, 2)), True),
+    Entry(layers.TimeDistributed, 2, {"layer": layers.PReLU()}, pins=UNLESS_ZERO),
+    Entry(
+        layers.TimeDistributed, 1, lambda x: layers.TimeDistributed(layers.Dense(4))(ops.swapaxes(x, 1, 2)), UNLESS_ZERO
+    ),
     Entry(layers.Bidirectional, 1, {"layer": layers.LSTM(4)}),
     Entry(layers.Bidirectional, 1, {"layer": layers.GRU(4, return_sequences=True), "merge_mode": "mul"}),
     Entry(layers.Bidirectional, 1, lambda x: ops.concatenate(layers.Bidirectional(layers.GRU(4), None)(x), axis=-1)),
@@ -134,7 +144,7 @@ SEQUENCES = [
         layers.Bidirectional,
         1,
         {"layer": layers.LSTM(4), "backward_layer": layers.SimpleRNN(4, go_backwards=True)},
-        pins=True,
+        pins=UNLESS_ZERO,
     ),
     attention(layers.MultiHeadAttention, to_itself, 3, 2),
     attention(layers.MultiHeadAttention, to_itself, 3, 2, use_bias=False, output_shape=5),
@@ -143,7 +153,7 @@ SEQUENCES = [
     attention(layers.MultiHeadAttention, lambda attend, x: attend(value=x, query=x, use_causal_mask=True), 2, 2),
     attention(layers.MultiHeadAttention, lambda attend, x: attend(query=x, value=branch(x)), 2, 2),
     attention(
-        layers.MultiHeadAttention, lambda attend, x: attend(x, x, return_attention_scores=True)[0], 2, 2, pins=True
+        layers.MultiHeadAttention, lambda attend, x: attend(x, x, return_attention_scores=True)[0], 2, 2, pins=False
     ),
     attention(layers.MultiHeadAttention, to_itself, 3, 2, output_shape=(2, 3), pins=True),
     attention(layers.GroupQueryAttention, lambda attend, x: attend(branch(x), x), 2, 6, 3, pins=True),
@@ -153,9 +163,9 @@ SEQUENCES = [
     attention(layers.AdditiveAttention, lambda attend, x: attend([branch(x), x, branch(x)])),
     attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="d", activation="relu"),
     attention(layers.EinsumDense, lambda dense, x: dense(x), "...x,yx->...y", 4),
-    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="bd", pins=True),
-    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cde->abde", (8, 2, 4), pins=True),
-    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,bd->adc", (3, 6), pins=True),
+    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="bd", pins=UNLESS_ZERO),
+    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cde->abde", (8, 2, 4), pins=UNLESS_ZERO),
+    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,bd->adc", (3, 6), pins=UNLESS_ZERO),
 ]
 NORMALIZATIONS = [
     *[Entry(layers.BatchNormalization, rank, {}) for rank in SHAPES],
@@ -166,13 +176,13 @@ NORMALIZATIONS = [
     Entry(LayerScale, 2, lambda x: x + LayerScale(0.1, 6)(branch(x))),
     Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([x, branch(x)])),
     Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([branch(x), x])),
-    # What they are given is zero where it is dead: the trunk has no activation, or not any more behind a sigmoid.
+    # What they are given is zero where it is dead: the trunk has no activation, but not behind a sigmoid.
     Entry(layers.LayerNormalization, 2, {}),
     Entry(layers.LayerNormalization, 2, {"axis": [1, 2, 3]}),
     Entry(layers.LayerNormalization, 2, {"axis": 1}),
     Entry(layers.LayerNormalization, 2, lambda x: layers.LayerNormalization()(ops.sigmoid(x)), pins=True),
     Entry(layers.RMSNormalization, 2, {}),
-    Entry(layers.RMSNormalization, 2, {"axis": [1, 2, 3]}, pins=True),
+    Entry(layers.RMSNormalization, 2, {"axis": [1, 2, 3]}, pins=UNLESS_ZERO),
     Entry(layers.RMSNormalization, 2, lambda x: layers.RMSNormalization()(ops.sigmoid(x)), pins=True),
     *[Entry(layers.GroupNormalization, 2, {"groups": groups, "epsilon": 0.1}) for groups in (-1, 6, 3, 2, 1)],
     Entry(layers.GroupNormalization, 2, {"groups": 3, "scale": False, "center": False}),
@@ -187,25 +197,25 @@ NORMALIZATIONS = [
     Entry(nn.Normalize, 2, lambda x: ops.normalize(ops.exp(x), axis=-1), pins=True),
     Entry(nn.Moments, 2, lambda x: ops.moments(x, (1, 2), keepdims=True)[1] + x),
     Entry(nn.Moments, 2, lambda x: ops.subtract(*ops.moments(x, (1,)))),
-    Entry(nn.Moments, 2, lambda x: ops.moments(x, (3,), keepdims=True)[0], pins=True),
-    Entry(layers.Masking, 1, {}, pins=True),
+    Entry(nn.Moments, 2, lambda x: ops.moments(x, (3,), keepdims=True)[0], pins=UNLESS_ZERO),
+    Entry(layers.Masking, 1, {}, pins=UNLESS_ZERO),
     Entry(layers.SpectralNormalization, 1, {"layer": layers.Dense(4)}),
     Entry(layers.SpectralNormalization, 2, {"layer": layers.Conv2D(4, 3, padding="same")}),
     Entry(
         layers.SpectralNormalization,
         2,
         lambda x: layers.SpectralNormalization(layers.Conv2DTranspose(4, 3))(x),
-        pins=True,
+        pins=UNLESS_ZERO,
     ),
-    Entry(layers.Normalization, 2, {"mean": PER_CHANNEL, "variance": PER_CHANNEL + 2}, pins=True),
+    Entry(layers.Normalization, 2, {"mean": PER_CHANNEL, "variance": PER_CHANNEL + 2}, pins=UNLESS_ZERO),
 ]
 PLAIN_LAYERS = [
     Entry(layers.PReLU, 2, {}),
     Entry(layers.PReLU, 2, {"shared_axes": [1, 2]}),
     Entry(layers.Activation, 2, {"activation": "relu"}),
-    Entry(layers.Activation, 2, {"activation": "softmax"}, pins=True),
-    Entry(layers.Activation, 2, {"activation": "sparsemax"}, pins=True),
-    Entry(layers.Softmax, 2, {}, pins=True),
+    Entry(layers.Activation, 2, {"activation": "softmax"}, pins=UNLESS_ZERO),
+    Entry(layers.Activation, 2, {"activation": "sparsemax"}, pins=UNLESS_ZERO),
+    Entry(layers.Softmax, 2, {}, pins=UNLESS_ZERO),
     Entry(layers.Softmax, 2, {"axis": 1}),
     Entry(layers.Softmax, 2, {"axis": [1, 2]}),
     Entry(layers.ReLU, 2, {"max_value": 1.5, "negative_slope": 0.1, "threshold": 0.2}),
@@ -231,8 +241,10 @@ PLAIN_LAYERS = [
     *spatial("GlobalMaxPooling{}D", {"keepdims": True}),
     *spatial("AdaptiveAveragePooling{}D", {"output_size": 2}),
     *spatial("AdaptiveMaxPooling{}D", {"output_size": 2}),
-    Entry(layers.GlobalMaxPooling1D, 1, {"data_format": "channels_first"}, pins=True),
+    Entry(layers.GlobalMaxPooling1D, 1, {"data_format": "channels_first"}, pins=UNLESS_ZERO),
     Entry(layers.Resizing, 2, {"height": 3, "width": 7}),
+    Entry(layers.Discretization, 0, lambda x: ops.cast(layers.Discretization([-0.3, 0.3])(x), "float32"), UNLESS_ZERO),
+    Entry(layers.CategoryEncoding, 0, lambda x: layers.CategoryEncoding(4, output_mode="multi_hot")(near(x)), True),
     Entry(layers.CenterCrop, 2, {"height": 3, "width": 2}),
     *[
         Entry(kind, 2, call)
@@ -318,13 +330,15 @@ BINARY = [
         Entry(kind, 2, lambda x, f=combine: f(x, PER_PLACE)),
     )
 ]
+# Over the channels: a sum needs no more than zeros; comparisons make ones of zeros.
+WHOLE_REDUCTIONS = {numeric.Sum: False, numeric.Any: True, numeric.All: True}
 REDUCTIONS = [
     entry
     for kind, reduce in REDUCING
     for entry in (
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=(1, 2))),
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=1, keepdims=True)),
-        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=kind is not numeric.Sum),
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=WHOLE_REDUCTIONS.get(kind, UNLESS_ZERO)),
     )
 ]
 PICKS_AND_SHAPES = [
@@ -342,10 +356,10 @@ PICKS_AND_SHAPES = [
     Entry(numeric.GetItem, 2, lambda x: x[:, 1:, ::2]),
     Entry(numeric.GetItem, 2, lambda x: x[:, 1]),
     Entry(numeric.GetItem, 2, lambda x: x[:, None, ..., 2:5]),
-    Entry(numeric.GetItem, 2, lambda x: x[:, :, :, 2], pins=True),
+    Entry(numeric.GetItem, 2, lambda x: x[:, :, :, 2], pins=UNLESS_ZERO),
     Entry(numeric.Take, 2, lambda x: ops.take(x, [5, 0, 0, -2], axis=-1)),
     Entry(numeric.Take, 2, lambda x: ops.take(x, np.array([3, 1]), axis=1)),
-    Entry(numeric.Take, 2, lambda x: ops.take(x, 2, axis=-1), pins=True),
+    Entry(numeric.Take, 2, lambda x: ops.take(x, 2, axis=-1), pins=UNLESS_ZERO),
     Entry(numeric.Split, 2, lambda x: ops.add(*ops.split(x, 2, axis=-1))),
     Entry(numeric.Split, 2, lambda x: ops.concatenate(ops.split(x, [1, 4], axis=-1)[::-1], axis=-1)),
     Entry(numeric.Split, 2, lambda x: ops.multiply(*ops.split(x, 2, axis=2))),
@@ -371,13 +385,23 @@ PICKS_AND_SHAPES = [
         lambda x: ops.reshape(ops.transpose(ops.reshape(x, (-1, 5, 4, 2, 3)), (0, 1, 2, 4, 3)), (-1, 5, 4, 6)),
     ),
     Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))),
-    Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), pins=True),
+    Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), pins=False),
     *[Entry(numeric.Roll, 2, lambda x, axis=axis: ops.roll(x, 2, axis)) for axis in (1, -1)],
     Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 2))),
-    Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 3)), pins=True),
+    Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 3)), pins=UNLESS_ZERO),
     *[Entry(numeric.Tile, 2, lambda x, n=n: ops.tile(x, n)) for n in ((1, 2, 3, 1), (1, 1, 1, 2), [2], [1])],
-    Entry(numeric.Tile, 2, lambda x: ops.tile(x, (1, 2, 1, 2)), pins=True),
-    *[Entry(numeric.Cumsum, 2, lambda x, axis=axis: ops.cumsum(x, axis), axis == -1) for axis in (1, -1)],
+    Entry(numeric.Tile, 2, lambda x: ops.tile(x, (1, 2, 1, 2)), pins=UNLESS_ZERO),
+    *[
+        Entry(numeric.Cumsum, 2, lambda x, axis=axis: ops.cumsum(x, axis), UNLESS_ZERO if axis == -1 else False)
+        for axis in (1, -1)
+    ],
+    Entry(
+        numeric.TakeAlongAxis,
+        2,
+        lambda x: ops.take_along_axis(x, ops.argmax(conv(x, 1), axis=1, keepdims=True), axis=1),
+    ),
+    Entry(numeric.TakeAlongAxis, 2, lambda x: ops.take_along_axis(x, ops.argsort(branch(x), axis=1), axis=1)),
+    Entry(numeric.TakeAlongAxis, 2, lambda x: ops.take_along_axis(x, ops.argsort(x, axis=-1), axis=-1), pins=True),
     Entry(numeric.Cumprod, 2, lambda x: ops.cumprod(ops.tanh(x), 1)),
     Entry(numeric.Sort, 2, lambda x: ops.sort(x, axis=1)),
     Entry(nn.Glu, 2, lambda x: ops.glu(x)),
@@ -390,7 +414,7 @@ PICKS_AND_SHAPES = [
     Entry(nn.DepthToSpace, 2, lambda x: ops.depth_to_space(conv(x, 8), 2)),
     Entry(nn.SpaceToDepth, 2, lambda x: ops.space_to_depth(x[:, :4], 2)),
     Entry(core.Unstack, 2, lambda x: ops.multiply(*ops.unstack(x[:, :2], axis=1))),
-    Entry(core.Unstack, 2, lambda x: ops.unstack(x, axis=-1)[0], pins=True),
+    Entry(core.Unstack, 2, lambda x: ops.unstack(x, axis=-1)[0], pins=UNLESS_ZERO),
     Entry(numeric.Where, 2, lambda x: ops.where(x > 0, x, PER_CHANNEL)),
     Entry(numeric.Where, 2, lambda x: ops.where(x > 0, 0.5, branch(x))),
     Entry(numeric.Matmul, 1, lambda x: ops.matmul(ops.transpose(x, (0, 2, 1)), branch(x)), pins=True),
@@ -404,9 +428,9 @@ PICKS_AND_SHAPES = [
     Entry(layers.Dot, 1, lambda x: layers.Dot(axes=2)([x, branch(x)])),
     Entry(layers.Dot, 0, lambda x: layers.Dot(axes=1, normalize=True)([x, branch(x)])),
     Entry(layers.Dot, 1, lambda x: layers.Dot(axes=1)([x, branch(x)]), pins=True),
-    Entry(nn.Softmax, 2, lambda x: ops.softmax(x), pins=True),
+    Entry(nn.Softmax, 2, lambda x: ops.softmax(x), pins=UNLESS_ZERO),
     Entry(nn.Softmax, 2, lambda x: ops.softmax(x, axis=1)),
-    Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x), pins=True),
+    Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x), pins=UNLESS_ZERO),
     Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x, axis=2)),
 ]
 ENTRIES = [
@@ -439,10 +463,10 @@ NAMES = list(BY_NAME)
 
 
 @functools.cache
-def build(name):
+def build(name, activation=None):
     entry = BY_NAME[name]
     image = keras.Input((*SHAPES[entry.rank][:-1], 3))
-    x = conv(conv(image, 5, size=3, activation="relu", name="before"), 6, size=3, name="trunk")
+    x = conv(conv(image, 5, size=3, activation="relu", name="before"), 6, size=3, activation=activation, name="trunk")
     x = entry.call(x) if callable(entry.call) else entry.kind(**entry.call)(x)
     return models.randomize(keras.Model(image, layers.Dense(3, name="last")(layers.Flatten(name="flat")(x))), seed=1)
 
@@ -475,5 +499,13 @@ def test_a_network_around_the_row_is_rebuilt_exactly(name, kind):
 def test_the_row_pins_the_trunk_only_where_it_has_to(name):
     graph = km.trace(build(name))
     assert BY_NAME[name].kind in {type(layer.operation) for layer in graph.layers}
-    assert bool(reasons(graph, "trunk")) == BY_NAME[name].pins, reasons(graph, "trunk")
+    assert bool(reasons(graph, "trunk")) == (BY_NAME[name].pins is True), reasons(graph, "trunk")
     assert not reasons(graph, "before")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if BY_NAME[name].pins == UNLESS_ZERO])
+def test_what_is_not_zero_where_it_is_dead_is_pinned_where_all_channels_count(name):
+    model = build(name, activation="sigmoid")
+    graph = km.trace(model)
+    assert any("dead are not zero there" in reason for reason in reasons(graph, "trunk")), reasons(graph, "trunk")
+    assert_exact(model, structures.draw(graph, "half", seed=1))

@@ -15,6 +15,7 @@ from keras_morph.errors import (
     DataError,
     KerasMorphError,
     StructureMismatchError,
+    UncountedLayerWarning,
     UnknownLayerWarning,
     UnsupportedModelError,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "StructureLog",
     "StructureMismatchError",
     "TensorBoardLog",
+    "UncountedLayerWarning",
     "UnknownLayerWarning",
     "UnsupportedModelError",
     "expand",

@@ -22,7 +22,7 @@ from keras.src.utils.naming import to_snake_case
 from keras_morph.keras_graph import graph_in, nodes_of, replayed, tensors_of
 from keras_morph.layer_rules import rule_for
 
-__all__ = ["local_names", "recordings_in"]
+__all__ = ["local_names", "recorded_or_none", "recordings_in"]
 
 UNKNOWN_SIZES = (32, 6)  # stand for sizes that are unknown, where a recording is tried
 TOLERANCE = {"float32": 1e-4, "float64": 1e-8}  # of a trial, relative to the largest output; 0.05 in half precision
@@ -72,6 +72,19 @@ def _recording(calls: Sequence[Any]) -> Any:
         except _Refused as reason:
             known[key] = str(reason)
     return known[key]
+
+
+def recorded_or_none(layer: Any, call: Any) -> Any:
+    """The graph that a layer's `call` leaves in inference, even where it is not all that the layer does; or None.
+
+    Args:
+        layer: a layer.
+        call: one call of it, with its `arguments`.
+    """
+    try:
+        return _graph(layer, call, training=False)
+    except _Refused:
+        return None
 
 
 def local_names(function: Any, owner: Any = None) -> dict[int, str]:

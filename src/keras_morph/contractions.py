@@ -141,8 +141,8 @@ CONTRACTION_ROWS: dict[type, Rule] = {
     numeric.Einsum: Rule(_summed_by_name, "strict", zero=always),
     numeric.Sum: replace(TABLE_SUM, flow=_total, zero=always),
     layers.Dot: Rule(_dotted, "strict", zero=always),
-    layers.UnitNormalization: Rule(_divided_by_norm, "strict", zero=always),
-    nn.Normalize: Rule(_divided_by_norm, "strict", zero=always),
+    layers.UnitNormalization: Rule(_divided_by_norm, "strict", mixes=True, zero=always),
+    nn.Normalize: Rule(_divided_by_norm, "strict", mixes=True, zero=always),
 }
 TABLE.update(CONTRACTION_ROWS)
 

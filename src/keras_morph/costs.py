@@ -5,20 +5,25 @@ absent), summed per call of a layer; a roofline is the larger of two such sums. 
 penalty all follow from the table, so a cost of your own is one method.
 """
 
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_morph import counting
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.closure import Closed, close
-from keras_morph.errors import UnsupportedModelError
+from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.hardware import Hardware, hardware
 from keras_morph.structure import structure_from
 from keras_morph.tracing import trace
 
 __all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
+
+_WARNED: Any = weakref.WeakKeyDictionary()  # model -> names of the costs whose uncounted layers were named
 
 CONSTANT = -1  # in place of a vector: no channels, a factor of 1
 
@@ -86,9 +91,26 @@ class Cost(ABC):
             structure: a Structure, counts per layer, or a path to either; None for all channels.
         """
         graph = trace(model)
+        self._name_uncounted(graph)
         whole = np.ones(graph.num_groups, bool)
         alive = whole if structure is None else structure_from(structure, graph).copies(graph)
         return self.total(graph, close(graph, alive))
+
+    def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
+        """Layers that this cost leaves out, since nobody can tell what they cost, such as `mix (Lambda)`."""
+        return ()
+
+    def _name_uncounted(self, graph: ChannelGraph) -> None:
+        """Warn of them, once for each model."""
+        names = self.uncounted(graph)
+        known = _WARNED.setdefault(graph.model, set())
+        if names and self.name not in known:
+            known.add(self.name)
+            warnings.warn(
+                f"{self.name} of {graph.model.name} leaves out {', '.join(names)}: what they compute cannot be counted.",
+                UncountedLayerWarning,
+                stacklevel=3,
+            )
 
     def total(self, graph: ChannelGraph, closed: Closed) -> float:
         """Cost of a closed structure."""
@@ -130,12 +152,13 @@ def _positions(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: 
 
 def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int, int]]:
     """Rows of (multiply-adds per pair of channels, a, b, call)."""
-    return [
+    followed: list[tuple[float, int, int, int]] = [
         (_positions(graph, call, layer, weight.multiplies, cost) * weight.static_size, *_pair(weight.sides), number)
         for number, call, layer in _working(graph)
         for weight in layer.weights
         if weight.multiplies
     ]
+    return followed + [(macs, CONSTANT, CONSTANT, number) for macs, number in counting.fixed_multiply_adds(graph)]
 
 
 class FLOPs(Cost):
@@ -143,13 +166,17 @@ class FLOPs(Cost):
 
     2 per multiply-add of convolutions, transposed, depthwise and separable ones included, of Dense and recurrent layers
     (at every step), and of attention's projections, at the model's input shape; lookups, biases, normalization,
-    activations and pooling count 0.
+    activations, pooling and products of two tensors count 0. What a layer computes whose channels are not followed (inside
+    a wrapper, quantized, with LoRA) is a fixed cost; where it cannot be counted, `uncounted` names it.
     """
 
     unit = "FLOPs"
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
         return Monomials.table([(2 * macs, a, b, 0, call) for macs, a, b, call in _multiply_adds(graph, self.name)])
+
+    def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
+        return counting.uncounted(graph)
 
 
 class ModelSize(Cost):
@@ -214,7 +241,15 @@ class Latency(Cost):
                 positions = _positions(graph, call, layer, where, self.name) * self.batch_size
                 vector = graph.tensors[tensors[0]].vector
                 rows.append((positions * seconds_per_element, vector, CONSTANT, 1, number))
+        for _, number in counting.fixed_multiply_adds(
+            graph
+        ):  # their weights; what goes in and out is left to computing
+            layer = graph.layers[graph.calls[number].layer]
+            rows.append((layer.operation.count_params() * seconds_per_element, CONSTANT, CONSTANT, 1, number))
         return Monomials.table(rows)
+
+    def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
+        return counting.uncounted(graph)
 
     def __repr__(self) -> str:
         return f"Latency({self.hardware.name!r})"

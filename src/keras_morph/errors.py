@@ -5,6 +5,7 @@ __all__ = [
     "DataError",
     "KerasMorphError",
     "StructureMismatchError",
+    "UncountedLayerWarning",
     "UnknownLayerWarning",
     "UnsupportedModelError",
 ]
@@ -32,3 +33,7 @@ class DataError(KerasMorphError):
 
 class UnknownLayerWarning(UserWarning):
     """A model has layers that we do not know or cannot follow: they stay as they are, and their channels cannot be removed."""
+
+
+class UncountedLayerWarning(UserWarning):
+    """A cost leaves out layers, since nobody can tell what they compute."""

@@ -35,6 +35,9 @@ def gateable(graph: ChannelGraph) -> np.ndarray:
         read[ends] = True
         if not _reads_through_gates(graph, call):
             closed[ends] = True
+        rule = graph.layers[call.layer].rule
+        if call.padded or (rule is not None and rule.mixes):  # a gate behind it would come too late
+            closed[np.concatenate(groups[: len(call.inputs)])] = True
         for hidden in groups[len(call.sources) : len(call.inputs)]:  # inside the layer
             closed[hidden] = True
     if not np.any(read & ~closed):

@@ -329,7 +329,9 @@ ROWS: dict[type, Rule] = {
     LayerScale: Rule(same, "uniform", {"gamma": "in"}, narrow=_narrow_projection),
     CustomScaleLayer: Rule(_scaled_sum, "merge"),
     layers.LayerNormalization: Rule(_normalized_together, "strict", _SCALE_AND_SHIFT, variant=_over_several_axes),
-    layers.GroupNormalization: Rule(_normalized_in_groups, "uniform", _SCALE_AND_SHIFT, narrow=_narrow_norm_groups),
+    layers.GroupNormalization: Rule(
+        _normalized_in_groups, "uniform", _SCALE_AND_SHIFT, narrow=_narrow_norm_groups, mixes=True
+    ),
     layers.RMSNormalization: Rule(
         _scaled_to_unit,
         "strict",
@@ -337,16 +339,13 @@ ROWS: dict[type, Rule] = {
         rescale=_rescale_mean,
         narrow=_narrow_mean,
         variant=_over_several_axes,
+        mixes=True,
     ),
     layers.Masking: Rule(partial(together, reason="finds out from all of them which steps count"), "strict"),
     layers.Resizing: replace(SPATIAL, mode="strict"),
     **dict.fromkeys(
-        [layers.CategoryEncoding, layers.Discretization, layers.HashedCrossing, layers.Hashing, layers.IntegerLookup],
+        [layers.CategoryEncoding, layers.Discretization],
         Rule(partial(fresh, reason="makes categories of numbers"), "strict"),
-    ),
-    **dict.fromkeys(
-        [layers.MelSpectrogram, layers.STFTSpectrogram],
-        Rule(partial(fresh, reason="makes frequencies of samples"), "strict"),
     ),
     layers.CenterCrop: replace(SPATIAL, mode="strict"),
     layers.PReLU: Rule(same, "strict", {"alpha": "*"}),

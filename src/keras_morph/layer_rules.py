@@ -24,7 +24,7 @@ import numpy as np
 from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
 
-__all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "rule_for", "variable"]
+__all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "row_of", "rule_for", "variable"]
 
 Ids = np.ndarray
 
@@ -171,6 +171,7 @@ class Rule:
         rewrite: `rewrite(args, kwargs, Rewriting) -> (args, kwargs)`, where arguments of the call depend on channels:
             constant arrays, indices, shapes. It is called before tensors are filled in.
         variant: `variant(operation) -> Rule | None`, a different row for some instances of the class.
+        mixes: whether a channel of its result depends on other channels too, though it hands ids on.
         masks: arguments of its `call` that are masks: they say which steps count, and have no channels.
         zero: `zero(operation) -> bool`, whether what is zero stays zero; of a layer whose weights make or read channels,
             whether it makes zeros of zero weights.
@@ -187,6 +188,7 @@ class Rule:
     narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
     rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
+    mixes: bool = False
     masks: tuple[str, ...] = ()
     zero: Callable[[Any], bool] = field(default=never, repr=False)
 
@@ -418,12 +420,17 @@ def variable(operation: Any, name: str) -> Any:
     return operation
 
 
-def rule_for(operation: Any) -> Rule | None:
-    """The row of an operation's exact class, or None where we have none."""
+def row_of(operation: Any) -> Rule | None:
+    """The row of an operation's exact class for this instance, whether or not its weights are as the row says."""
     rule = TABLE.get(type(operation))
-    if rule is None or getattr(operation, "lora_enabled", False) or getattr(operation, "quantization_mode", None):
+    return None if rule is None else rule.of(operation)
+
+
+def rule_for(operation: Any) -> Rule | None:
+    """The row by which an operation is followed; None where we have none, and for quantized and LoRA layers."""
+    if getattr(operation, "lora_enabled", False) or getattr(operation, "quantization_mode", None):
         return None
-    return rule.of(operation)
+    return row_of(operation)
 
 
 def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | None = None) -> None:

@@ -56,6 +56,7 @@ class Report:
         totals: cost -> (before, after), in the cost's unit.
         history: rows of `history.csv`, if any.
         results: lines of the result table, name -> {column: value}, if any.
+        uncounted: layers whose FLOPs cannot be counted, such as `mix (Lambda)`.
     """
 
     model: str
@@ -63,6 +64,14 @@ class Report:
     totals: dict[str, tuple[float, float]]
     history: tuple[dict[str, Any], ...] = ()
     results: dict[str, dict[str, Any]] | None = None
+    uncounted: tuple[str, ...] = ()
+
+    def _note(self) -> str:
+        return (
+            f"FLOPs leave out {', '.join(self.uncounted)}: what they compute cannot be counted."
+            if self.uncounted
+            else ""
+        )
 
     def _cells(self) -> list[list[str]]:
         return [
@@ -88,7 +97,7 @@ class Report:
             layers.add_column(name, justify="left" if number < 2 else "right", no_wrap=number == 0)
         for cells in self._cells():
             layers.add_row(*cells)
-        totals = Table(title="in total", title_justify="left")
+        totals = Table(title="in total", title_justify="left", caption=self._note() or None, caption_justify="left")
         for name in ("cost", "before", "after", "share"):
             totals.add_column(name, justify="left" if name == "cost" else "right")
         for name, (before, after) in self.totals.items():
@@ -109,7 +118,8 @@ class Report:
             ["cost", "before", "after", "share"],
             [[n, f"{b:,.0f}", f"{a:,.0f}", f"{a / b:.1%}" if b else "-"] for n, (b, a) in self.totals.items()],
         )
-        return "\n".join(lines + _markdown_table(list(self.HEADER), self._cells()))
+        note = [self._note(), ""] if self.uncounted else []
+        return "\n".join(lines + note + _markdown_table(list(self.HEADER), self._cells()))
 
     def json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -161,6 +171,7 @@ class Report:
             "border-bottom:1px solid #dde3ea}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
             f"</style><h1>{html.escape(self.model)}, before and after</h1>{results}"
             f"<table><tr><th>cost</th><th>before</th><th>after</th><th>share</th></tr>{totals}</table>"
+            f"{f'<p>{html.escape(self._note())}</p>' if self.uncounted else ''}"
             f'<img alt="width of each layer before and after" src="data:image/png;base64,{image}">'
             f"<table><tr>{head}</tr>{body}</table></html>"
         )
@@ -255,7 +266,7 @@ def report(
         if layer.name in before.widths
     )
     totals = {name: (first[name][0], second[name][0]) for name in first}
-    return Report(before.model.name, rows, totals, tuple(history), results)
+    return Report(before.model.name, rows, totals, tuple(history), results, FLOPs().uncounted(before))
 
 
 def _costs(graph: ChannelGraph, alive: np.ndarray) -> dict[str, tuple[float, dict[str, float]]]:

@@ -315,7 +315,8 @@ class _Tracer:
     def unknown(self, flow: Flow) -> Routed:
         """A layer without a row, and where it might have been followed, why it was not."""
         reason = self.refused.get(id(flow.operation))
-        more, known = f"; it {reason}" if reason else "", type(flow.operation).__module__.startswith("keras.")
+        more, kind = f"; it {reason}" if reason else "", type(flow.operation)
+        known = kind.__module__.startswith("keras.") and kind is not keras.layers.Lambda
         return fresh(flow, f"is a layer that we do not know ({type(flow.operation).__name__}{more})", known=known)
 
     def follow_shuffle(self, node: Any, users: dict[int, list[Any]]) -> dict[int, "_Chain | None"]:

@@ -81,6 +81,7 @@ def gather(graph: ChannelGraph) -> dict[str, Any]:
         "groups": graph.num_groups,
         "pinned_groups": len(graph.pinned),
         "layers": layers,
+        "uncounted": list(FLOPs().uncounted(graph)),
         "costs": {
             cost.name: {"cost": repr(cost), "unit": cost.unit, "now": _total(per), "cheapest": _total(after[cost])}
             for cost, per in before.items()
@@ -129,7 +130,16 @@ def _tables(found: dict[str, Any]) -> Group:
                 for reason, count in layer["pinned"].items()
             ),
         )
-    costs = Table(title="costs", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    left_out = ", ".join(found["uncounted"])
+    note = f"FLOPs and Latency leave out {left_out}: what they compute cannot be counted" if left_out else None
+    costs = Table(
+        title="costs",
+        title_justify="left",
+        caption=note,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("cost", "unit", "as it is", "cheapest in reach", "share"):
         costs.add_column(name, justify="left" if name in ("cost", "unit") else "right")
     for cost in found["costs"].values():

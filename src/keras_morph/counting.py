@@ -1,0 +1,157 @@
+"""Multiply-adds of layers whose channels are not followed: a fixed cost where they can be counted, else a name.
+
+A quantized or LoRA layer, what is inside a wrapper, a layer whose `call` runs on Keras tensors: all of them are counted at
+the sizes that they have, which no structure changes.
+"""
+
+import math
+import weakref
+from typing import Any
+
+import keras
+from keras import layers, tree
+
+from keras_morph.channels import Call, ChannelGraph, Layer
+from keras_morph.composites import recorded_or_none
+from keras_morph.keras_graph import graph_in, nodes_of
+from keras_morph.layer_rules import row_of, variable
+
+__all__ = ["fixed_multiply_adds", "uncounted"]
+
+_COUNTED: Any = weakref.WeakKeyDictionary()  # operation -> {shapes of a call: multiply-adds for one row of its batch}
+
+
+def fixed_multiply_adds(graph: ChannelGraph) -> list[tuple[int, int]]:
+    """Multiply-adds for one example of the calls of layers that have no row, or whose row does not follow the call.
+
+    Returns:
+        Rows of (multiply-adds, call); without those that multiply nothing or cannot be counted.
+    """
+    rows = []
+    for number, call, layer in _unfollowed(graph):
+        count = _of_call(call, layer)
+        if count:
+            rows.append((round(count * graph.tensors[call.outputs[0]].rows), number))
+    return rows
+
+
+def uncounted(graph: ChannelGraph) -> tuple[str, ...]:
+    """Layers whose multiply-adds cannot be counted, such as `mix (Lambda)`: no cost of computing includes them."""
+    names = (f"{layer.name} ({layer.kind})" for _, call, layer in _unfollowed(graph) if _of_call(call, layer) is None)
+    return tuple(dict.fromkeys(names))
+
+
+def _unfollowed(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
+    numbered = ((number, call, graph.layers[call.layer]) for number, call in enumerate(graph.calls))
+    return [(n, call, layer) for n, call, layer in numbered if layer.rule is None and call.mode != "input"]
+
+
+def _of_call(call: Call, layer: Layer) -> int | None:
+    """Multiply-adds for one row of the batch; None where nobody can tell."""
+    operation = layer.operation
+    if not isinstance(operation, keras.Layer):
+        return 0  # an operation of keras.ops: it holds no weights
+    known = _COUNTED.setdefault(operation, {})
+    tensors = call.arguments.keras_tensors
+    key = repr([(tuple(x.shape), x.dtype) for x in tensors]), repr(sorted(map(repr, call.arguments.kwargs)))
+    if key not in known:
+        shapes = [tuple(x.shape) for x in tensors]
+        results = _output_shapes(operation, call)
+        counted = None if results is None else _counted(operation, shapes, results, call)
+        known[key] = counted
+    return known[key]
+
+
+def _output_shapes(operation: Any, call: Call) -> list[tuple] | None:
+    try:
+        specs = operation.compute_output_spec(*call.arguments.args, **call.arguments.kwargs)
+    except Exception:  # whatever a user's layer raises
+        return None
+    return [tuple(spec.shape) for spec in tree.flatten(specs)]
+
+
+def _counted(operation: Any, shapes: list[tuple], results: list[tuple], call: Call | None) -> int | None:
+    """Multiply-adds of a layer for one row of the batch, given the shapes that it reads and makes."""
+    if isinstance(operation, layers.TimeDistributed):
+        inside = [shape[:1] + shape[2:] for shape in shapes]
+        each = _counted(operation.layer, inside, [shape[:1] + shape[2:] for shape in results], None)
+        return None if each is None or shapes[0][1] is None else each * shapes[0][1]
+    if isinstance(operation, layers.Bidirectional):
+        parts = [_counted(part, shapes, results, None) for part in (operation.forward_layer, operation.backward_layer)]
+        return None if None in parts else sum(part for part in parts if part is not None)
+    if isinstance(operation, layers.SpectralNormalization):
+        return _counted(operation.layer, shapes, results, None)
+    if isinstance(operation, layers.RNN) and not hasattr(operation, "units") and not hasattr(operation, "filters"):
+        cells = getattr(operation.cell, "cells", [operation.cell])
+        if all(type(cell).__module__.startswith("keras.") for cell in cells):
+            weights = [weight for cell in cells for weight in cell.weights if "kernel" in weight.name]
+            return _times(shapes[0][1:-1], sum(math.prod(weight.shape) for weight in weights))
+        return None
+    if isinstance(operation, layers.ReversibleEmbedding):
+        reverse = call is not None and call.arguments.kwargs.get("reverse", False)
+        return _times(results[0][1:], shapes[0][-1]) if reverse else 0
+    if type(operation) in (layers.Dense, layers.EinsumDense):
+        return _of_dense(operation, shapes[0], results[0])
+    row = row_of(operation)
+    if row is not None and row.multiplies:
+        return _of_row(operation, row, shapes, results)
+    function = graph_in(operation) or (recorded_or_none(operation, call) if call is not None else None)
+    if function is not None:
+        return _of_graph(function)
+    plain = type(operation).__module__.startswith("keras.") and not isinstance(operation, layers.Lambda)
+    return 0 if plain and not operation.weights else None
+
+
+def _of_dense(operation: Any, shape: tuple, result: tuple) -> int | None:
+    """A Dense layer, whatever is stored of its kernel; a LoRA layer adds two narrow ones."""
+    if isinstance(operation, layers.Dense):
+        count = _times(result[1:], shape[-1])
+    else:
+        operands, _, output = operation.equation.partition("->")
+        left, _, kernel = operands.partition(",")
+        if "." in operation.equation:
+            return None
+        sizes = dict(zip(left, shape, strict=True)) | dict(zip(output, result, strict=True))
+        count = _times([sizes.get(letter) for letter in {*left, *output, *kernel} - {left[0]}], 1)
+    rank = getattr(operation, "lora_rank", None) if getattr(operation, "lora_enabled", False) else None
+    if count is None or rank is None:
+        return count
+    return count + (_times(shape[1:], rank) or 0) + (_times(result[1:], rank) or 0)
+
+
+def _of_row(operation: Any, row: Any, shapes: list[tuple], results: list[tuple]) -> int | None:
+    """A layer whose row names its weights, though it does not follow this call: all of each, at every position."""
+    total = 0
+    for name, where in row.multiplies.items():
+        value = variable(operation, name)
+        if value is None:
+            continue
+        shape = results[0] if where == "outputs" else shapes[-1]
+        first = getattr(operation, "data_format", "channels_last") == "channels_first"
+        places = shape[2:] if first else shape[1:-1]
+        count = _times(places, math.prod(value.shape))
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _of_graph(function: Any) -> int | None:
+    """What all layers of a graph multiply, whatever of it is followed."""
+    total = 0
+    for node in nodes_of(function):
+        operation = node.operation
+        if node.is_input or not isinstance(operation, keras.Layer):
+            continue
+        shapes = [tuple(x.shape) for x in node.arguments.keras_tensors]
+        count = _counted(operation, shapes, [tuple(x.shape) for x in node.outputs], None)
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _times(sizes: Any, each: Any) -> int | None:
+    """The product of sizes and a number; None where a size is unknown."""
+    sizes = [*sizes, each]
+    return None if None in sizes else math.prod(sizes)
