@@ -56,11 +56,14 @@ def main():
     parser.add_argument("--graphs", type=int, default=1000)
     parser.add_argument("--structures", type=int, default=3)
     parser.add_argument("--random-seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=[], help="draw these kinds of blocks only, and convolutions")
     parser.add_argument("--float64", action="store_true", help="weights and numbers in float64, equal to 1e-9")
     arguments = parser.parse_args()
     if arguments.float64:
         keras.config.set_floatx("float64")
         keras.config.set_dtype_policy("float64")
+    if arguments.kinds:
+        networks.KINDS = {kind: networks.KINDS[kind] for kind in ("conv", *arguments.kinds)}
     tolerance = 1e-9 if arguments.float64 else 1e-5
     count, n = {"graphs": 0, "structures": 0, "ill_conditioned": 0}, arguments.structures
 
@@ -100,7 +103,8 @@ def main():
             "seconds": f"{time.perf_counter() - start:.0f}",
             **{name: environment[name] for name in ("backend", "backend_version", "keras", "cpu")},
             "command": f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/random_graphs.py --graphs "
-            f"{arguments.graphs} --structures {n} --random-seed {arguments.random_seed}{' --float64' * arguments.float64}",
+            f"{arguments.graphs} --structures {n} --random-seed {arguments.random_seed}{' --float64' * arguments.float64}"
+            f"{' --kinds ' * bool(arguments.kinds)}{' '.join(arguments.kinds)}",
         }
         append(RESULTS, row)
         print(row)

@@ -495,6 +495,208 @@ def spread(stack, x, block):
     return layers.Add()([*ends, twin(x)] if block.width % 2 else ends)
 
 
+def gate(stack, x, vector, block):
+    """x times a vector for each example, of any width."""
+    width = stack.width(x)
+    scale = layers.Dense(width, activation="sigmoid")(vector)
+    if stack.axis == -1 and block.option % 2:
+        return layers.Multiply()([x, scale])  # of fewer axes than x
+    return layers.Multiply()([x, layers.Reshape(stack.shape((1,) * stack.rank, width))(scale)])
+
+
+def masked(stack, x, block):
+    """Steps that a mask leaves out, through merges and whatever hands masks on."""
+    first, _ = stack.sequence(stack.tensors[0])
+    tokens = ops.cast(ops.clip(ops.abs(2 * first[..., 0]), 0, 3), "int32")
+    known = layers.Embedding(4, block.width, mask_zero=True)(tokens)
+    other = layers.Dense(block.width, block.activation)(layers.Dense(3)(first))
+    twice = layers.Embedding(4, block.width, mask_zero=True)(tokens)
+    merge = [
+        layers.Add(),
+        layers.Average(),
+        layers.Multiply(),
+        layers.Maximum(),
+        layers.Concatenate(),
+        layers.Subtract(),
+    ]
+    operands = [[known, other], [other, known], [known, twice]][block.width % 3]
+    steps = [
+        lambda: merge[block.option % 6](operands),
+        lambda: ops.concatenate(operands, axis=-1),
+        lambda: ops.add(*operands),
+        lambda: layers.LayerNormalization()(layers.Add()(operands)),
+        lambda: layers.Dropout(0.5)(layers.Dense(block.width)(known)),
+        lambda: layers.MultiHeadAttention(2, 2)(known, known),
+        lambda: layers.Masking()(first),
+    ][block.option // 3 % 7]()
+    kind = [layers.LSTM, layers.GRU, layers.SimpleRNN][block.option % 3]
+    vector = [
+        lambda: kind(block.width)(steps),
+        lambda: layers.Bidirectional(kind(3))(steps),
+        lambda: layers.GlobalAveragePooling1D(data_format="channels_last")(steps),
+        lambda: kind(4)(layers.Attention()([steps, steps])),
+        lambda: kind(4)(kind(block.width, return_sequences=True)(steps)),
+        lambda: kind(5)(steps, mask=ops.greater(first[..., 0], 0)),
+    ][block.option % 6 if block.width % 2 else 0]()
+    return gate(stack, x, vector, block)
+
+
+def split(stack, x, block):
+    """Reshapes that split the channel axis, as in the radix softmax of ResNeSt, and constants through them."""
+    width, pooled = stack.width(x), stack.layer("GlobalAveragePooling")(x)
+    hidden = layers.Dense(block.width, activation=block.activation)(pooled)
+    made = layers.Dense(2 * width, activation=["softplus", None][block.width % 2])(hidden)
+    two = layers.Reshape((2, width))(made) if block.option % 2 else ops.reshape(made, (-1, 2, width))
+    if block.option % 3 == 0:
+        weights = ops.softmax(two, axis=1)
+        one, other = (layers.Reshape(stack.shape((1,) * stack.rank, width))(weights[:, n]) for n in range(2))
+        return x * one + ops.tanh(stack.conv(x, width)) * other
+    if block.option % 3 == 1:
+        live = layers.Reshape((2, width))(layers.Dense(2 * width)(pooled))
+        return gate(stack, x, layers.Flatten()(layers.Add()([two, live])), block)
+    grown = layers.Reshape(stack.shape((2,) * stack.rank, block.width))(
+        layers.Dense(2**stack.rank * block.width)(hidden)
+    )
+    return gate(stack, x, stack.layer("GlobalMaxPooling")(stack.conv(grown, 3, "relu")), block)
+
+
+def batched(stack, x, block):
+    """Reshapes that move an axis into the batch, and back: windows, and TimeDistributed by hand."""
+    if stack.axis == 1 or stack.rank == 1:
+        return stack.conv(x, block.width, block.activation)
+    first, *rest = stack.space(x)
+    inside = ops.reshape(x, (-1, *rest, stack.width(x)))
+    convolution = getattr(layers, f"Conv{stack.rank - 1}D")(block.width, 3, padding="same", activation=block.activation)
+    steps = [
+        lambda: convolution(inside),
+        lambda: layers.Dense(block.width)(layers.Dense(3, block.activation)(inside)),
+        lambda: layers.BatchNormalization()(inside),
+    ][block.option % 3]()
+    y = ops.reshape(steps, (-1, first, *rest, steps.shape[-1]))
+    if stack.rank != 2 or first % 2 or rest[0] % 2 or block.option % 2:
+        return y
+    half, wide, width = first // 2, rest[0] // 2, y.shape[-1]
+    windows = ops.transpose(ops.reshape(y, (-1, half, 2, wide, 2, width)), (0, 1, 3, 2, 4, 5))
+    windows = ops.reshape(windows, (-1, 4, width))
+    windows = windows + layers.MultiHeadAttention(2, 2)(windows, windows)
+    back = ops.transpose(ops.reshape(windows, (-1, half, wide, 2, 2, width)), (0, 1, 3, 2, 4, 5))
+    return ops.reshape(back, (-1, first, rest[0], width))
+
+
+def stepped(stack, x, block):
+    """A model that TimeDistributed calls at every step."""
+    if stack.axis == 1 or stack.rank == 1:
+        return stack.conv(x, block.width, block.activation)
+    inside = keras.Input(tuple(x.shape[2:]))
+    beneath = Stack.__new__(Stack)
+    beneath.rank, beneath.axis, beneath.tensors = stack.rank - 1, -1, [inside]
+    y = beneath.conv(beneath.normalization()(beneath.conv(inside, block.width, block.activation)), 3)
+    if block.option % 3 == 0:
+        y = layers.Add()([y, beneath.conv(inside, 3)])
+    if block.option % 2:
+        return layers.TimeDistributed(keras.Model(inside, y))(x)
+    vectors = layers.TimeDistributed(keras.Model(inside, beneath.layer("GlobalAveragePooling")(y)))(x)
+    return gate(stack, x, layers.GRU(4)(vectors), block)
+
+
+def resizable(stack, x, block):
+    """One backbone of unknown size, called at two resolutions; and one Reshape for blocks of two widths."""
+    inside = keras.Input(stack.shape((None,) * stack.rank, stack.width(x)))
+    y = stack.conv(stack.normalization()(stack.conv(inside, block.width, block.activation)), 4)
+    y = y if block.option % 2 else layers.Add()([y, stack.conv(inside, 4)])
+    backbone = keras.Model(inside, stack.layer("GlobalAveragePooling")(y))
+    small = stack.layer("AveragePooling", 2)(x) if min(stack.space(x)) > 1 else x
+    vector = layers.Add()([backbone(x), backbone(small)])
+    if stack.axis == 1:
+        return gate(stack, x, vector, block)
+    reshape = layers.Reshape((*(1,) * stack.rank, -1))
+    one = layers.Multiply()([x, reshape(layers.Dense(stack.width(x), activation="sigmoid")(vector))])
+    y = stack.conv(one, block.width, block.activation)
+    return layers.Multiply()([y, reshape(layers.Dense(block.width, activation="sigmoid")(vector))])
+
+
+@keras.saving.register_keras_serializable("networks")
+class Owned(layers.Layer):
+    """A layer without a row: it has a weight of its own."""
+
+    def __init__(self, axis, **options):
+        super().__init__(**options)
+        self.axis = axis
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[self.axis],), name="scale")
+
+    def call(self, x):
+        return x * ops.reshape(self.scale, [-1 if n == self.axis % len(x.shape) else 1 for n in range(1, len(x.shape))])
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}
+
+
+def unknown(stack, x, block):
+    """Layers without rows, odd names, and what reads all channels at once."""
+    width = stack.width(x)
+    odd = (
+        ">".join(["block", str(len(stack.tensors))])
+        if keras.backend.backend() == "tensorflow"
+        else f"b:{len(stack.tensors)}"
+    )
+    y = getattr(layers, f"Conv{stack.rank}D")(
+        width, 1, activation=[None, "relu", "softplus"][block.width % 3], name=odd
+    )(x)
+    if block.option % 6 == 0:
+        return Owned(stack.axis)(y)
+    if stack.axis == 1:
+        return ops.softmax(y, axis=1)
+    return [
+        lambda: layers.Softmax()(y),
+        lambda: x * ops.mean(y, axis=-1, keepdims=True),
+        lambda: x * ops.max(y, axis=-1, keepdims=True),
+        lambda: layers.LayerNormalization()(y) + x,
+        lambda: ops.cumsum(y, axis=-1),
+    ][block.option % 6 - 1]()
+
+
+def grouped_norm(stack, x, block):
+    """Normalizations that can be narrowed, of a branch or of the trunk."""
+    width = stack.width(x)
+    groups = [n for n in range(1, width + 1) if width % n == 0]
+    y = stack.conv(x, width, [None, "relu", block.activation][block.width % 3])
+    y = [
+        layers.GroupNormalization(-1, axis=stack.axis, epsilon=0.01),
+        layers.GroupNormalization(groups[block.width % len(groups)], axis=stack.axis, epsilon=0.01),
+        layers.UnitNormalization(axis=stack.axis),
+        layers.RMSNormalization(epsilon=0.01) if stack.axis == -1 else layers.Identity(),
+        layers.LayerNormalization(epsilon=0.01) if stack.axis == -1 else layers.Identity(),
+    ][block.option % 5](y)
+    return layers.Add()([x, y]) if block.option % 2 else y
+
+
+def contracted(stack, x, block):
+    """Sums over channels without weights, and channels that meet along different axes."""
+    steps, back = stack.sequence(x)
+    width, one = steps.shape[-1], layers.Dense(4)(steps)
+    other = layers.Dense(4, activation=[None, "tanh", "softplus"][block.width % 3])(steps)
+    return [
+        lambda: gate(stack, x, layers.Dot(axes=1)([ops.mean(one, 1), ops.mean(other, 1)]), block),
+        lambda: gate(stack, x, ops.sum(one * other, axis=-1), block),
+        lambda: back(layers.Multiply()([steps, weights_of_steps(one, width)])),
+        lambda: back(ops.matmul(ops.softmax(ops.matmul(one, ops.swapaxes(other, 1, 2))), steps)),
+        lambda: back(
+            ops.sum(ops.stack([steps, layers.Dense(width)(other)], axis=-1) * ops.softmax(one[..., None, :2]), -1)
+        ),
+        lambda: back(ops.glu(layers.Dense(2 * width)(one))),
+        lambda: back(ops.roll(ops.where(steps > 0, steps, layers.Dense(width)(other)), 1, axis=block.width % 2 + 1)),
+        lambda: back(keras.activations.relu(ops.tile(layers.Dense(width)(one)[:, :1], (1, steps.shape[1], 1)))),
+    ][block.option % 8]()
+
+
+def weights_of_steps(steps, width):
+    """As in many notebooks: a softmax over the steps, repeated for each channel."""
+    weights = layers.Softmax()(layers.Flatten()(layers.Dense(1, activation="tanh")(steps)))
+    return layers.Permute((2, 1))(layers.RepeatVector(width)(weights))
+
+
 KINDS = {
     kind.__name__: kind
     for kind in (
@@ -529,6 +731,14 @@ KINDS = {
         nested,
         composite,
         spread,
+        masked,
+        split,
+        batched,
+        stepped,
+        resizable,
+        unknown,
+        grouped_norm,
+        contracted,
     )
 }
 # Those that neither grow fast enough to overflow in a chain, nor answer large inputs with constants only.

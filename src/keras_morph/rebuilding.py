@@ -366,16 +366,17 @@ class _Replay:
     def fold(self, call: Call, live: list[Any]) -> Any:
         """A merge with operands that are constant."""
         result, operation = self.graph.tensors[call.outputs[0]], self.graph.layers[call.layer].operation
-        if not self.weights:
+        if not self.weights and (len(live) == 1 or isinstance(operation, layers.Layer)):
             # With fresh weights the constants are not known yet: they are left out.
             return live[0] if len(live) == 1 else self.copy(call)(live)
         shape = (-1, *[1] * (len(result.shape) - result.axis - 1))
-        operands = {
-            id(source): self.tensors[t]
-            if self.closed.states[t] == LIVE
-            else self.constants[t][self.kept(result.vector)].reshape(shape)
-            for t, source in zip(call.inputs, call.sources, strict=True)
-        }
+        operands = {}
+        for t, source in zip(call.inputs, call.sources, strict=True):
+            if self.closed.states[t] == LIVE:
+                operands[id(source)] = self.tensors[t]
+            else:
+                constants = self.constants[t] if self.weights else np.zeros_like(self.constants[t])
+                operands[id(source)] = constants[self.kept(result.vector)].reshape(shape)
         if isinstance(operation, layers.Layer):
             return fold(operation, [operands[id(source)] for source in call.sources], lambda: self.copy(call)(live))
         return self.apply(call, operands)[0]
