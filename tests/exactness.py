@@ -6,13 +6,15 @@ import numpy as np
 import keras_morph as km
 
 
-def assert_exact(model, structure, tolerance=1e-5, **options):
+def assert_exact(model, structure, tolerance=1e-5, inputs=None, **options):
     """Compares the rebuilt model with the masked seed, and hands the rebuilt model back; options are those of `trace`.
+
+    Without inputs random numbers are given.
 
     The difference is held against the largest output, and where the outputs depend on the input noticeably, against
     how much they do: else a network that ignores its input but for a large constant would pass.
     """
-    inputs = models.examples(model)
+    inputs = models.examples(model) if inputs is None else inputs
     small = km.rebuild(model, structure, **options)
     expected, received = (models.outputs(each, inputs) for each in (km.masked(model, structure, **options), small))
     assert_equal_outputs(received, expected, tolerance)

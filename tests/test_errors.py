@@ -237,7 +237,7 @@ MISTAKES = {
     "a structure of a model of equal layers that are wired otherwise": (
         lambda: km.rebuild(wired(twice=False), structure_of(wired(twice=True))),
         km.StructureMismatchError,
-        ["wired", "connections", "fingerprint"],
+        ["wired", "connections", "other layers are read by"],
     ),
     "counts of an unknown layer": (
         lambda: km.rebuild(models.build("plain"), {"conv9/Conv2D": 3}),

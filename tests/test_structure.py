@@ -1,5 +1,6 @@
 """A structure is a value: saved, loaded, compared, edited by hand, given as counts."""
 
+import dataclasses
 import json
 
 import keras
@@ -10,7 +11,7 @@ import structures
 
 import keras_morph as km
 from keras_morph.copying import cloned
-from keras_morph.structure import fingerprint
+from keras_morph.structure import _fingerprint, fingerprint, identities
 
 pytestmark = pytest.mark.once
 
@@ -44,7 +45,8 @@ def test_a_saved_structure_is_loaded_as_it_was(name, kind, tmp_path):
 
 
 def test_the_file_says_which_channels_of_which_model_are_alive(tmp_path):
-    chosen("plain", conv1=[1, 3], conv2=[0]).save(tmp_path / "structure.json")
+    structure = chosen("plain", conv1=[1, 3], conv2=[0])
+    structure.save(tmp_path / "structure.json")
     graph = km.trace(models.build("plain"))
     assert json.loads((tmp_path / "structure.json").read_text()) == {
         "format": 1,
@@ -52,8 +54,9 @@ def test_the_file_says_which_channels_of_which_model_are_alive(tmp_path):
         "layers": {
             "conv1": {"width": 5, "alive": [0, 2, 4], "kind": "Conv2D"},
             "conv2": {"width": 4, "alive": [1, 2, 3], "kind": "Conv2D"},
-            "dense": {"width": 3, "alive": [0, 1, 2], "kind": "Dense"},
+            "dense": {"width": 3, "alive": [0, 1, 2], "kind": "Dense", "identity": "dense#0"},
         },
+        "connections": structure.connections,
     }
 
 
@@ -179,6 +182,51 @@ def test_the_fingerprint_is_that_of_the_wiring_and_not_of_the_order_of_branches(
 
     assert print_of((0, 1), (0, 1)) == print_of((1, 0), (0, 1))
     assert print_of((0, 1), (0, 1)) != print_of((0, 1), (1, 0))
+
+
+def unnamed():
+    """Layers, operations and a nested model that nobody named."""
+    image = keras.Input((8, 8, 3))
+    inside = keras.Input((8, 8, 4))
+    nested = keras.Model(inside, keras.layers.Conv2D(4, 3, padding="same")(inside) + inside)
+    x = keras.ops.relu(nested(keras.layers.Conv2D(4, 1)(image)) * 2.0)
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3)(x))
+    x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    return models.randomize(keras.Model(image, x), seed=1)
+
+
+def test_a_structure_fits_the_same_model_made_once_more_though_keras_counts_on(tmp_path):
+    first, second = unnamed(), unnamed()
+    assert [layer.name for layer in km.trace(first).layers] != [layer.name for layer in km.trace(second).layers]
+    structure = structures.draw(km.trace(first), "half", seed=1)
+    structure.save(tmp_path / "structure.json")
+    for each in (structure, tmp_path / "structure.json"):
+        ours, theirs = km.rebuild(first, structure), km.rebuild(second, each)
+        assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
+        assert km.FLOPs()(second, each) == km.FLOPs()(first, structure)
+    assert list(structure.named_as(km.trace(second)).alive) == list(km.trace(second).widths)
+
+
+def test_a_structure_of_an_earlier_version_fits_the_model_of_its_names():
+    model = unnamed()
+    graph = km.trace(model)
+    structure = structures.draw(graph, "half", seed=1)
+    earlier = dataclasses.replace(
+        structure, fingerprint=_fingerprint(graph, {n: n for n in identities(graph)}), identities={}, connections={}
+    )
+    assert km.FLOPs()(model, earlier) == km.FLOPs()(model, structure)
+
+
+def test_the_error_says_which_layer_is_connected_otherwise():
+    def model(swapped):
+        image = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 1, name="conv1")(image)
+        y = keras.layers.Conv2D(4, 1, name="conv2")(x)
+        return keras.Model(image, keras.layers.Conv2D(2, 1, name="head")(y * x if swapped else y + x))
+
+    structure = structures.whole(model(swapped=False))
+    with pytest.raises(km.StructureMismatchError, match=r"there is 'add#0' no more, other layers are read by 'head'"):
+        km.rebuild(model(swapped=True), structure)
 
 
 def test_a_structure_in_words():

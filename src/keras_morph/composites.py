@@ -10,6 +10,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ import numpy as np
 from keras import ops, tree
 from keras.src.backend.common import global_state
 from keras.src.layers.layer import CallContext
+from keras.src.ops.symbolic_arguments import SymbolicArguments
 from keras.src.utils.naming import to_snake_case
 
 from keras_morph.keras_graph import graph_in, nodes_of, replayed, tensors_of
@@ -74,13 +76,17 @@ def _recording(calls: Sequence[Any]) -> Any:
     return known[key]
 
 
-def recorded_or_none(layer: Any, call: Any) -> Any:
+def recorded_or_none(layer: Any, call: Any, shapes: Sequence[tuple] = ()) -> Any:
     """The graph that a layer's `call` leaves in inference, even where it is not all that the layer does; or None.
 
     Args:
         layer: a layer.
-        call: one call of it, with its `arguments`.
+        call: one call of it, with its `arguments`; None for a call on tensors of some shapes.
+        shapes: these shapes.
     """
+    if call is None:
+        tensors = [keras.KerasTensor(shape, layer.compute_dtype) for shape in shapes]
+        call = SimpleNamespace(arguments=SymbolicArguments(*tensors))
     try:
         return _graph(layer, call, training=False)
     except _Refused:

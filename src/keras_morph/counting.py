@@ -95,7 +95,7 @@ def _counted(operation: Any, shapes: list[tuple], results: list[tuple], call: Ca
     row = row_of(operation)
     if row is not None and row.multiplies:
         return _of_row(operation, row, shapes, results)
-    function = graph_in(operation) or (recorded_or_none(operation, call) if call is not None else None)
+    function = graph_in(operation) or recorded_or_none(operation, call, shapes)
     if function is not None:
         return _of_graph(function)
     plain = type(operation).__module__.startswith("keras.") and not isinstance(operation, layers.Lambda)

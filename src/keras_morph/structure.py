@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keras.src.utils.naming import to_snake_case
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.closure import close
 from keras_morph.errors import StructureMismatchError
 from keras_morph.runs import write_json
 
-__all__ = ["Structure", "fingerprint", "structure_from"]
+__all__ = ["Structure", "fingerprint", "identities", "structure_from"]
 
 FORMAT = 1
 
@@ -25,16 +28,60 @@ OPERATION_NAMES = {"SeparableConv2D": "separable_conv2d", "Conv2DTranspose": "co
 def fingerprint(graph: ChannelGraph) -> str:
     """A hash of what a structure depends on: names, classes and widths of the layers, and how they are wired.
 
-    Calls are named by what they read, not by their order: the same network may have its branches made in another one.
+    Layers are named by their identities, so that it does not depend on what else was made in the same program; calls by
+    what they read, not by their order: the same network may have its branches made in another one.
     """
-    layers = sorted((layer.name, layer.kind, 0 if layer.made is None else len(layer.made)) for layer in graph.layers)
+    return _fingerprint(graph, identities(graph))
+
+
+def _fingerprint(graph: ChannelGraph, names: Mapping[str, str]) -> str:
+    widths = {layer.name: 0 if layer.made is None else len(layer.made) for layer in graph.layers}
+    layers = sorted((names[layer.name], layer.kind, widths[layer.name]) for layer in graph.layers)
     tensors: dict[int, str] = {}
     calls = []
     for call in graph.calls:
-        name = _hash([graph.layers[call.layer].name, [tensors.get(number) for number in call.inputs]])
+        name = _hash([names[graph.layers[call.layer].name], [tensors.get(number) for number in call.inputs]])
         tensors |= {number: f"{name}:{position}" for position, number in enumerate(call.outputs)}
         calls.append(name)
     return _hash([layers, sorted(calls)])
+
+
+def identities(graph: ChannelGraph) -> dict[str, str]:
+    """Layer -> a name that Keras's counters have no part in.
+
+    Keras calls the layers that nobody names after their class and counts through a whole program: `conv2d_7` has another
+    name when the same code runs again. Here they count through the model, in the order in which they run: `conv2d#2`.
+    """
+    kinds = {layer.name: layer.kind for layer in graph.layers}
+    known: dict[str, str] = {"": ""}
+    counts: Counter[str] = Counter()
+
+    def identity(name: str) -> str:
+        if name not in known:
+            above, _, own = name.rpartition("/")
+            # What is nested may be of another class in a copy: of its name all but a number behind it counts.
+            base = to_snake_case(kinds[name]) if name in kinds else re.sub(r"_\d+$", "", own)
+            if re.fullmatch(rf"{re.escape(base)}(_\d+)?", own):
+                key = f"{identity(above)}/{base}"
+                own = f"{base}#{counts[key]}"
+                counts[key] += 1
+            known[name] = f"{identity(above)}/{own}".removeprefix("/")
+        return known[name]
+
+    return {layer.name: identity(layer.name) for layer in graph.layers}
+
+
+def _connections(graph: ChannelGraph) -> dict[str, str]:
+    """Identity of each layer -> a hash of its class and of the layers that its calls read, to say what differs."""
+    names = identities(graph)
+    maker: dict[int, str] = {}
+    reads: dict[str, list[Any]] = {layer: [] for layer in names.values()}
+    for call in graph.calls:
+        name = names[graph.layers[call.layer].name]
+        reads[name].append([maker.get(number) for number in call.inputs])
+        maker |= dict.fromkeys(call.outputs, name)
+    kinds = {names[layer.name]: layer.kind for layer in graph.layers}
+    return {name: _hash([kinds[name], calls])[:6] for name, calls in reads.items()}
 
 
 def _hash(data: Any) -> str:
@@ -52,6 +99,8 @@ class Structure:
             expanded structure, which is wider.
         seed_widths: layer -> number of channels in the seed.
         kinds: layer -> class name.
+        identities: layer -> its name in `identities`; empty in a structure of an earlier version.
+        connections: identity -> a hash of what the layer reads, by which an error says what differs.
     """
 
     seed: str
@@ -59,6 +108,8 @@ class Structure:
     alive: Mapping[str, np.ndarray]
     seed_widths: Mapping[str, int]
     kinds: Mapping[str, str]
+    identities: Mapping[str, str] = field(default_factory=dict)
+    connections: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -103,9 +154,11 @@ class Structure:
                         "width": self.seed_widths[layer],
                         "alive": indices.tolist(),
                         "kind": self.kinds[layer],
+                        **({"identity": self.identities[layer]} if self.identities.get(layer, layer) != layer else {}),
                     }
                     for layer, indices in self.alive.items()
                 },
+                "connections": dict(self.connections),
             },
         )
 
@@ -124,7 +177,10 @@ class Structure:
             alive = {name: _whole_numbers(layer["alive"], name) for name, layer in layers.items()}
             widths = {name: int(layer["width"]) for name, layer in layers.items()}
             kinds = {name: str(layer.get("kind", "Conv2D")) for name, layer in layers.items()}
-            structure = cls(str(data["seed"]["name"]), str(data["seed"]["fingerprint"]), alive, widths, kinds)
+            own = {name: str(layer.get("identity", name)) for name, layer in layers.items()}
+            connections = {str(name): str(value) for name, value in data.get("connections", {}).items()}
+            seed = data["seed"]
+            structure = cls(str(seed["name"]), str(seed["fingerprint"]), alive, widths, kinds, own, connections)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, StructureMismatchError):
                 raise
@@ -163,6 +219,32 @@ class Structure:
             {name: repeated(channels[layer.made]) for name, layer in made.items()},
             graph.widths,
             {name: layer.kind for name, layer in made.items()},
+            {name: own for name, own in identities(graph).items() if name in made},
+            _connections(graph),
+        )
+
+    def named_as(self, graph: ChannelGraph) -> "Structure":
+        """The same structure with the layer names of a graph, where Keras has counted on since it was made.
+
+        Raises:
+            StructureMismatchError: if this is not a structure of that model.
+        """
+        own = identities(graph)
+        if self.fingerprint != _fingerprint(graph, own):
+            # Earlier versions named layers as Keras does.
+            if self.fingerprint == _fingerprint(graph, {name: name for name in own}):
+                return self
+            raise StructureMismatchError(_mismatch(self, graph))
+        names = {identity: name for name, identity in own.items()}
+        known = {layer: names.get(self.identities.get(layer, layer), layer) for layer in self.alive}
+        if all(layer == name for layer, name in known.items()):
+            return self
+        return replace(
+            self,
+            alive={known[layer]: indices for layer, indices in self.alive.items()},
+            seed_widths={known[layer]: width for layer, width in self.seed_widths.items()},
+            kinds={known[layer]: kind for layer, kind in self.kinds.items()},
+            identities=own,
         )
 
     def groups(self, graph: ChannelGraph) -> np.ndarray:
@@ -179,12 +261,11 @@ class Structure:
         Raises:
             StructureMismatchError: as in `groups`.
         """
-        if self.fingerprint != fingerprint(graph):
-            raise StructureMismatchError(_mismatch(self, graph))
+        own = self.named_as(graph).alive
         channels = np.ones(graph.num_channels, np.int64)
         for layer in graph.layers:
-            if layer.made is not None and layer.name in self.alive:
-                channels[layer.made] = np.bincount(self.alive[layer.name], minlength=len(layer.made))
+            if layer.made is not None and layer.name in own:
+                channels[layer.made] = np.bincount(own[layer.name], minlength=len(layer.made))
         alive = _agreed(graph, channels > 0)
         copies = alive.astype(np.int64)
         np.maximum.at(copies, graph.group_of, np.where(alive[graph.group_of], channels, 0))
@@ -205,11 +286,11 @@ def _whole_numbers(values: Any, layer: str) -> np.ndarray:
 def structure_from(source: Any, graph: ChannelGraph) -> Structure:
     """A structure, from whatever a user has: a Structure, `{layer: count}`, or the path of either's JSON file."""
     if isinstance(source, Structure):
-        return source
+        return source.named_as(graph)
     if isinstance(source, (str, Path)):
         data = _read_json(source)
         if isinstance(data, dict) and "format" in data:
-            return Structure.load(source)
+            return Structure.load(source).named_as(graph)
         return _from_counts(graph, data, str(source))
     if isinstance(source, Mapping):
         return _from_counts(graph, source, "counts")
@@ -279,16 +360,26 @@ def _agreed(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
 
 
 def _mismatch(structure: Structure, graph: ChannelGraph) -> str:
+    own = {identity: name for name, identity in identities(graph).items()}
     for name, width in structure.seed_widths.items():
-        if graph.widths.get(name) != width:
-            found = f"{graph.widths[name]} channels" if name in graph.widths else "no such layer"
+        here = own.get(structure.identities.get(name, name), name)
+        if graph.widths.get(here) != width:
+            found = f"{graph.widths[here]} channels" if here in graph.widths else "no such layer"
             return (
                 f"The structure belongs to {structure.seed}, not to {graph.model.name}. Expected: layer {name!r} with "
                 f"{width} channels. Received: {found}."
             )
+    now, then = _connections(graph), structure.connections
+    differing = [name for name in {**then, **now} if then.get(name) != now.get(name)] if then else []
+    what = {True: "other layers are read by", False: "there is"}
+    said = [
+        f"{what[name in then and name in now]} {own.get(name, name)!r}{'' if name in now else ' no more'}"
+        for name in differing[:3]
+    ]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     return (
         f"The structure belongs to another model of the name {structure.seed}: its layers or connections differ. "
-        f"Expected: fingerprint {structure.fingerprint}. Received: {fingerprint(graph)}."
+        f"Expected: the connections that it was made with. Received: {', '.join(said) + more if said else 'others'}."
     )
 
 

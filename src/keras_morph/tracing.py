@@ -284,7 +284,9 @@ class _Tracer:
                 replace(tensor, zeroed=taken < 0 and tensor.zeroed)
                 for tensor, taken in zip(given, routed.takes, strict=True)
             ]
-        every = any if isinstance(node.operation, PRODUCTS) else all
+        # A Multiply takes what a mask leaves out for ones.
+        masked = isinstance(node.operation, keras.Layer) and any(tensor.masked for tensor in given)
+        every = any if isinstance(node.operation, PRODUCTS) and not masked else all
         shifts = isinstance(node.operation, SHIFTS) and len(given) == 1  # by a number or an array
         zeroed = every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifts
         return {"rows": rows, "zeroed": zeroed}
@@ -306,8 +308,8 @@ class _Tracer:
         operation, operands = node.operation, node.arguments.keras_tensors
         if not isinstance(operation, keras.Layer) or not any(self.tensors[number].masked for number in inputs):
             return False
-        if isinstance(operation, (keras.layers.Maximum, keras.layers.Minimum)):
-            return True
+        if isinstance(operation, (keras.layers.Maximum, keras.layers.Minimum, keras.layers.Multiply)):
+            return True  # in the steps that a mask leaves out they take the other operand alone
         masks = {id(getattr(x, "_keras_mask", None)) for x in operands}
         handed_on = len(masks) == 1 and id(None) not in masks and operands[0].dtype == "float32"
         return self.is_masked(node, node.outputs[0], inputs) and not handed_on

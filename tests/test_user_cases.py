@@ -1,0 +1,467 @@
+"""What models of users' kinds broke, each as a tiny network: exact, costs agree, and what is free stays free.
+
+"name": (network, layers whose channels must all be free)
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import keras
+import models
+import numpy as np
+import pytest
+import structures
+from exactness import assert_equal_outputs, assert_exact
+from keras import layers, ops
+from networks import weights_of_steps
+
+import keras_morph as km
+from keras_morph.runs import save_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning"),
+    pytest.mark.filterwarnings("ignore::keras_morph.UncountedLayerWarning"),
+    pytest.mark.usefixtures("quick_initializers"),
+]
+
+TOKENS = np.array([[1, 2, 0, 0, 0], [3, 1, 2, 4, 0], [2, 2, 2, 2, 2]], "int32")
+
+
+def embedded(merge, recurrent=layers.LSTM):
+    """A masked embedding merged with a branch that may die, and a recurrent layer behind."""
+
+    def network():
+        tokens = keras.Input((5,), dtype="int32", name="tokens")
+        x = layers.Embedding(5, 4, mask_zero=True, name="embedding")(tokens)
+        y = layers.Dense(4, name="branch")(layers.Dense(3, name="hidden")(layers.Embedding(5, 2, name="plain")(tokens)))
+        return keras.Model(tokens, layers.Dense(2, name="head")(recurrent(6, name="recurrent")(merge([x, y]))))
+
+    return network
+
+
+def split(wide=False):
+    """Dense(10) -> Reshape((2, 5)) -> Add with a live branch: the constant differs by position."""
+    image = keras.Input((6,), name="features")
+    made = layers.Dense(10, activation="softplus", name="made")(
+        layers.Dense(4, activation="relu", name="hidden")(image)
+    )
+    live = layers.Reshape((2, 5))(layers.Dense(10, name="live")(image))
+    x = layers.Add()([layers.Reshape((2, 5))(made), live])
+    return keras.Model(image, layers.Dense(2, name="head")(layers.Flatten()(x)))
+
+
+def windows():
+    """As in Swin: an axis is moved into the batch, and back."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="stem")(image)
+    x = ops.reshape(ops.transpose(ops.reshape(x, (-1, 2, 4, 2, 4, 6)), (0, 1, 3, 2, 4, 5)), (-1, 16, 6))
+    x = x + layers.Dense(6, name="out")(layers.Dense(9, activation="gelu", name="in")(x))
+    x = ops.transpose(ops.reshape(x, (-1, 2, 2, 4, 4, 6)), (0, 1, 3, 2, 4, 5))
+    x = layers.Conv2D(5, 1, name="last")(ops.reshape(x, (-1, 8, 8, 6)))
+    return keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def steps_by_hand():
+    """TimeDistributed by hand, where the number of steps is that of the features."""
+    clip = keras.Input((4, 8, 8, 3), name="clip")
+    x = layers.Conv2D(5, 3, activation="relu", name="conv")(ops.reshape(clip, (-1, 8, 8, 3)))
+    x = layers.Dense(4, name="vector")(layers.GlobalAveragePooling2D()(x))
+    x = layers.GRU(4, name="recurrent")(ops.reshape(x, (-1, 4, 4)))
+    return keras.Model(clip, layers.Dense(2, name="head")(x))
+
+
+def two_sizes():
+    """A backbone of unknown size that is called at two resolutions."""
+    inside = keras.Input((None, None, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same", name="conv")(inside))
+    backbone = keras.Model(inside, layers.Conv2D(4, 1, name="last")(layers.ReLU()(x)), name="backbone")
+    image = keras.Input((8, 8, 3), name="image")
+    ends = [layers.GlobalMaxPooling2D()(backbone(x)) for x in (image, layers.AveragePooling2D(2)(image))]
+    return keras.Model(image, layers.Dense(2, name="head")(layers.Concatenate()(ends)))
+
+
+def shared_reshape():
+    """One Reshape for two squeeze-and-excitation blocks of different width."""
+    image, reshape = keras.Input((8, 8, 3), name="image"), layers.Reshape((1, 1, -1), name="reshape")
+    x = image
+    for width, name in ((6, "a"), (9, "b")):
+        x = layers.Conv2D(width, 3, activation="relu", name=f"conv_{name}")(x)
+        gate = layers.Dense(width, activation="sigmoid", name=f"gate_{name}")(layers.GlobalAveragePooling2D()(x))
+        x = layers.Multiply()([x, reshape(gate)])
+    return keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def odd_names():
+    """TensorFlow refuses a colon in the name of a layer with weights, but not in others'."""
+    colon = ":" if keras.backend.backend() != "tensorflow" else ">"
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Activation("relu", name="block1:act")(layers.Conv2D(6, 3, name=f"block1{colon}conv")(image))
+    x = layers.Concatenate(name="block1:join")([x, layers.Conv2D(4, 3, name="side")(image)])
+    return keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def decoder():
+    """As in GANs and VAEs: Dense -> Reshape((8, 8, 4)); the model's own channel axis is meant, though 8 is longer."""
+    code = keras.Input((6,), name="code")
+    x = layers.Reshape((8, 8, 4))(layers.Dense(256, activation="relu", name="project")(code))
+    x = layers.Conv2DTranspose(5, 3, strides=2, padding="same", activation="relu", name="up")(x)
+    return keras.Model(code, layers.Conv2D(1, 3, padding="same", name="head")(x))
+
+
+def res2net():
+    """Splits that are added up one after the other: an Add that is gone ties nothing."""
+    image = keras.Input((6, 6, 3), name="image")
+    parts = ops.split(layers.Conv2D(12, 1, activation="relu", name="stem")(image), 3, axis=-1)
+    made = [parts[0]]
+    for number, part in enumerate(parts[1:]):
+        y = part if number == 0 else layers.Add()([part, made[-1]])
+        made.append(layers.Conv2D(4, 3, padding="same", activation="relu", name=f"conv{number}")(y))
+    x = layers.Conv2D(5, 1, name="merge")(layers.Concatenate()(made))
+    return keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def video():
+    """TimeDistributed(model)."""
+    frame = keras.Input((6, 6, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(5, 3, activation="relu", name="conv")(frame))
+    backbone = keras.Model(frame, layers.Dense(4, name="vector")(layers.GlobalAveragePooling2D()(x)), name="backbone")
+    clip = keras.Input((3, 6, 6, 3), name="clip")
+    x = layers.LSTM(6, name="recurrent")(layers.TimeDistributed(backbone, name="frames")(clip))
+    return keras.Model(clip, layers.Dense(2, name="head")(x))
+
+
+def towers():
+    """Two towers and a dot product, in two ways."""
+    user, item = keras.Input((5,), name="user"), keras.Input((7,), name="item")
+    u = layers.Dense(6, name="user_vector")(layers.Dense(8, activation="relu", name="user_hidden")(user))
+    v = layers.Dense(6, name="item_vector")(layers.Dense(9, activation="relu", name="item_hidden")(item))
+    return keras.Model([user, item], [layers.Dot(axes=1, normalize=True)([u, v]), ops.sum(u * v, -1, keepdims=True)])
+
+
+def seq2seq():
+    """An encoder's states begin a decoder."""
+    source, target = keras.Input((5, 3), name="source"), keras.Input((4, 3), name="target")
+    encoded, h, c = layers.LSTM(6, return_sequences=True, return_state=True, name="encoder")(source)
+    decoded = layers.LSTM(6, return_sequences=True, name="decoder")(target, initial_state=[h, c])
+    decoded = layers.Concatenate()([decoded, layers.Attention()([decoded, encoded])])
+    return keras.Model([source, target], layers.Dense(2, name="head")(decoded))
+
+
+def transformer():
+    """Attention with a mask and operands by keyword, pre-norm and post-norm: the stream can be narrowed too."""
+    tokens, mask = keras.Input((5, 3), name="tokens"), np.tril(np.ones((1, 5, 5), bool))
+    x = layers.Dense(8, name="stream")(tokens)
+    y = layers.LayerNormalization()(x)
+    x = x + layers.MultiHeadAttention(3, 4, name="heads")(query=y, value=y, attention_mask=mask)
+    y = layers.RMSNormalization()(x)
+    x = layers.LayerNormalization()(x + layers.Dense(8, name="out")(layers.Dense(9, activation="gelu", name="in")(y)))
+    return keras.Model(tokens, layers.Dense(2, name="head")(layers.LayerNormalization()(x)))
+
+
+def by_hand(form):
+    """Attention written with einsum or matmul."""
+
+    def network():
+        tokens = keras.Input((5, 3), name="tokens")
+        q, k, v = (layers.Dense(width, name=name)(tokens) for name, width in (("q", 6), ("k", 6), ("v", 7)))
+        if form == "einsum":
+            weights = ops.softmax(ops.einsum("bqc,bkc->bqk", q, k) / np.sqrt(6))
+            x = ops.einsum("bqk,bkc->bqc", weights, v)
+        else:
+            x = ops.matmul(ops.softmax(ops.matmul(q, ops.transpose(k, (0, 2, 1)))), v)
+        return keras.Model(tokens, layers.Dense(2, name="head")(x))
+
+    return network
+
+
+def images(*parts):
+    """image(3) -- conv(6) -- what is given -- last(5) -- mean -- head(2)."""
+
+    def network():
+        image = keras.Input((8, 8, 3), name="image")
+        x = layers.Conv2D(6, 3, padding="same", name="conv")(image)
+        for part in parts:
+            x = part(x)
+        x = layers.Conv2D(5, 1, activation="relu", name="last")(x)
+        return keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+    return network
+
+
+def film(x):
+    """A vector per example, of fewer axes than what it scales."""
+    return layers.Multiply()([x, layers.Dense(6, activation="sigmoid", name="gate")(layers.GlobalMaxPooling2D()(x))])
+
+
+def pooled_by_attention():
+    tokens = keras.Input((5, 3), name="tokens")
+    x = layers.LSTM(6, return_sequences=True, name="recurrent")(tokens)
+    x = layers.Multiply()([x, weights_of_steps(x, 6)])
+    return keras.Model(tokens, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D()(x)))
+
+
+def masked_steps(recurrent):
+    def network():
+        steps = keras.Input((5, 3), name="steps")
+        x = layers.Dense(4, name="dense")(layers.Masking()(steps))
+        return keras.Model(steps, layers.Dense(2, name="head")(recurrent(6, name="recurrent")(x)))
+
+    return network
+
+
+def joined_embeddings():
+    """Their mask is the OR of both."""
+    tokens, tags = keras.Input((5,), dtype="int32", name="tokens"), keras.Input((5,), dtype="int32", name="tags")
+    x = layers.Concatenate()(
+        [layers.Embedding(5, width, mask_zero=True, name=f"e{width}")(each) for each, width in ((tokens, 4), (tags, 3))]
+    )
+    return keras.Model([tokens, tags], layers.Dense(2, name="head")(layers.GRU(6, name="recurrent")(x)))
+
+
+def owned_lora():
+    features = keras.Input((6,), name="features")
+    frozen = layers.Dense(7, name="frozen")
+    x = frozen(layers.Dense(5, activation="relu", name="hidden")(features))
+    frozen.enable_lora(2)
+    return keras.Model(features, layers.Dense(2, name="head")(layers.Dense(4, name="free")(x)))
+
+
+CASES = {
+    "add of a mask": (embedded(layers.Add()), ["recurrent"]),
+    "average of a mask": (embedded(layers.Average()), ["recurrent"]),
+    "ops.concatenate of a mask": (embedded(lambda x: ops.concatenate(x, axis=-1), layers.GRU), ["branch", "recurrent"]),
+    "ops.add of a mask": (embedded(lambda x: ops.add(*x)), ["branch", "embedding", "recurrent"]),
+    "maximum of a mask": (embedded(layers.Maximum(), layers.SimpleRNN), ["recurrent"]),
+    "multiply of a mask": (embedded(layers.Multiply(), layers.GRU), ["recurrent"]),
+    "subtract of a mask": (embedded(layers.Subtract()), ["recurrent"]),
+    "mean over a masked product": (embedded(layers.Multiply(), lambda *_, name: layers.GlobalAveragePooling1D()), []),
+    "reshape that splits": (split, ["made", "live", "hidden"]),
+    "windows in the batch": (windows, ["stem", "in", "last"]),
+    "steps in the batch": (steps_by_hand, ["conv", "vector", "recurrent"]),
+    "two sizes": (two_sizes, ["backbone/conv", "backbone/last"]),
+    "shared reshape": (shared_reshape, ["conv_a", "gate_a", "conv_b", "gate_b"]),
+    "odd names": (odd_names, ["side"]),
+    "decoder": (decoder, ["project", "up"]),
+    "res2net": (res2net, ["stem", "conv0", "conv1", "merge"]),
+    "video": (video, ["frames/conv", "frames/vector", "recurrent"]),
+    "two towers": (towers, ["user_hidden", "user_vector", "item_hidden", "item_vector"]),
+    "seq2seq": (seq2seq, ["encoder", "decoder"]),
+    "transformer": (transformer, ["stream", "heads", "in", "out"]),
+    "attention by einsum": (by_hand("einsum"), ["q", "k", "v"]),
+    "attention by matmul": (by_hand("matmul"), ["q", "k", "v"]),
+    "attention pooling": (pooled_by_attention, ["recurrent"]),
+    "masked steps, LSTM": (masked_steps(layers.LSTM), ["dense", "recurrent"]),
+    "masked steps, GRU": (masked_steps(layers.GRU), ["dense", "recurrent"]),
+    "joined embeddings": (joined_embeddings, ["e4", "e3", "recurrent"]),
+    "operands of fewer axes": (images(film), ["conv", "gate", "last"]),
+    "relu as a function": (images(keras.activations.relu), ["conv", "last"]),
+    "instance normalization": (images(layers.GroupNormalization(-1)), ["conv", "last"]),
+    "groups normalized": (images(layers.GroupNormalization(3)), ["conv", "last"]),
+    "unit normalization": (images(layers.UnitNormalization()), ["conv", "last"]),
+    "augmentation inside": (images(layers.RandomFlip(), layers.RandomRotation(0.1)), ["conv", "last"]),
+    "pooling by functions": (
+        images(lambda x: ops.max_pool(x, 2), lambda x: ops.average_pool(x, 2), lambda x: ops.image.resize(x, (6, 6))),
+        ["conv", "last"],
+    ),
+    "other functions": (
+        images(
+            lambda x: ops.where(x > 0, x, 0.1 * x),
+            lambda x: ops.roll(x, 1, axis=1),
+            lambda x: ops.logaddexp(x, ops.cumsum(x, axis=2)),
+            lambda x: ops.glu(layers.Conv2D(8, 1, name="twice")(ops.tile(x, (1, 1, 2, 1)))),
+        ),
+        ["conv", "twice", "last"],
+    ),
+    "statistics over channels": (
+        images(lambda x: x * ops.mean(x, -1, keepdims=True) + ops.max(x, -1, keepdims=True)),
+        ["conv", "last"],
+    ),
+    "lora": (owned_lora, ["free"]),
+}
+
+
+def example(model):
+    """Inputs with tokens, padded at the end, and steps that are masked."""
+
+    def one(tensor):
+        if "int" in tensor.dtype:
+            return TOKENS
+        values = np.random.default_rng(0).normal(0, 1, (3, *tensor.shape[1:])).astype("float32")
+        if tensor.name == "steps":
+            values *= TOKENS[..., None] > 0
+        return values
+
+    return keras.tree.map_structure(one, model.input)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    network, free = CASES[request.param]
+    return models.randomize(network(), seed=1), free
+
+
+@pytest.mark.parametrize("kind", structures.KINDS)
+def test_it_is_exact_and_its_costs_agree(case, kind):
+    model, _ = case
+    graph = km.trace(model)
+    structure = structures.draw(graph, kind, seed=1)
+    small = assert_exact(model, structure, inputs=example(model))
+    for cost in (km.FLOPs(), km.ModelSize(), km.Activations(), km.Latency("V100")):
+        np.testing.assert_allclose(cost(graph, structure), cost(small), rtol=1e-12, err_msg=repr(cost))
+    np.testing.assert_equal(km.ModelSize()(graph, structure), small.count_params())
+
+
+def test_a_tight_budget_is_exact(case):
+    model, _ = case
+    structure = km.fit_budget(model, "65% ModelSize")
+    assert km.ModelSize()(model, structure) <= 0.65 * model.count_params()
+    assert_exact(model, structure, inputs=example(model))
+
+
+def test_what_can_be_free_is_free(case):
+    model, free = case
+    graph = km.trace(model)
+    for layer in graph.layers:
+        if layer.name in free:
+            reasons = {graph.pinned[g] for g in graph.group_of[layer.made].tolist() if g in graph.pinned}
+            assert not reasons, (layer.name, reasons)
+    assert set(free) <= set(graph.widths)
+
+
+# Costs of what is not followed, by hand.
+
+
+def convolution(image):
+    return layers.Conv2D(4, 3, padding="same", name="inside")(image)
+
+
+def wrapped():
+    """TimeDistributed around a layer that has no row: 5 steps x 36 positions x 9 x 3 x 4, and the head."""
+
+    @keras.saving.register_keras_serializable("user_cases")
+    class Own(layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.conv = layers.Conv2D(4, 3, padding="same")
+
+        def build(self, shape):
+            self.conv.build(shape)
+            self.built = True
+
+        def call(self, x, training=None):
+            return self.conv(x) * (2.0 if training else 1.0)
+
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], 4)
+
+    clip = keras.Input((5, 6, 6, 3))
+    return keras.Model(clip, layers.TimeDistributed(Own())(clip))
+
+
+def lora():
+    """8 x 5 and 5 x 8 at full width, and two narrow products of rank 2 beside the second."""
+    features = keras.Input((8,))
+    x = layers.Dense(5)(features)
+    dense = layers.Dense(8)
+    x = dense(x)
+    dense.enable_lora(2)
+    return keras.Model(features, x)
+
+
+def quantized():
+    features = keras.Input((8,))
+    dense = layers.Dense(5)
+    x = dense(features)
+    model = keras.Model(features, layers.Dense(3)(x))
+    dense.quantize("int8")
+    return model
+
+
+def masked_lstm():
+    """4 steps x (3 x 4 x 6 + 6 x 4 x 6)."""
+    steps = keras.Input((4, 3))
+    return keras.Model(steps, layers.LSTM(6)(layers.Masking()(steps)))
+
+
+FIXED = [
+    (wrapped, 2 * 5 * 36 * 9 * 3 * 4),
+    (lora, 2 * (8 * 5 + 5 * 8 + 5 * 2 + 2 * 8)),
+    (quantized, 2 * (8 * 5 + 5 * 3)),
+    (masked_lstm, 2 * 4 * (3 * 24 + 6 * 24)),
+]
+
+
+@pytest.mark.parametrize(("network", "flops"), FIXED)
+def test_what_is_not_followed_is_a_fixed_cost(network, flops):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", km.UncountedLayerWarning)
+        np.testing.assert_equal(km.FLOPs()(network()), flops)
+
+
+class Opaque(layers.Layer):
+    """What it computes goes through NumPy."""
+
+    def call(self, x):
+        return ops.convert_to_tensor(2 * ops.convert_to_numpy(x))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_what_cannot_be_counted_is_named_wherever_a_cost_is_shown():
+    image = keras.Input((6, 6, 3))
+    x = Opaque(name="mystery")(layers.Conv2D(4, 3, name="conv")(image))
+    model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)), name="mysterious")
+    with pytest.warns(km.UncountedLayerWarning, match=r"FLOPs of mysterious leaves out mystery \(Opaque\)"):
+        km.FLOPs()(model)
+    report = km.report(model, structures.whole(model))
+    assert report.uncounted == ("mystery (Opaque)",)
+    for text in (report.text(), report.markdown(), report.html()):
+        assert "mystery (Opaque)" in text
+
+
+def test_constants_that_are_folded_in_float64_layers_keep_their_digits():
+    """Keras's default stays float32; only the layers are float64."""
+
+    def typed(kind, *args, **options):
+        return kind(*args, dtype="float64", **options)
+
+    image = keras.Input((6, 6, 3), dtype="float64", name="image")
+    stem = typed(layers.Conv2D, 4, 1, name="stem")(image)
+    branch = typed(layers.Conv2D, 4, 1, activation="tanh", name="branch")(
+        typed(layers.Conv2D, 5, 1, name="dead")(image)
+    )
+    x = ops.maximum(typed(layers.Add)([stem, branch]) * branch, branch)
+    x = typed(layers.Dense, 2, name="head")(typed(layers.GlobalAveragePooling2D)(x))
+    model = models.randomize(keras.Model(image, x), seed=1)
+    graph = km.trace(model)
+    dead = next(layer.made for layer in graph.layers if layer.name == "dead")
+    alive = np.ones(graph.num_groups, bool)
+    alive[graph.group_of[dead]] = False
+    inputs = np.random.default_rng(0).normal(0, 1, (3, 6, 6, 3))
+    structure = km.Structure.closed(graph, alive)
+    ours, expected = (models.outputs(each(model, structure), inputs) for each in (km.rebuild, km.masked))
+    assert expected[0].dtype == np.float64
+    assert_equal_outputs(ours, expected, 1e-13)
+
+
+@pytest.mark.once
+def test_a_rebuilt_model_opens_where_nobody_knows_keras_morph(tmp_path):
+    for number, name in enumerate(("add of a mask", "windows in the batch", "video", "transformer")):
+        model = models.randomize(CASES[name][0](), seed=1)
+        small = km.rebuild(model, structures.draw(km.trace(model), "half", seed=1))
+        save_model(small, tmp_path / f"{number}.keras")
+        flat = keras.tree.flatten(example(model))
+        np.savez(tmp_path / f"{number}.npz", *flat, expected=models.outputs(small, example(model))[0])
+    code = (
+        "import sys, keras, numpy as np\n"
+        "for n in range(4):\n"
+        "    data = np.load(f'{n}.npz')\n"
+        "    model = keras.models.load_model(f'{n}.keras')\n"
+        "    result = keras.ops.convert_to_numpy(model(data['arr_0']))\n"
+        "    np.testing.assert_allclose(result, data['expected'], atol=1e-5)\n"
+        "assert 'keras_morph' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=dict(os.environ), check=True)
