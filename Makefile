@@ -13,7 +13,7 @@ demo: .venv/.demo
 	KERAS_BACKEND=tensorflow $(BIN)/keras-morph shrink DigitsResNet --data digits --image-size 16 --budget 50%
 
 test: .venv/.test-$(BACKEND)
-	KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest $(ARGS)
+	KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest -n auto $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff format --check .
