@@ -262,7 +262,11 @@ CASES = {
     "unit normalization": (images(layers.UnitNormalization()), ["conv", "last"]),
     "augmentation inside": (images(layers.RandomFlip(), layers.RandomRotation(0.1)), ["conv", "last"]),
     "pooling by functions": (
-        images(lambda x: ops.max_pool(x, 2), lambda x: ops.average_pool(x, 2), lambda x: ops.image.resize(x, (6, 6))),
+        images(
+            lambda x: ops.max_pool(x, 2, 2),
+            lambda x: ops.average_pool(x, 2, 2),
+            lambda x: ops.image.resize(x, (6, 6)),
+        ),
         ["conv", "last"],
     ),
     "other functions": (
@@ -422,6 +426,7 @@ def test_what_cannot_be_counted_is_named_wherever_a_cost_is_shown():
         assert "mystery (Opaque)" in text
 
 
+@pytest.mark.only_on("tensorflow", "torch")  # JAX has no float64 unless it is switched on for all
 def test_constants_that_are_folded_in_float64_layers_keep_their_digits():
     """Keras's default stays float32; only the layers are float64."""
 
