@@ -41,7 +41,7 @@ def embedded(merge, recurrent=layers.LSTM):
     return network
 
 
-def split(wide=False):
+def split():
     """Dense(10) -> Reshape((2, 5)) -> Add with a live branch: the constant differs by position."""
     image = keras.Input((6,), name="features")
     made = layers.Dense(10, activation="softplus", name="made")(
@@ -335,10 +335,6 @@ def test_what_can_be_free_is_free(case):
 
 
 # Costs of what is not followed, by hand.
-
-
-def convolution(image):
-    return layers.Conv2D(4, 3, padding="same", name="inside")(image)
 
 
 def wrapped():

@@ -156,7 +156,7 @@ ZERO_STAYS_ZERO = {
         ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D CenterCrop Resizing UpSampling1D UpSampling2D
         UpSampling3D Flatten Reshape Permute RepeatVector Add Subtract Average Multiply Maximum Minimum Concatenate
         Attention AdditiveAttention RMSNormalization""",
-    numeric: """Add Subtract Multiply Maximum Minimum Fmax Fmin Concatenate Stack GetItem Take Split Flip Repeat Roll
+    numeric: """Add Subtract Multiply Maximum Minimum Concatenate Stack GetItem Take Split Flip Repeat Roll
         Tile Transpose Moveaxis Swapaxes ExpandDims Squeeze Reshape Mean Max Min Amax Amin Cumsum Absolute Abs Fabs
         Negative Sign Sqrt Square Cbrt Tanh Sin Sinh Tan Arctan Arcsin Arcsinh Arctanh Copy Expm1 Log1p Round Floor Ceil
         Trunc""",
