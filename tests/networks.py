@@ -697,6 +697,31 @@ def weights_of_steps(steps, width):
     return layers.Permute((2, 1))(layers.RepeatVector(width)(weights))
 
 
+def over_channels(stack, x, block):
+    """What counts all channels, behind what makes other constants than zero of dead ones: CBAM's maps, and norms."""
+    x = [
+        lambda: x,
+        lambda: stack.normalization()(x),
+        lambda: stack.conv(x, block.width, "sigmoid"),
+        lambda: layers.Activation("softplus")(layers.Add()([x, stack.normalization()(stack.conv(x, stack.width(x)))])),
+        lambda: stack.join([stack.normalization()(x), stack.conv(x, block.width, "hard_sigmoid")]),
+    ][block.option % 5]()
+    spread = {"axis": stack.axis, "keepdims": True}
+
+    def cbam():
+        maps = [ops.mean(x, **spread), ops.max(x, **spread)]
+        return x * stack.conv(stack.join(maps), 1, "sigmoid")
+
+    return [
+        cbam,
+        lambda: x * ops.sigmoid(ops.var(x, **spread)),
+        lambda: x - ops.sum(ops.tanh(x), **spread),
+        lambda: layers.LayerNormalization(epsilon=0.1)(x) if stack.axis == -1 else x / (1 + ops.std(x, **spread)),
+        lambda: layers.GroupNormalization(1, axis=stack.axis, epsilon=0.1)(x),
+        lambda: ops.normalize(x + 3.0, axis=stack.axis),
+    ][block.width % 6]()
+
+
 KINDS = {
     kind.__name__: kind
     for kind in (
@@ -739,6 +764,7 @@ KINDS = {
         unknown,
         grouped_norm,
         contracted,
+        over_channels,
     )
 }
 # Those that neither grow fast enough to overflow in a chain, nor answer large inputs with constants only.

@@ -36,7 +36,7 @@ PER_CHANNEL = np.linspace(-1, 2, 6, dtype="float32")
 PER_PLACE = np.linspace(-1, 2, 120, dtype="float32").reshape(5, 4, 6)
 
 
-UNLESS_ZERO = "unless zero"  # an operand whose dead channels are zero is filled up with them, any other is pinned
+UNLESS_STEADY = "unless steady"  # an operand is filled up if its dead channels are constants, and pinned if not
 
 
 class Entry(NamedTuple):
@@ -105,7 +105,7 @@ DENSE_AND_RECURRENT = [
     Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "padding": "same"}),
     Entry(layers.ConvLSTM2D, 3, {"filters": 4, "kernel_size": 3, "padding": "same", "return_sequences": True}),
     Entry(layers.ConvLSTM3D, 3, lambda x: layers.ConvLSTM3D(4, 2, padding="same")(ops.expand_dims(x, 1))),
-    Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "strides": 2}, pins=UNLESS_ZERO),
+    Entry(layers.ConvLSTM1D, 2, {"filters": 4, "kernel_size": 3, "strides": 2}, pins=UNLESS_STEADY),
     # Looking up channels makes positions of them.
     Entry(
         layers.Embedding, 0, lambda x: layers.Embedding(7, 4)(ops.cast(ops.clip(9 * ops.abs(x), 0, 6), "int32")), True
@@ -132,9 +132,12 @@ SEQUENCES = [
     Entry(layers.TimeDistributed, 2, {"layer": layers.Reshape((2, 2, 6))}),
     Entry(layers.TimeDistributed, 2, {"layer": layers.GRU(4)}),
     Entry(layers.TimeDistributed, 2, {"layer": layers.LayerNormalization()}, pins=True),
-    Entry(layers.TimeDistributed, 2, {"layer": layers.PReLU()}, pins=UNLESS_ZERO),
+    Entry(layers.TimeDistributed, 2, {"layer": layers.PReLU()}, pins=UNLESS_STEADY),
     Entry(
-        layers.TimeDistributed, 1, lambda x: layers.TimeDistributed(layers.Dense(4))(ops.swapaxes(x, 1, 2)), UNLESS_ZERO
+        layers.TimeDistributed,
+        1,
+        lambda x: layers.TimeDistributed(layers.Dense(4))(ops.swapaxes(x, 1, 2)),
+        UNLESS_STEADY,
     ),
     Entry(layers.Bidirectional, 1, {"layer": layers.LSTM(4)}),
     Entry(layers.Bidirectional, 1, {"layer": layers.GRU(4, return_sequences=True), "merge_mode": "mul"}),
@@ -144,7 +147,7 @@ SEQUENCES = [
         layers.Bidirectional,
         1,
         {"layer": layers.LSTM(4), "backward_layer": layers.SimpleRNN(4, go_backwards=True)},
-        pins=UNLESS_ZERO,
+        pins=UNLESS_STEADY,
     ),
     attention(layers.MultiHeadAttention, to_itself, 3, 2),
     attention(layers.MultiHeadAttention, to_itself, 3, 2, use_bias=False, output_shape=5),
@@ -163,9 +166,9 @@ SEQUENCES = [
     attention(layers.AdditiveAttention, lambda attend, x: attend([branch(x), x, branch(x)])),
     attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="d", activation="relu"),
     attention(layers.EinsumDense, lambda dense, x: dense(x), "...x,yx->...y", 4),
-    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="bd", pins=UNLESS_ZERO),
-    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cde->abde", (8, 2, 4), pins=UNLESS_ZERO),
-    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,bd->adc", (3, 6), pins=UNLESS_ZERO),
+    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cd->abd", (8, 4), bias_axes="bd", pins=UNLESS_STEADY),
+    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,cde->abde", (8, 2, 4), pins=UNLESS_STEADY),
+    attention(layers.EinsumDense, lambda dense, x: dense(x), "abc,bd->adc", (3, 6), pins=UNLESS_STEADY),
 ]
 NORMALIZATIONS = [
     *[Entry(layers.BatchNormalization, rank, {}) for rank in SHAPES],
@@ -176,47 +179,56 @@ NORMALIZATIONS = [
     Entry(LayerScale, 2, lambda x: x + LayerScale(0.1, 6)(branch(x))),
     Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([x, branch(x)])),
     Entry(CustomScaleLayer, 2, lambda x: CustomScaleLayer(0.3)([branch(x), x])),
-    # What they are given is zero where it is dead: the trunk has no activation, but not behind a sigmoid.
+    # What they are given is zero where it is dead, as the trunk has no activation; behind a sigmoid it is one half.
     Entry(layers.LayerNormalization, 2, {}),
     Entry(layers.LayerNormalization, 2, {"axis": [1, 2, 3]}),
     # On PyTorch, Keras 3.15 takes the axis for the last one.
     *each([] if keras.backend.backend() == "torch" else [layers.LayerNormalization], 2, {"axis": 1}),
-    Entry(layers.LayerNormalization, 2, lambda x: layers.LayerNormalization()(ops.sigmoid(x)), pins=True),
+    Entry(layers.LayerNormalization, 2, lambda x: layers.LayerNormalization()(ops.sigmoid(x))),
+    Entry(layers.LayerNormalization, 2, lambda x: layers.LayerNormalization()(ops.fmax(x, 0.7))),
+    # An alive channel that is broadcast, or mixed in with weights of its own, is not zero where others are dead.
+    Entry(layers.LayerNormalization, 2, lambda x: layers.LayerNormalization()(x - conv(x, 1)), pins=True),
+    Entry(
+        layers.LayerNormalization,
+        1,
+        lambda x: layers.LayerNormalization()(ops.matmul(ops.softmax(conv(x, 8)), ops.sigmoid(x))),
+        pins=True,
+    ),
     Entry(layers.RMSNormalization, 2, {}),
-    Entry(layers.RMSNormalization, 2, {"axis": [1, 2, 3]}, pins=UNLESS_ZERO),
-    Entry(layers.RMSNormalization, 2, lambda x: layers.RMSNormalization()(ops.sigmoid(x)), pins=True),
+    Entry(layers.RMSNormalization, 2, {"axis": [1, 2, 3]}, pins=UNLESS_STEADY),
+    Entry(layers.RMSNormalization, 2, lambda x: layers.RMSNormalization()(ops.sigmoid(x))),
     *[Entry(layers.GroupNormalization, 2, {"groups": groups, "epsilon": 0.1}) for groups in (-1, 6, 3, 2, 1)],
     Entry(layers.GroupNormalization, 2, {"groups": 3, "scale": False, "center": False}),
     Entry(layers.GroupNormalization, 2, lambda x: x + layers.GroupNormalization(3)(branch(x))),
     Entry(layers.GroupNormalization, 2, lambda x: layers.GroupNormalization(3)(ops.sigmoid(x))),
-    Entry(layers.GroupNormalization, 2, lambda x: layers.GroupNormalization(1)(ops.sigmoid(x)), pins=True),
+    Entry(layers.GroupNormalization, 2, lambda x: layers.GroupNormalization(1)(ops.sigmoid(x))),
     Entry(layers.GroupNormalization, 2, {"groups": 1, "axis": 1}, pins=True),
     Entry(layers.UnitNormalization, 2, {}),
-    Entry(layers.UnitNormalization, 2, lambda x: layers.UnitNormalization()(ops.sigmoid(x)), pins=True),
+    Entry(layers.UnitNormalization, 2, lambda x: layers.UnitNormalization()(ops.sigmoid(x))),
     Entry(layers.UnitNormalization, 2, lambda x: layers.UnitNormalization(axis=1)(ops.sigmoid(x))),
     Entry(nn.Normalize, 2, lambda x: ops.normalize(x, axis=-1)),
-    Entry(nn.Normalize, 2, lambda x: ops.normalize(ops.exp(x), axis=-1), pins=True),
+    Entry(nn.Normalize, 2, lambda x: ops.normalize(ops.exp(x), axis=-1)),
     Entry(nn.Moments, 2, lambda x: ops.moments(x, (1, 2), keepdims=True)[1] + x),
     Entry(nn.Moments, 2, lambda x: ops.subtract(*ops.moments(x, (1,)))),
-    Entry(nn.Moments, 2, lambda x: ops.moments(x, (3,), keepdims=True)[0], pins=UNLESS_ZERO),
-    Entry(layers.Masking, 1, {}, pins=UNLESS_ZERO),
+    Entry(nn.Moments, 2, lambda x: ops.moments(x, (3,), keepdims=True)[0], pins=UNLESS_STEADY),
+    Entry(layers.Masking, 1, {}, pins=UNLESS_STEADY),
     Entry(layers.SpectralNormalization, 1, {"layer": layers.Dense(4)}),
     Entry(layers.SpectralNormalization, 2, {"layer": layers.Conv2D(4, 3, padding="same")}),
     Entry(
         layers.SpectralNormalization,
         2,
         lambda x: layers.SpectralNormalization(layers.Conv2DTranspose(4, 3))(x),
-        pins=UNLESS_ZERO,
+        pins=UNLESS_STEADY,
     ),
-    Entry(layers.Normalization, 2, {"mean": PER_CHANNEL, "variance": PER_CHANNEL + 2}, pins=UNLESS_ZERO),
+    Entry(layers.Normalization, 2, {"mean": PER_CHANNEL, "variance": PER_CHANNEL + 2}, pins=UNLESS_STEADY),
 ]
 PLAIN_LAYERS = [
     Entry(layers.PReLU, 2, {}),
     Entry(layers.PReLU, 2, {"shared_axes": [1, 2]}),
     Entry(layers.Activation, 2, {"activation": "relu"}),
-    Entry(layers.Activation, 2, {"activation": "softmax"}, pins=UNLESS_ZERO),
-    Entry(layers.Activation, 2, {"activation": "sparsemax"}, pins=UNLESS_ZERO),
-    Entry(layers.Softmax, 2, {}, pins=UNLESS_ZERO),
+    Entry(layers.Activation, 2, {"activation": "softmax"}, pins=UNLESS_STEADY),
+    Entry(layers.Activation, 2, {"activation": "sparsemax"}, pins=UNLESS_STEADY),
+    Entry(layers.Softmax, 2, {}, pins=UNLESS_STEADY),
     Entry(layers.Softmax, 2, {"axis": 1}),
     Entry(layers.Softmax, 2, {"axis": [1, 2]}),
     Entry(layers.ReLU, 2, {"max_value": 1.5, "negative_slope": 0.1, "threshold": 0.2}),
@@ -242,9 +254,11 @@ PLAIN_LAYERS = [
     *spatial("GlobalMaxPooling{}D", {"keepdims": True}),
     *spatial("AdaptiveAveragePooling{}D", {"output_size": 2}),
     *spatial("AdaptiveMaxPooling{}D", {"output_size": 2}),
-    Entry(layers.GlobalMaxPooling1D, 1, {"data_format": "channels_first"}, pins=UNLESS_ZERO),
+    Entry(layers.GlobalMaxPooling1D, 1, {"data_format": "channels_first"}, pins=UNLESS_STEADY),
     Entry(layers.Resizing, 2, {"height": 3, "width": 7}),
-    Entry(layers.Discretization, 0, lambda x: ops.cast(layers.Discretization([-0.3, 0.3])(x), "float32"), UNLESS_ZERO),
+    Entry(
+        layers.Discretization, 0, lambda x: ops.cast(layers.Discretization([-0.3, 0.3])(x), "float32"), UNLESS_STEADY
+    ),
     Entry(layers.CategoryEncoding, 0, lambda x: layers.CategoryEncoding(4, output_mode="multi_hot")(near(x)), True),
     Entry(layers.CenterCrop, 2, {"height": 3, "width": 2}),
     *[
@@ -339,7 +353,7 @@ REDUCTIONS = [
     for entry in (
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=(1, 2))),
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=1, keepdims=True)),
-        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=WHOLE_REDUCTIONS.get(kind, UNLESS_ZERO)),
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=WHOLE_REDUCTIONS.get(kind, UNLESS_STEADY)),
     )
 ]
 PICKS_AND_SHAPES = [
@@ -357,10 +371,10 @@ PICKS_AND_SHAPES = [
     Entry(numeric.GetItem, 2, lambda x: x[:, 1:, ::2]),
     Entry(numeric.GetItem, 2, lambda x: x[:, 1]),
     Entry(numeric.GetItem, 2, lambda x: x[:, None, ..., 2:5]),
-    Entry(numeric.GetItem, 2, lambda x: x[:, :, :, 2], pins=UNLESS_ZERO),
+    Entry(numeric.GetItem, 2, lambda x: x[:, :, :, 2], pins=UNLESS_STEADY),
     Entry(numeric.Take, 2, lambda x: ops.take(x, [5, 0, 0, -2], axis=-1)),
     Entry(numeric.Take, 2, lambda x: ops.take(x, np.array([3, 1]), axis=1)),
-    Entry(numeric.Take, 2, lambda x: ops.take(x, 2, axis=-1), pins=UNLESS_ZERO),
+    Entry(numeric.Take, 2, lambda x: ops.take(x, 2, axis=-1), pins=UNLESS_STEADY),
     Entry(numeric.Split, 2, lambda x: ops.add(*ops.split(x, 2, axis=-1))),
     Entry(numeric.Split, 2, lambda x: ops.concatenate(ops.split(x, [1, 4], axis=-1)[::-1], axis=-1)),
     Entry(numeric.Split, 2, lambda x: ops.multiply(*ops.split(x, 2, axis=2))),
@@ -389,11 +403,11 @@ PICKS_AND_SHAPES = [
     Entry(numeric.Pad, 2, lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), pins=False),
     *[Entry(numeric.Roll, 2, lambda x, axis=axis: ops.roll(x, 2, axis)) for axis in (1, -1)],
     Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 2))),
-    Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 3)), pins=UNLESS_ZERO),
+    Entry(numeric.Roll, 2, lambda x: ops.roll(x, (1, 2), (1, 3)), pins=UNLESS_STEADY),
     *[Entry(numeric.Tile, 2, lambda x, n=n: ops.tile(x, n)) for n in ((1, 2, 3, 1), (1, 1, 1, 2), [2], [1])],
-    Entry(numeric.Tile, 2, lambda x: ops.tile(x, (1, 2, 1, 2)), pins=UNLESS_ZERO),
+    Entry(numeric.Tile, 2, lambda x: ops.tile(x, (1, 2, 1, 2)), pins=UNLESS_STEADY),
     *[
-        Entry(numeric.Cumsum, 2, lambda x, axis=axis: ops.cumsum(x, axis), UNLESS_ZERO if axis == -1 else False)
+        Entry(numeric.Cumsum, 2, lambda x, axis=axis: ops.cumsum(x, axis), UNLESS_STEADY if axis == -1 else False)
         for axis in (1, -1)
     ],
     Entry(
@@ -415,23 +429,24 @@ PICKS_AND_SHAPES = [
     Entry(nn.DepthToSpace, 2, lambda x: ops.depth_to_space(conv(x, 8), 2)),
     Entry(nn.SpaceToDepth, 2, lambda x: ops.space_to_depth(x[:, :4], 2)),
     Entry(core.Unstack, 2, lambda x: ops.multiply(*ops.unstack(x[:, :2], axis=1))),
-    Entry(core.Unstack, 2, lambda x: ops.unstack(x, axis=-1)[0], pins=UNLESS_ZERO),
+    Entry(core.Unstack, 2, lambda x: ops.unstack(x, axis=-1)[0], pins=UNLESS_STEADY),
     Entry(numeric.Where, 2, lambda x: ops.where(x > 0, x, PER_CHANNEL)),
     Entry(numeric.Where, 2, lambda x: ops.where(x > 0, 0.5, branch(x))),
     Entry(numeric.Matmul, 1, lambda x: ops.matmul(ops.transpose(x, (0, 2, 1)), branch(x)), pins=True),
     Entry(numeric.Matmul, 1, lambda x: ops.matmul(x, ops.transpose(branch(x), (0, 2, 1)))),
     Entry(numeric.Matmul, 1, lambda x: ops.matmul(ops.softmax(conv(x, 8)), x)),
+    Entry(numeric.Dot, 1, lambda x: ops.dot(x, np.linspace(-1, 1, 24, dtype="float32").reshape(6, 4)), UNLESS_STEADY),
     Entry(numeric.Einsum, 1, lambda x: ops.einsum("bqc,bkc->bqk", x, branch(x))),
     Entry(numeric.Einsum, 1, lambda x: ops.einsum("bqc,bkc->bqk", ops.sigmoid(x), ops.sigmoid(branch(x))), pins=True),
     Entry(numeric.Einsum, 1, lambda x: ops.einsum("bqk,bkc->bqc", ops.softmax(conv(x, 8)), x)),
     Entry(numeric.Sum, 1, lambda x: ops.sum(x * branch(x), axis=-1, keepdims=True)),
-    Entry(numeric.Sum, 1, lambda x: ops.sum(ops.sigmoid(x), axis=-1), pins=True),
+    Entry(numeric.Sum, 1, lambda x: ops.sum(ops.sigmoid(x), axis=-1)),
     Entry(layers.Dot, 1, lambda x: layers.Dot(axes=2)([x, branch(x)])),
     Entry(layers.Dot, 0, lambda x: layers.Dot(axes=1, normalize=True)([x, branch(x)])),
     Entry(layers.Dot, 1, lambda x: layers.Dot(axes=1)([x, branch(x)]), pins=True),
-    Entry(nn.Softmax, 2, lambda x: ops.softmax(x), pins=UNLESS_ZERO),
+    Entry(nn.Softmax, 2, lambda x: ops.softmax(x), pins=UNLESS_STEADY),
     Entry(nn.Softmax, 2, lambda x: ops.softmax(x, axis=1)),
-    Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x), pins=UNLESS_ZERO),
+    Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x), pins=UNLESS_STEADY),
     Entry(nn.LogSoftmax, 2, lambda x: ops.log_softmax(x, axis=2)),
 ]
 ENTRIES = [
@@ -464,10 +479,11 @@ NAMES = list(BY_NAME)
 
 
 @functools.cache
-def build(name, activation=None):
+def build(name, activation=None, behind=None):
     entry = BY_NAME[name]
     image = keras.Input((*SHAPES[entry.rank][:-1], 3))
     x = conv(conv(image, 5, size=3, activation="relu", name="before"), 6, size=3, activation=activation, name="trunk")
+    x = behind(x) if behind else x
     x = entry.call(x) if callable(entry.call) else entry.kind(**entry.call)(x)
     return models.randomize(keras.Model(image, layers.Dense(3, name="last")(layers.Flatten(name="flat")(x))), seed=1)
 
@@ -504,9 +520,33 @@ def test_the_row_pins_the_trunk_only_where_it_has_to(name):
     assert not reasons(graph, "before")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if BY_NAME[name].pins == UNLESS_ZERO])
-def test_what_is_not_zero_where_it_is_dead_is_pinned_where_all_channels_count(name):
-    model = build(name, activation="sigmoid")
+STEADY = [name for name in NAMES if BY_NAME[name].pins == UNLESS_STEADY]
+
+
+def normalized(x):
+    """Dead channels are what the normalization makes of zero."""
+    return layers.BatchNormalization(name="normalized")(x)
+
+
+def uneven(x):
+    """Dead channels differ by position, or if there is none, by example."""
+    first = ops.tanh(x)
+    return x + ops.stop_gradient(ops.sum(first, axis=-1, keepdims=True)) if len(x.shape) == 2 else ops.cumsum(x, axis=1)
+
+
+@pytest.mark.parametrize("behind", [None, normalized])
+@pytest.mark.parametrize("name", STEADY)
+def test_where_all_channels_count_dead_ones_are_the_constants_that_they_were(name, behind):
+    model = build(name, activation="sigmoid", behind=behind)
     graph = km.trace(model)
-    assert any("dead are not zero there" in reason for reason in reasons(graph, "trunk")), reasons(graph, "trunk")
-    assert_exact(model, structures.draw(graph, "half", seed=1))
+    assert not reasons(graph, "trunk")
+    for kind in ("half", "one_layer_dead"):
+        small = assert_exact(model, structures.draw(graph, kind, seed=1))
+    assert small.count_params() < model.count_params()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", STEADY)
+def test_what_differs_by_position_where_it_is_dead_is_pinned_where_all_channels_count(name):
+    graph = km.trace(build(name, activation="sigmoid", behind=uneven))
+    assert any("dead differ by position there" in reason for reason in reasons(graph, "trunk")), reasons(graph, "trunk")

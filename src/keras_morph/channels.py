@@ -13,6 +13,7 @@ layer repeats), and in the vectors of many tensors (BatchNormalization hands its
 Channels that are tied form a group, which lives or dies as one.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Tensor:
             into the batch, the number of steps inside a TimeDistributed model.
         masked: whether it may carry a Keras mask when the model runs.
         zeroed: whether a dead channel is exactly zero here in the masked seed, and not another constant.
+        steady: whether a dead channel has one value here in the masked seed, at every position and for every example.
     """
 
     vector: int
@@ -46,6 +48,7 @@ class Tensor:
     rows: float = 1.0
     masked: bool = False
     zeroed: bool = False
+    steady: bool = False
 
     @property
     def positions(self) -> int | None:
@@ -400,6 +403,11 @@ class GraphBuilder:
         """Let two vectors of equal length live and die together, index by index."""
         if left is not right:
             self._ties.append((self.call, left, right))
+
+    def are_tied(self, call: int, left: np.ndarray, right: np.ndarray) -> bool:
+        """Whether the latest call tied two vectors to each other."""
+        latest = itertools.takewhile(lambda tie: tie[0] == call, reversed(self._ties))
+        return any((a is left and b is right) or (a is right and b is left) for _, a, b in latest)
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """Forbid the removal of channels."""

@@ -2,6 +2,7 @@
 
 A layer with weights reads a channel through a row of its kernel, which is zero where the channel is dead. A sum over
 channels has no such row: a dead channel leaves it only where it is exactly zero in the masked seed, `Signal.zeroed`.
+Where it is another constant, a sum over one operand is computed at full width.
 
     sum_c u_c v_c   u and v are tied index by index, and one of them has to be zero where they are dead
     x / |x|         x has to be zero where it is dead
@@ -77,6 +78,10 @@ def _multiplied(flow: Flow) -> Routed:
     return _contracted(flow, [f"{left}xz", f"{right}zy"], f"{stacked}xy")
 
 
+def _multiplied_all(flow: Flow) -> Routed:
+    return fresh(flow, "multiplies matrices that we do not know")
+
+
 def _summed_by_name(flow: Flow) -> Routed:
     """`ops.einsum` of Keras tensors, with all axes named."""
     left, arrow, result = flow.operation.subscripts.replace(" ", "").partition("->")
@@ -118,6 +123,8 @@ def _total(flow: Flow) -> Routed:
     gone = {a % signal.rank for a in axes}
     if signal.axis not in gone or 0 in gone:
         return TABLE_SUM.flow(flow)
+    if not signal.zeroed:
+        return fresh(flow, "sums over channels")
     letters = LETTERS[: signal.rank]
     if not operation.keepdims:
         return _contracted(flow, [letters], "".join(c for n, c in enumerate(letters) if n not in gone))
@@ -130,7 +137,7 @@ def _divided_by_norm(flow: Flow) -> Routed:
     signal, axis = flow.inputs[0], flow.operation.axis
     axes = {a % signal.rank for a in ([axis] if isinstance(axis, int) else axis)}
     if signal.axis in axes and not signal.zeroed:
-        return together(flow, "divides by a norm over channels that are not zero where they are dead")
+        return together(flow, "divides by a norm over channels")
     return replace(same(flow), mode="strict")
 
 
@@ -138,6 +145,7 @@ TABLE_SUM = TABLE[numeric.Sum]
 
 CONTRACTION_ROWS: dict[type, Rule] = {
     numeric.Matmul: Rule(_multiplied, "strict", zero=always),
+    numeric.Dot: Rule(_multiplied_all, "strict"),
     numeric.Einsum: Rule(_summed_by_name, "strict", zero=always),
     numeric.Sum: replace(TABLE_SUM, flow=_total, zero=always),
     layers.Dot: Rule(_dotted, "strict", zero=always),

@@ -9,8 +9,9 @@ from keras import layers, ops, tree
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from keras_morph.channels import ChannelGraph
+from keras_morph.layer_rules import rests_at_activation
 
-__all__ = ["Constants", "fold"]
+__all__ = ["Constants", "DeadValues", "fold"]
 
 UNKNOWN_SIZE = 32  # stands for a size that is unknown, where a constant is computed
 
@@ -33,7 +34,7 @@ class Constants(dict):
         for number, source in zip(call.inputs, call.sources, strict=True):
             operand = self.graph.tensors[number]
             # A layer that reads nothing alive reads zeros, whatever it would read.
-            values = np.zeros(len(self.graph.vectors[operand.vector])) if call.mode == "make" else self[number]
+            values = self.zeros(number) if call.mode == "make" else self[number]
             values = np.moveaxis(values.reshape([1] * (len(operand.shape) - 1) + [-1]), -1, operand.axis)
             full = (1, *(size or UNKNOWN_SIZE for size in operand.shape[1:]))
             operands[id(source)] = ops.convert_to_tensor(np.broadcast_to(values, full), source.dtype)
@@ -43,6 +44,25 @@ class Constants(dict):
             values = np.moveaxis(ops.convert_to_numpy(result), self.graph.tensors[number].axis, -1)
             self[number] = values.reshape(-1, values.shape[-1])[0]
         return self[tensor]
+
+    def zeros(self, tensor: int) -> np.ndarray:
+        return np.zeros(len(self.graph.vectors[self.graph.tensors[tensor].vector]))
+
+
+class DeadValues(Constants):
+    """Tensor number -> what each entry of its vector is in the masked seed if its channel is dead, where that is steady.
+
+    What makes a dead channel makes zeros; what follows makes of them what it makes of a constant.
+    """
+
+    def __missing__(self, tensor: int) -> np.ndarray:
+        if self.graph.tensors[tensor].zeroed:
+            return self.setdefault(tensor, self.zeros(tensor))
+        layer = self.graph.layers[self.maker[tensor].layer]
+        if rests_at_activation(layer.operation, layer.rule):
+            rest = layer.operation.activation(ops.convert_to_tensor(self.zeros(tensor).astype(layer.operation.dtype)))
+            return self.setdefault(tensor, ops.convert_to_numpy(rest))
+        return super().__missing__(tensor)
 
 
 def fold(merge: Any, operands: list[Any], combine: Callable[[], Any]) -> Any:

@@ -33,7 +33,8 @@ Ids = np.ndarray
 class Signal:
     """An operand or result as a row sees it: the ids along its channel axis, that axis, and the static shape.
 
-    `zeroed` and `masked` as in `Tensor`: dead channels are exactly zero there; it may carry a Keras mask.
+    `zeroed`, `steady` and `masked` as in `Tensor`: dead channels are exactly zero there, or at least the same number at
+    every position; it may carry a Keras mask.
     """
 
     ids: Ids
@@ -41,6 +42,7 @@ class Signal:
     shape: tuple[int | None, ...]
     zeroed: bool = False
     masked: bool = False
+    steady: bool = False
 
     @property
     def rank(self) -> int:
@@ -100,8 +102,8 @@ class Routed:
         rows: by how much the batch axis grows, as in `Tensor.rows`; NaN if unknown.
         takes: for each operand whose channels lie along another axis than the result's: that axis of the result, along
             which the rebuilt call takes the operand's entries for what is alive; -1 for all others. Empty where there is none.
-        padded: whether the rebuilt call fills the operand up with zeros to its full width, and picks what is alive of the
-            result. Then weights that lie along the operand stay whole.
+        padded: whether the rebuilt call fills the operand up to its full width, with the values that dead channels have in
+            the masked seed, and picks what is alive of the result. Then weights that lie along the operand stay whole.
         zero: whether dead channels of the results are exactly zero; None where that follows from the row and the operands.
         hidden: ids of the channels inside the layer, of which one has to stay, or None.
         followed: False where the row does not say what this call does: the layer is then one that we do not know.
@@ -212,7 +214,7 @@ def same(flow: Flow) -> Routed:
 
 
 def together(flow: Flow, reason: str) -> Routed:
-    """Hands ids on, but works on all channels together: filled up with zeros if that is what dead ones are, else pinned."""
+    """Hands ids on, but works on all channels together: filled up if dead ones are the same everywhere, else pinned."""
     signal = flow.inputs[0]
     if fills_up(flow):
         return Routed([(signal.ids, signal.axis)], mode="strict", padded=True)
@@ -221,15 +223,15 @@ def together(flow: Flow, reason: str) -> Routed:
 
 
 def fills_up(flow: Flow) -> bool:
-    """Whether a call may be given its operand at full width, with zeros for what is dead: then it computes what it did.
+    """Whether a call may be given its operand at full width, with constants for what is dead: it computes what it did.
 
     Keras's mask is lost on the way.
     """
-    return len(flow.inputs) == 1 and flow.inputs[0].zeroed and not flow.inputs[0].masked
+    return len(flow.inputs) == 1 and flow.inputs[0].steady and not flow.inputs[0].masked
 
 
 def _why_not_filled(signal: Signal) -> str:
-    return "" if signal.masked else ", and those that are dead are not zero there"
+    return "" if signal.masked else ", and those that are dead differ by position there"
 
 
 def fresh(flow: Flow, reason: str, *, known: bool = True) -> Routed:
@@ -406,6 +408,16 @@ def zero_at_zero(operation: Any) -> bool:
     activation = getattr(operation, "activation", None)
     name = getattr(activation, "__name__", "")
     return activation is None or (name in ZERO_AT_ZERO and getattr(keras.activations, name, None) is activation)
+
+
+def rests_at_activation(operation: Any, rule: Rule | None) -> bool:
+    """Whether a layer with zero weights gives its activation of zero at every position, as Conv and Dense do."""
+    return (
+        rule is not None
+        and bool(rule.multiplies)
+        and rule.zero is zero_at_zero
+        and not isinstance(operation, keras.layers.RNN)
+    )
 
 
 TABLE: dict[type, Rule] = {}

@@ -18,7 +18,7 @@ from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
 from keras_morph.closure import CONSTANT, LIVE, Closed, close
 from keras_morph.copying import cloned, transfer
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
-from keras_morph.folding import Constants, fold
+from keras_morph.folding import Constants, DeadValues, fold
 from keras_morph.keras_graph import graph_in, remade, structs
 from keras_morph.layer_rules import Rewriting, variable
 from keras_morph.learning import StructureLearner
@@ -148,7 +148,7 @@ class _Replay:
         self.taken: dict[str, dict[str, str]] = {}
         self.wholes: list[tuple[Any, Any]] = []
         self.prefix = ""
-        self.constants = Constants(graph)
+        self.constants, self.dead = Constants(graph), DeadValues(graph)
 
     def model(self) -> keras.Model:
         self.run(0, len(self.graph.calls), self.graph.scopes)
@@ -315,7 +315,7 @@ class _Replay:
         return x if whole else ops.take(x, kept, axis=axis)
 
     def filled_up(self, x: Any, number: int) -> Any:
-        """A tensor with as many channels as in the seed, with zeros for those that are dead."""
+        """A tensor with as many channels as in the seed, with the values of the masked seed for those that are dead."""
         tensor = self.graph.tensors[number]
         kept, width = self.kept(tensor.vector), len(self.graph.vectors[tensor.vector])
         if len(kept) == width:
@@ -323,7 +323,12 @@ class _Replay:
         places = np.full(width, len(kept))
         places[kept] = np.arange(len(kept))
         widths = [(0, int(axis == tensor.axis)) for axis in range(len(tensor.shape))]
-        return ops.take(ops.pad(x, widths), places, axis=tensor.axis)
+        filled = ops.take(ops.pad(x, widths), places, axis=tensor.axis)
+        values = np.where(places == len(kept), self.dead[number], 0.0) if self.weights else np.zeros(width)
+        if not values.any():
+            return filled
+        shape = (-1, *[1] * (len(tensor.shape) - tensor.axis - 1))
+        return ops.add(filled, values.reshape(shape).astype(x.dtype))
 
     def unmasked(self, call: Call, results: list[Any]) -> list[Any]:
         """Results without the mask that what is left of a call may hand on, where the call itself hands on none."""

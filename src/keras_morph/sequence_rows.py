@@ -280,7 +280,7 @@ def _weighed(flow: Flow) -> Routed:
         made = flow.graph.make(flow.name, shape[-1] or 0, "weights")
         flow.graph.pin(made, f"{flow.name} gives each position of the values one")
         results.append((made, 2))
-    return Routed(results)
+    return Routed(results, zero=value.zeroed)
 
 
 # Dense layers as einsums.

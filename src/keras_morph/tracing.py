@@ -21,7 +21,18 @@ from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope,
 from keras_morph.composites import local_names, recordings_in
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
 from keras_morph.keras_graph import graph_in, graph_of, nodes_of, operations_of
-from keras_morph.layer_rules import Flow, Routed, Rule, Signal, always, fresh, rule_for, same, variable
+from keras_morph.layer_rules import (
+    Flow,
+    Routed,
+    Rule,
+    Signal,
+    always,
+    fresh,
+    rests_at_activation,
+    rule_for,
+    same,
+    variable,
+)
 
 __all__ = ["trace"]
 
@@ -230,7 +241,7 @@ class _Tracer:
         mode = routed.mode or (rule.mode if rule else "strict")
         if mode in ("merge", "join") and self.needs_masks(node, inputs):
             mode = "strict"
-        facts = self.facts(node, rule, routed, inputs)
+        facts = self.facts(node, rule, routed, inputs, mode)
         outputs = tuple(
             self.tensor(*result, source, spec, **facts, masked=self.is_masked(node, source, inputs))
             for result, source, spec in zip(routed.results, node.outputs, specs, strict=True)
@@ -269,27 +280,45 @@ class _Tracer:
             return replace(routed, mode="strict")
         return routed
 
-    def facts(self, node: Any, rule: Rule | None, routed: Routed, inputs: tuple[int, ...]) -> dict:
-        """Rows and `zeroed` of a call's results."""
-        given = [self.tensors[number] for number in inputs]
-        rows = max((tensor.rows for tensor in given), default=1.0) * routed.rows
+    def facts(self, node: Any, rule: Rule | None, routed: Routed, inputs: tuple[int, ...], mode: str) -> dict:
+        """`rows`, `zeroed` and `steady` of a call's results."""
+        given = [self.as_seen(routed, mode, inputs, number) for number in inputs]
+        zeroed = self.is_zeroed(node, rule, routed, given)
+        # What maps a constant to a constant does so for every channel that is one, unless channels meet in it.
+        alone = rule is not None and not rule.mixes and mode in ("uniform", "merge", "join")
+        plain = not any(tensor.masked for tensor in given) and all(tensor.steady for tensor in given)
+        return {
+            "rows": max((tensor.rows for tensor in given), default=1.0) * routed.rows,
+            "zeroed": zeroed,
+            "steady": zeroed or (alone and plain) or rests_at_activation(node.operation, rule),
+        }
+
+    def as_seen(self, routed: Routed, mode: str, inputs: tuple[int, ...], number: int) -> Tensor:
+        """One of several operands as the result's dead channels see it: if its channels are others, it is not dead there."""
+        tensor, (result, _) = self.tensors[number], routed.results[0]
+        ids = self.graph.vectors[tensor.vector]
+        if (
+            len(set(inputs)) == 1
+            or mode == "join"
+            or ids is result
+            or self.graph.are_tied(len(self.calls), ids, result)
+        ):
+            return tensor
+        return replace(tensor, zeroed=False, steady=False)
+
+    def is_zeroed(self, node: Any, rule: Rule | None, routed: Routed, given: list[Tensor]) -> bool:
+        """Whether dead channels of a call's results are exactly zero."""
         if rule is None or node.is_input:
-            return {"rows": rows, "zeroed": True}  # all pinned: nothing dies
+            return True  # all pinned: nothing dies
         if routed.zero is not None:
-            return {"rows": rows, "zeroed": routed.zero}
+            return routed.zero
         if rule.multiplies or rule.width:  # what else than the first operand it is given are states and sequences
-            return {"rows": rows, "zeroed": rule.zero(node.operation) and all(tensor.zeroed for tensor in given[1:])}
-        if routed.takes:  # what has its channels along another axis is not zero where they are dead
-            given = [
-                replace(tensor, zeroed=taken < 0 and tensor.zeroed)
-                for tensor, taken in zip(given, routed.takes, strict=True)
-            ]
+            return rule.zero(node.operation) and all(tensor.zeroed for tensor in given[1:])
         # A Multiply takes what a mask leaves out for ones.
         masked = isinstance(node.operation, keras.Layer) and any(tensor.masked for tensor in given)
         every = any if isinstance(node.operation, PRODUCTS) and not masked else all
         shifts = isinstance(node.operation, SHIFTS) and len(given) == 1  # by a number or an array
-        zeroed = every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifts
-        return {"rows": rows, "zeroed": zeroed}
+        return every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifts
 
     def is_masked(self, node: Any, source: Any, inputs: tuple[int, ...]) -> bool:
         """Whether a result carries a mask; what a nested model hands out may carry one that its caller does not see."""
@@ -366,7 +395,9 @@ class _Tracer:
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]
-        return Signal(self.graph.vectors[tensor.vector], tensor.axis, tensor.shape, tensor.zeroed, tensor.masked)
+        return Signal(
+            self.graph.vectors[tensor.vector], tensor.axis, tensor.shape, tensor.zeroed, tensor.masked, tensor.steady
+        )
 
     def tensor(self, ids: np.ndarray, axis: int, source: Any, spec: Any, **facts: Any) -> int:
         number = self.numbers[id(source)] = len(self.tensors)
