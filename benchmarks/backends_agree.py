@@ -22,8 +22,8 @@ import keras
 import numpy as np
 
 import keras_morph as km
-from keras_morph.regularizers import group_scores
 from keras_morph.runs import describe_environment, save_model
+from keras_morph.training.regularizers import group_scores
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

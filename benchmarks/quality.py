@@ -28,9 +28,9 @@ from rows import append, rows_at
 
 import keras_morph as km
 from keras_morph.datasets import load
+from keras_morph.graph.structure import structure_from
 from keras_morph.pipeline import cosine
 from keras_morph.runs import describe_environment
-from keras_morph.structure import structure_from
 
 RESULTS = Path(__file__).parent / "results" / "quality.csv"
 TABLE = Path(__file__).parents[1] / "docs" / "quality.md"

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 import keras_morph as km
-from keras_morph.closure import close
+from keras_morph.graph.closure import close
 from keras_morph.runs import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "step_time.csv"

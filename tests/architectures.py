@@ -8,8 +8,8 @@ import numpy as np
 from keras import applications
 
 import keras_morph as km
-from keras_morph.closure import close
-from keras_morph.layer_rules import variable
+from keras_morph.graph.closure import close
+from keras_morph.layers.rules import variable
 
 NAMES = sorted(name for name, value in vars(applications).items() if inspect.isfunction(value) and name[0].isupper())
 # The smallest of each family (of Inception the one that is built fast); Keras does not build NASNetMobile on PyTorch.

@@ -12,10 +12,10 @@ from keras import layers, ops
 from networks import Gated
 
 import keras_morph as km
-from keras_morph.copying import cloned
-from keras_morph.layer_rules import TABLE
+from keras_morph.graph.structure import fingerprint
+from keras_morph.layers.rules import TABLE
 from keras_morph.runs import save_model
-from keras_morph.structure import fingerprint
+from keras_morph.surgery.copying import cloned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning"),

@@ -7,8 +7,8 @@ import pytest
 from keras import layers
 
 import keras_morph as km
-from keras_morph.closure import close
-from keras_morph.costs import CONSTANT, Monomials
+from keras_morph.costs.costs import CONSTANT, Monomials
+from keras_morph.graph.closure import close
 
 pytestmark = pytest.mark.once
 

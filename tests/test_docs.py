@@ -10,7 +10,7 @@ import structures
 from exactness import assert_exact
 
 import keras_morph as km
-from keras_morph.layer_rules import TABLE, Routed, Rule, same
+from keras_morph.layers.rules import TABLE, Routed, Rule, same
 
 DOCS = Path(__file__).parents[1] / "docs"
 

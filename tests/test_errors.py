@@ -9,8 +9,8 @@ import pytest
 from keras import layers
 
 import keras_morph as km
-from keras_morph.layer_rules import TABLE
-from keras_morph.selection import parse_budget
+from keras_morph.costs.budget import parse_budget
+from keras_morph.layers.rules import TABLE
 
 pytestmark = pytest.mark.once
 

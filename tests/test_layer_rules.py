@@ -24,7 +24,7 @@ from keras.src.ops import core, image, nn
 from keras.src.ops import numpy as numeric
 
 import keras_morph as km
-from keras_morph.layer_rules import TABLE
+from keras_morph.layers.rules import TABLE
 
 pytestmark = pytest.mark.usefixtures("quick_initializers")
 

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_morph as km
-from keras_morph import measuring
+from keras_morph.costs import measured as measuring
 
 
 class Timed:

@@ -8,7 +8,7 @@ from exactness import assert_equal_outputs
 from keras import layers, ops
 
 import keras_morph as km
-from keras_morph.regularizers import group_scores
+from keras_morph.training.regularizers import group_scores
 
 pytestmark = pytest.mark.usefixtures("quick_initializers")
 

@@ -10,8 +10,8 @@ import pytest
 import structures
 
 import keras_morph as km
-from keras_morph.copying import cloned
-from keras_morph.structure import _fingerprint, fingerprint, identities
+from keras_morph.graph.structure import _fingerprint, fingerprint, identities
+from keras_morph.surgery.copying import cloned
 
 pytestmark = pytest.mark.once
 

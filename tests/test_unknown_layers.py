@@ -12,7 +12,7 @@ from exactness import assert_equal_outputs, assert_exact
 from keras import layers, ops
 
 import keras_morph as km
-from keras_morph.layer_rules import TABLE
+from keras_morph.layers.rules import TABLE
 from keras_morph.runs import save_model
 
 pytestmark = [

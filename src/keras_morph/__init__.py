@@ -6,10 +6,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 from keras_morph import zoo
-from keras_morph.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
-from keras_morph.distilling import Distiller
+from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.hardware import HARDWARE, Hardware
+from keras_morph.costs.measured import measure
 from keras_morph.errors import (
     BudgetError,
     DataError,
@@ -19,20 +19,20 @@ from keras_morph.errors import (
     UnknownLayerWarning,
     UnsupportedModelError,
 )
-from keras_morph.expansion import expand
-from keras_morph.hardware import HARDWARE, Hardware
-from keras_morph.layer_rules import Rule, register_rule
-from keras_morph.learning import StructureLearner
-from keras_morph.measuring import measure
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import trace
+from keras_morph.layers.rules import Rule, register_rule
 from keras_morph.pipeline import Shrunk, prune, shrink
-from keras_morph.rebuilding import masked, rebuild
-from keras_morph.regularizers import Gamma, GroupLasso, LogisticSigmoid
 from keras_morph.report import Report, report
-from keras_morph.selection import Reach, fit_budget, reach
-from keras_morph.statistics import reestimate_statistics
-from keras_morph.structure import Structure
+from keras_morph.search.expansion import expand
+from keras_morph.search.selection import Reach, fit_budget, reach
+from keras_morph.surgery.rebuilding import masked, rebuild
 from keras_morph.tensorboard import TensorBoardLog
-from keras_morph.tracing import trace
+from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
+from keras_morph.training.distilling import Distiller
+from keras_morph.training.learner import StructureLearner
+from keras_morph.training.regularizers import Gamma, GroupLasso, LogisticSigmoid
+from keras_morph.training.statistics import reestimate_statistics
 
 __all__ = [
     "HARDWARE",

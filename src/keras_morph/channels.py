@@ -129,7 +129,7 @@ class Call:
 
     Attributes:
         layer: number of the layer in `ChannelGraph.layers`.
-        mode: how the call treats constant and missing operands, one of the modes of `closure.py`.
+        mode: how the call treats constant and missing operands, one of the modes of `graph/closure.py`.
         inputs, outputs: numbers of its tensors in `ChannelGraph.tensors`. Behind the operands there may be one of the
             channels inside the layer (the heads of attention), which must not be empty either.
         arguments: the arguments as Keras recorded them, for the replay.

@@ -8,19 +8,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_morph.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
-from keras_morph.copying import cloned
-from keras_morph.costs import Cost, FLOPs
-from keras_morph.distilling import Distiller
+from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
-from keras_morph.expansion import expand
-from keras_morph.learning import StructureLearner
-from keras_morph.rebuilding import rebuild
-from keras_morph.regularizers import Gamma, Regularizer
-from keras_morph.selection import fit_budget
-from keras_morph.statistics import reestimate_statistics
-from keras_morph.structure import Structure
-from keras_morph.tracing import trace
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import trace
+from keras_morph.search.expansion import expand
+from keras_morph.search.selection import fit_budget
+from keras_morph.surgery.copying import cloned
+from keras_morph.surgery.rebuilding import rebuild
+from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
+from keras_morph.training.distilling import Distiller
+from keras_morph.training.learner import StructureLearner
+from keras_morph.training.regularizers import Gamma, Regularizer
+from keras_morph.training.statistics import reestimate_statistics
 
 __all__ = ["Shrunk", "prune", "shrink"]
 

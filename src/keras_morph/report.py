@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.closure import close
-from keras_morph.costs import Activations, Cost, FLOPs, ModelSize
+from keras_morph.costs.costs import Activations, Cost, FLOPs, ModelSize
 from keras_morph.errors import UnsupportedModelError
+from keras_morph.graph.closure import close
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import trace
 from keras_morph.runs import write_atomically, write_json, write_text
-from keras_morph.structure import Structure
-from keras_morph.tracing import trace
 
 __all__ = ["LayerRow", "Report", "report"]
 

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from keras_morph.errors import KerasMorphError
+from keras_morph.keras_internals import parts_of
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -122,7 +123,7 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
     # A model may hold further models, each with an optimizer of its own. `vars` goes past Keras's attribute tracking,
     # so that afterwards nothing at all has changed.
     compiled = {"compiled": False, "optimizer": None}
-    models = [layer for layer in model._flatten_layers() if isinstance(layer, keras.Model)]
+    models = [layer for layer in parts_of(model) if isinstance(layer, keras.Model)]
     kept = [{key: vars(each)[key] for key in compiled if key in vars(each)} for each in models]
     try:
         for each, attributes in zip(models, kept, strict=True):

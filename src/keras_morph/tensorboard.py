@@ -9,9 +9,9 @@ import numpy as np
 from keras import ops
 from tensorboardX import SummaryWriter
 
-from keras_morph.callbacks import _OfLearner
+from keras_morph.graph.structure import Structure
 from keras_morph.report import report
-from keras_morph.structure import Structure
+from keras_morph.training.callbacks import _OfLearner
 
 SCALARS = ("loss", "accuracy", "val_loss", "val_accuracy")
 

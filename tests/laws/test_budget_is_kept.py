@@ -9,9 +9,10 @@ import pytest
 
 import keras_morph as km
 from keras_morph import zoo
-from keras_morph.closure import close
-from keras_morph.regularizers import group_scores, pin_sourceless
-from keras_morph.selection import Limit, choose, parse_budget
+from keras_morph.costs.budget import Limit, parse_budget
+from keras_morph.graph.closure import close
+from keras_morph.search.selection import choose
+from keras_morph.training.regularizers import group_scores, pin_sourceless
 
 NARROW = km.Hardware("narrow", 20e9, 4e9)
 COSTS = {

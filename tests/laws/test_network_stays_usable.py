@@ -7,7 +7,7 @@ import pytest
 from keras import layers, ops
 
 import keras_morph as km
-from keras_morph.closure import LIVE, close
+from keras_morph.graph.closure import LIVE, close
 
 pytestmark = pytest.mark.usefixtures("quick_initializers")
 

@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 
 import keras_morph as km
-from keras_morph.closure import close
+from keras_morph.graph.closure import close
 
 pytestmark = pytest.mark.usefixtures("quick_initializers")
 

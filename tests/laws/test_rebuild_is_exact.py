@@ -15,7 +15,7 @@ from hypothesis import given
 from keras import layers, ops
 
 import keras_morph as km
-from keras_morph.closure import close
+from keras_morph.graph.closure import close
 from keras_morph.runs import save_model
 
 pytestmark = pytest.mark.usefixtures("quick_initializers")

@@ -14,10 +14,10 @@ import keras
 import typer
 
 from keras_morph import zoo
-from keras_morph.costs import Cost, Latency
+from keras_morph.costs.costs import Cost, Latency
+from keras_morph.costs.hardware import HARDWARE, Hardware
 from keras_morph.errors import KerasMorphError
-from keras_morph.hardware import HARDWARE, Hardware
-from keras_morph.regularizers import Regularizer
+from keras_morph.training.regularizers import Regularizer
 from keras_morph.zoo import morphnet_model
 from keras_morph.zoo.morphnet_model import ALGORITHMS, COSTS, one_of
 

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.cli.choices import Grouped, Protect, Tie, load_model, wiring_of
-from keras_morph.closure import Closed, close
-from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.errors import UnsupportedModelError
-from keras_morph.tracing import trace
+from keras_morph.graph.closure import Closed, close
+from keras_morph.graph.tracing import trace
 
 COSTS: tuple[Cost, ...] = (FLOPs(), ModelSize(), Activations(), Latency("V100"))
 HEADS = {"FLOPs": "FLOPs", "ModelSize": "size", "Activations": "activ.", "Latency": "V100"}

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from keras_morph.cli.choices import Grouped, check_folder, load_model, wiring_of
-from keras_morph.costs import FLOPs, ModelSize
+from keras_morph.costs.costs import FLOPs, ModelSize
 from keras_morph.errors import KerasMorphError
-from keras_morph.rebuilding import rebuild as rebuild_model
 from keras_morph.runs import save_model
+from keras_morph.surgery.rebuilding import rebuild as rebuild_model
 
 
 def rebuild(

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from keras_morph.callbacks import EpochLog
 from keras_morph.cli.choices import (
     Grouped,
     Protect,
@@ -23,16 +22,18 @@ from keras_morph.cli.choices import (
     regularizer_of,
     wiring_of,
 )
-from keras_morph.costs import FLOPs, ModelSize
+from keras_morph.costs.budget import parse_budget, split_budget
+from keras_morph.costs.costs import FLOPs, ModelSize
+from keras_morph.costs.measured import Measured, measure
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
-from keras_morph.learning import StructureLearner
-from keras_morph.measuring import Measured, measure
 from keras_morph.pipeline import PER_COST, Shrunk, cosine
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.report import report
 from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
-from keras_morph.selection import fit_budget, parse_budget, reach, split_budget
+from keras_morph.search.selection import fit_budget, reach
+from keras_morph.training.callbacks import EpochLog
+from keras_morph.training.learner import StructureLearner
 
 
 def shrink(

@@ -7,7 +7,6 @@ import keras
 import typer
 
 from keras_morph import zoo
-from keras_morph.callbacks import EpochLog, StructureLog
 from keras_morph.cli.choices import (
     ALGORITHMS,
     COSTS,
@@ -21,15 +20,16 @@ from keras_morph.cli.choices import (
     optimizer_of,
     regularizer_of,
 )
+from keras_morph.costs.hardware import HARDWARE
 from keras_morph.datasets import Dataset, load
 from keras_morph.devices import choose, existing, mixed_precision, padded, whole_batches
 from keras_morph.errors import KerasMorphError
-from keras_morph.hardware import HARDWARE
-from keras_morph.rebuilding import rebuild
-from keras_morph.regularizers import Gamma
+from keras_morph.graph.tracing import trace
 from keras_morph.runs import describe_environment, save_model, write_json
+from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.tensorboard import TensorBoardLog
-from keras_morph.tracing import trace
+from keras_morph.training.callbacks import EpochLog, StructureLog
+from keras_morph.training.regularizers import Gamma
 from keras_morph.zoo.morphnet_model import MorphNetModel
 
 BATCH_PER_GPU, BATCH_ON_CPU = 256, 128  # four GPUs: the Model Zoo's 1024

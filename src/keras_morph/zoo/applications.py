@@ -8,17 +8,15 @@ first one's structure; here every build starts to count at zero, as after `keras
 
 __all__ = ["NAMES", "WITHOUT_GAMMA", "build", "known_names", "minimum_size"]
 
-import collections
-import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras.src.backend.common import global_state
 
 from keras_morph.errors import KerasMorphError
+from keras_morph.keras_internals import count_names_anew
 from keras_morph.zoo.small import SMALL_NETWORKS
 
 NAMES = (
@@ -111,7 +109,7 @@ def build(
         if value is not None and value < 1:
             msg = f"{option}: expected a positive number, received {value}"
             raise KerasMorphError(msg)
-    with _fresh_names():
+    with count_names_anew():
         if name in SMALL_NETWORKS:
             return SMALL_NETWORKS[name](input_shape, classes, classifier_activation=classifier_activation)
         backbone = _backbone(name, function, input_shape)
@@ -188,20 +186,3 @@ def _check_shape(name: str, input_shape: tuple[int, int, int]) -> None:
             f"received input_shape={tuple(input_shape)}; {advice}"
         )
         raise KerasMorphError(msg)
-
-
-@contextlib.contextmanager
-def _fresh_names() -> Iterator[None]:
-    """Let Keras number the anonymous layers that are built inside from zero.
-
-    Afterwards each counter stands at the larger of its two values, so that a layer which the user adds to the model
-    gets a name that is still free in it.
-    """
-    before = global_state.get_global_attribute("object_name_uids") or {}
-    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
-    try:
-        yield
-    finally:
-        inside = global_state.get_global_attribute("object_name_uids")
-        merged = {key: max(before.get(key, 0), inside.get(key, 0)) for key in {*before, *inside}}
-        global_state.set_global_attribute("object_name_uids", collections.defaultdict(int, merged))

@@ -13,15 +13,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.copying import cloned
-from keras_morph.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.hardware import Hardware
 from keras_morph.devices import choose, existing, padded
 from keras_morph.errors import KerasMorphError
-from keras_morph.hardware import Hardware
-from keras_morph.learning import StructureLearner
-from keras_morph.rebuilding import masked
-from keras_morph.regularizers import Gamma, GroupLasso, LogisticSigmoid, Regularizer
 from keras_morph.runs import new_run_folder, write_json
+from keras_morph.surgery.copying import cloned
+from keras_morph.surgery.rebuilding import masked
+from keras_morph.training.learner import StructureLearner
+from keras_morph.training.regularizers import Gamma, GroupLasso, LogisticSigmoid, Regularizer
 from keras_morph.zoo.applications import build
 
 ALGORITHMS: dict[str, Callable[..., Regularizer]] = {

@@ -12,9 +12,9 @@ import keras
 from keras import layers, tree
 
 from keras_morph.channels import Call, ChannelGraph, Layer
-from keras_morph.composites import recorded_or_none
-from keras_morph.keras_graph import graph_in, nodes_of
-from keras_morph.layer_rules import row_of, variable
+from keras_morph.graph.composites import recorded_or_none
+from keras_morph.keras_internals import graph_in, nodes_of
+from keras_morph.layers.rules import row_of, variable
 
 __all__ = ["fixed_multiply_adds", "uncounted"]
 

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.closure import close
+from keras_morph.costs.budget import group_prices, limits_of
 from keras_morph.errors import KerasMorphError
-from keras_morph.layer_rules import variable
-from keras_morph.learning import StructureLearner
+from keras_morph.graph.closure import close
+from keras_morph.graph.structure import Structure
+from keras_morph.layers.rules import variable
 from keras_morph.runs import write_json, write_text
-from keras_morph.selection import group_prices, limits_of, share_of_budget
-from keras_morph.structure import Structure
+from keras_morph.training.learner import StructureLearner
 
 __all__ = ["Anneal", "EpochLog", "FadeOut", "StopWithin", "StrengthController", "StructureLog"]
 
@@ -269,3 +269,9 @@ class _Fade:
         if self.before is not None:
             value = self.before(value)
         return ops.multiply(value, ops.cast(self.factor, value.dtype))
+
+
+def share_of_budget(learner: StructureLearner, budget: Any) -> float:
+    """Cost of the channels above the threshold as a share of the budget, of the tightest one."""
+    limits, structure = limits_of(learner.graph, budget, learner.target_cost), learner.structure()
+    return max(limit.cost(learner.graph, structure) / limit.limit for limit in limits)

@@ -10,15 +10,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.activations import activations
-from keras.src.ops import core, nn
-from keras.src.ops import image as images
-from keras.src.ops import math as maths
-from keras.src.ops import numpy as numeric
 
 from keras_morph.channels import Tensor
-from keras_morph.layer_rows import channel_axis, spatial
-from keras_morph.layer_rules import (
+from keras_morph.keras_internals import activations, core, maths, nn, numeric
+from keras_morph.keras_internals import image as images
+from keras_morph.layers.keras_layers import channel_axis, spatial
+from keras_morph.layers.rules import (
     TABLE,
     Flow,
     Rewriting,

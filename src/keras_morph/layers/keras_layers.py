@@ -9,11 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
-from keras.src.applications.convnext import LayerScale
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from keras_morph.channels import Tensor
-from keras_morph.layer_rules import (
+from keras_morph.keras_internals import CustomScaleLayer, LayerScale
+from keras_morph.layers.rules import (
     TABLE,
     Flow,
     Ids,

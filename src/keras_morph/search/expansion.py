@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_morph.closure import close
-from keras_morph.costs import Cost, FLOPs
+from keras_morph.costs.budget import limits_of
+from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import BudgetError
-from keras_morph.selection import limits_of, same_places
-from keras_morph.structure import Structure, structure_from
-from keras_morph.tracing import trace
+from keras_morph.graph.closure import close
+from keras_morph.graph.structure import Structure, structure_from
+from keras_morph.graph.tracing import trace
+from keras_morph.search.selection import same_places
 
 __all__ = ["expand"]
 

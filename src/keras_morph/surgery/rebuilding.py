@@ -15,15 +15,14 @@ import numpy as np
 from keras import layers, ops, tree
 
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
-from keras_morph.closure import CONSTANT, LIVE, Closed, close
-from keras_morph.copying import cloned, transfer
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
-from keras_morph.folding import Constants, DeadValues, fold
-from keras_morph.keras_graph import graph_in, remade, structs
-from keras_morph.layer_rules import Rewriting, variable
-from keras_morph.learning import StructureLearner
-from keras_morph.structure import repeated, structure_from
-from keras_morph.tracing import trace
+from keras_morph.graph.closure import CONSTANT, LIVE, Closed, close
+from keras_morph.graph.structure import repeated, structure_from
+from keras_morph.graph.tracing import trace
+from keras_morph.keras_internals import graph_in, remade, structs
+from keras_morph.layers.rules import Rewriting, variable
+from keras_morph.surgery.copying import cloned, transfer
+from keras_morph.surgery.folding import Constants, DeadValues, fold
 
 __all__ = ["masked", "rebuild"]
 
@@ -112,7 +111,8 @@ def _without_config(layer: Layer) -> UnsupportedModelError:
 
 
 def _closed(seed: Any, structure: Any, **options: Any) -> tuple[ChannelGraph, Closed]:
-    graph = seed.graph if isinstance(seed, StructureLearner) else trace(seed, **options)
+    own = getattr(seed, "graph", None)
+    graph = own if isinstance(own, ChannelGraph) else trace(seed, **options)
     return graph, close(graph, structure_from(structure, graph).copies(graph))
 
 
@@ -124,7 +124,7 @@ def _check_not_expanded(closed: Closed) -> None:
 
 
 def _gates(seed: Any) -> np.ndarray | None:
-    return seed.gate_values() if isinstance(seed, StructureLearner) and seed.gates is not None else None
+    return seed.gate_values() if getattr(seed, "gates", None) is not None else None
 
 
 def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray | None) -> np.ndarray:

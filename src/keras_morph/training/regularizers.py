@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
-from keras_morph.layer_rules import variable
+from keras_morph.layers.rules import variable
 
 __all__ = ["Gamma", "GroupLasso", "LogisticSigmoid", "Regularizer", "Source", "group_scores", "pin_sourceless"]
 

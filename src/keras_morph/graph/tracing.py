@@ -14,14 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
-from keras.src.ops import numpy as numeric
 
-from keras_morph import contractions  # noqa: F401 -- it completes the table
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
-from keras_morph.composites import local_names, recordings_in
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
-from keras_morph.keras_graph import graph_in, graph_of, nodes_of, operations_of
-from keras_morph.layer_rules import (
+from keras_morph.graph.composites import local_names, recordings_in
+from keras_morph.keras_internals import functional_in, graph_in, mask_of, nodes_of, numeric, operations_of, parts_of
+from keras_morph.layers.rules import (
     Flow,
     Routed,
     Rule,
@@ -66,7 +64,7 @@ def trace(
         return model
     if grouped not in ("whole", "equal"):
         raise KerasMorphError(f'Expected grouped="whole" or grouped="equal". Received: grouped={grouped!r}.')
-    function = graph_of(model)
+    function = functional_in(model)
     tracer = _Tracer(function, grouped)
     tracer.run(function)
     _protect(tracer.graph, protect)
@@ -322,7 +320,7 @@ class _Tracer:
 
     def is_masked(self, node: Any, source: Any, inputs: tuple[int, ...]) -> bool:
         """Whether a result carries a mask; what a nested model hands out may carry one that its caller does not see."""
-        if getattr(source, "_keras_mask", None) is not None:
+        if mask_of(source) is not None:
             return True
         if not isinstance(node.operation, keras.Layer) or not node.operation.supports_masking or not inputs:
             return False
@@ -339,7 +337,7 @@ class _Tracer:
             return False
         if isinstance(operation, (keras.layers.Maximum, keras.layers.Minimum, keras.layers.Multiply)):
             return True  # in the steps that a mask leaves out they take the other operand alone
-        masks = {id(getattr(x, "_keras_mask", None)) for x in operands}
+        masks = {id(mask_of(x)) for x in operands}
         handed_on = len(masks) == 1 and id(None) not in masks and operands[0].dtype == "float32"
         return self.is_masked(node, node.outputs[0], inputs) and not handed_on
 
@@ -432,7 +430,7 @@ class _Tracer:
         for holder in self.layers.values():
             if holder.rule is not None or not isinstance(holder.operation, keras.Layer):
                 continue
-            held = {id(layer) for layer in holder.operation._flatten_layers(include_self=False)}
+            held = {id(layer) for layer in parts_of(holder.operation, itself=False)}
             for layer in self.layers.values():
                 if id(layer.operation) in held:
                     vectors = [vector for weight in layer.weights for vector in weight.vectors if vector >= 0]
@@ -532,12 +530,12 @@ def _mask_joins(nodes: Sequence[Any]) -> dict[int, _Chain | None]:
     makers = {id(output): node for node in nodes for output in node.outputs}
     chains: dict[int, _Chain | None] = {}
     for node in nodes:
-        mask = getattr(node.outputs[0], "_keras_mask", None)
+        mask = mask_of(node.outputs[0])
         last = makers.get(id(mask))
         if not isinstance(node.operation, keras.layers.Concatenate) or last is None:
             continue
         operands = node.arguments.keras_tensors
-        masks = [getattr(x, "_keras_mask", None) for x in operands]
+        masks = [mask_of(x) for x in operands]
         rank = len(operands[0].shape)
         known = [x for x in masks if x is not None]
         inner = makers.get(id(last.arguments.keras_tensors[0]))

@@ -14,8 +14,8 @@ from keras import ops, tree
 
 from keras_morph.channels import Call, ChannelGraph
 from keras_morph.errors import UnsupportedModelError
-from keras_morph.keras_graph import structs
-from keras_morph.regularizers import LogisticSigmoid
+from keras_morph.keras_internals import structs
+from keras_morph.training.regularizers import LogisticSigmoid
 
 __all__ = ["Gates", "gateable", "gated"]
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_morph.keras_internals import parts_of
+
 __all__ = ["batches_of", "reestimate_statistics"]
 
 
@@ -21,7 +23,7 @@ def reestimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 64
         batch_size: examples per batch, where `data` is a pair of arrays.
         batches: at most so many batches are looked at.
     """
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in parts_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
     norms = [layer for layer in norms if layer.trainable]
     momenta = [layer.momentum for layer in norms]
     try:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_morph import counting
 from keras_morph.channels import Call, ChannelGraph, Layer
-from keras_morph.closure import Closed, close
+from keras_morph.costs import counting
+from keras_morph.costs.hardware import Hardware, hardware
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
-from keras_morph.hardware import Hardware, hardware
-from keras_morph.structure import structure_from
-from keras_morph.tracing import trace
+from keras_morph.graph.closure import Closed, close
+from keras_morph.graph.structure import structure_from
+from keras_morph.graph.tracing import trace
 
 __all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
 
@@ -221,7 +221,7 @@ class Latency(Cost):
     into their producer, do not. Bytes are weights, inputs and outputs at the hardware's precision.
 
     Args:
-        hardware: a name of `keras_morph.hardware.HARDWARE` or a Hardware.
+        hardware: a name of `keras_morph.costs.hardware.HARDWARE` or a Hardware.
         batch_size: examples that pass at once; the result is for the whole batch.
     """
 

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.costs import Cost, FLOPs
+from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
-from keras_morph.gating import Gates, gateable, gated
-from keras_morph.penalty import Penalty
-from keras_morph.regularizers import GroupLasso, LogisticSigmoid, Regularizer, group_scores, pin_sourceless
-from keras_morph.structure import Structure
-from keras_morph.tracing import trace
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import trace
+from keras_morph.keras_internals import share_between_replicas, sync_weights
+from keras_morph.training.gates import Gates, gateable, gated
+from keras_morph.training.penalty import Penalty
+from keras_morph.training.regularizers import GroupLasso, LogisticSigmoid, Regularizer, group_scores, pin_sourceless
 
 __all__ = ["StructureLearner"]
 
@@ -75,27 +76,27 @@ class StructureLearner(keras.Model):
     @property
     def strength(self) -> float:
         """Factor of the penalty."""
-        self._sync()
+        sync_weights(self)
         return float(ops.convert_to_numpy(self._strength))
 
     @strength.setter
     def strength(self, value: float) -> None:
         if not 0 <= value < float("inf"):
             raise KerasMorphError(f"Expected a finite strength of at least 0. Received: strength={value}.")
-        self._sync()
+        sync_weights(self)
         self._strength.assign(value)
 
     @property
     def temperature(self) -> float:
         """Temperature of LogisticSigmoid's samples; it can be set while training."""
-        self._sync()
+        sync_weights(self)
         return float(ops.convert_to_numpy(self._gates().temperature))
 
     @temperature.setter
     def temperature(self, value: float) -> None:
         if not 0 < value < float("inf"):
             raise KerasMorphError(f"Expected a finite temperature above 0. Received: temperature={value}.")
-        self._sync()
+        sync_weights(self)
         self._gates().temperature.assign(value)
 
     def _gates(self) -> Gates:
@@ -106,13 +107,8 @@ class StructureLearner(keras.Model):
     def stop_sampling(self) -> None:
         """Let LogisticSigmoid's gates be their p while training too, once the structure is chosen."""
         if self.gates is not None:
-            self._sync()
+            sync_weights(self)
             self.gates.sampling.assign(0.0)
-
-    def _sync(self) -> None:
-        """While JAX trains, the trainer holds the weights: have them back in the variables."""
-        if getattr(self, "_jax_state_synced", True) is False:
-            self.jax_state_sync()
 
     def build(self, input_shape: Any = None) -> None:
         self.built = True
@@ -129,17 +125,17 @@ class StructureLearner(keras.Model):
         self.penalty_tracker.update_state(penalty)
         self.cost_tracker.update_state(cost)
         # The trainer's own aggregation: TensorFlow's replicas together add the penalty once.
-        penalty = self._aggregate_additional_loss(penalty)
+        penalty = share_between_replicas(self, penalty)
         return penalty if loss is None else loss + ops.cast(penalty, loss.dtype)
 
     def scores(self, *, comparable: bool = False) -> Any:
         """Score of each group, float64, `(graph.num_groups,)`; `comparable` as in `group_scores`."""
-        self._sync()
+        sync_weights(self)
         return group_scores(self.graph, self._scorer, comparable=comparable)
 
     def gate_values(self) -> Any:
         """What each group is multiplied by where it is read, float64, `(graph.num_groups,)`; without gates all 1."""
-        self._sync()
+        sync_weights(self)
         n = self.graph.num_groups
         return np.ones(n) if self.gates is None else self.gates.values(n)
 

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from keras import layers
-from keras.src.applications.convnext import LayerScale
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
-from keras.src.ops import image, nn
-from keras.src.ops import numpy as numeric
 
-from keras_morph import layer_rows, operation_rows, sequence_rows  # noqa: F401 -- rows that are completed here
-from keras_morph.layer_rules import TABLE, Flow, Routed, Rule, Signal, always, fresh, same, together, zero_at_zero
+from keras_morph.keras_internals import CustomScaleLayer, LayerScale, image, nn, numeric
+from keras_morph.layers import keras_layers, operations, sequences  # noqa: F401 -- rows that are completed here
+from keras_morph.layers import sequences as sequence_rows  # noqa: F401 -- rows that are completed here
+from keras_morph.layers.rules import TABLE, Flow, Routed, Rule, Signal, always, fresh, same, together, zero_at_zero
 
 __all__ = ["CONTRACTION_ROWS"]
 

@@ -10,26 +10,31 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
-from keras.src.backend.common import global_state
-from keras.src.layers.layer import CallContext
-from keras.src.ops.symbolic_arguments import SymbolicArguments
-from keras.src.utils.naming import to_snake_case
 
-from keras_morph.keras_graph import graph_in, nodes_of, replayed, tensors_of
-from keras_morph.layer_rules import rule_for
+from keras_morph.keras_internals import (
+    as_if_training,
+    call_on,
+    graph_in,
+    mask_of,
+    nodes_of,
+    parts_of,
+    pytorch_modules,
+    replayed,
+    tensors_of,
+    to_snake_case,
+)
+from keras_morph.layers.rules import rule_for
 
 __all__ = ["local_names", "recorded_or_none", "recordings_in"]
 
 UNKNOWN_SIZES = (32, 6)  # stand for sizes that are unknown, where a recording is tried
 TOLERANCE = {"float32": 1e-4, "float64": 1e-8}  # of a trial, relative to the largest output; 0.05 in half precision
 
-CONTEXT = "current_call_ctx"  # where Keras keeps whether a network trains, while one of its layers is called
 SETTINGS = (bool, int, float, str, tuple, type(None))
 
 _RECORDINGS: Any = weakref.WeakKeyDictionary()  # layer -> {what it is called with: a graph, or why there is none}
@@ -86,7 +91,7 @@ def recorded_or_none(layer: Any, call: Any, shapes: Sequence[tuple] = ()) -> Any
     """
     if call is None:
         tensors = [keras.KerasTensor(shape, layer.compute_dtype) for shape in shapes]
-        call = SimpleNamespace(arguments=SymbolicArguments(*tensors))
+        call = call_on(tensors)
     try:
         return _graph(layer, call, training=False)
     except _Refused:
@@ -133,8 +138,8 @@ def _attributes(owner: Any) -> dict[int, str]:
             for number, item in enumerate(value):
                 add(f"{name}_{number}", item)
 
-    held = vars(owner) if owner is not None else {}
-    for name, value in {**held, **held.get("_modules", {})}.items():  # PyTorch keeps modules apart
+    held = {**vars(owner), **pytorch_modules(owner)} if owner is not None else {}
+    for name, value in held.items():
         if isinstance(value, keras.Layer) or not name.startswith("_"):
             add(name.strip("_"), value)
     return names
@@ -185,7 +190,7 @@ def _check_layer(layer: Any, call: Any) -> None:
     if layer.activity_regularizer is not None:
         raise _Refused("has an activity regularizer")
     for tensor in call.arguments.keras_tensors:
-        if getattr(tensor, "_keras_mask", None) is not None:
+        if mask_of(tensor) is not None:
             raise _Refused("is given a mask")
 
 
@@ -196,7 +201,7 @@ def _nothing_new(layer: Any) -> Iterator[None]:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise _Refused("calls a layer for the first time")
 
-    unbuilt = [part for part in layer._flatten_layers(include_self=False) if not part.built]
+    unbuilt = [part for part in parts_of(layer, itself=False) if not part.built]
     for part in unbuilt:
         part.__dict__["build"] = refuse
     try:
@@ -219,20 +224,14 @@ def _graph(layer: Any, call: Any, *, training: bool) -> Any:
         return ops.cast(inputs[-1], layer.compute_dtype) if casts else inputs[-1]
 
     args, kwargs = call.arguments.convert(placed)
-    context = CallContext(layer)
-    context.set_value("training", training)
-    before = global_state.get_global_attribute(CONTEXT)
-    global_state.set_global_attribute(CONTEXT, context)
     try:
-        with _nothing_new(layer):
+        with as_if_training(layer, training), _nothing_new(layer):
             outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
         return keras.Model(tensors_of(inputs, {}), outputs, name=layer.name)
     except _Refused:
         raise
     except Exception as error:  # whatever a user's call raises on Keras tensors
         raise _Refused(f"is more than layers and keras.ops ({_first_line(error)})") from error
-    finally:
-        global_state.set_global_attribute(CONTEXT, before)
 
 
 def _training(layer: Any, training: bool) -> dict[str, bool]:
@@ -267,7 +266,7 @@ def _check_call(node: Any) -> None:
             raise _Refused(f"gives {type(node.operation).__name__} a tensor that it makes itself")
         if callable(value) and not isinstance(value, keras.KerasTensor):
             raise _Refused(f"gives {type(node.operation).__name__} a function")
-    if any(getattr(tensor, "_keras_mask", None) is not None for tensor in node.outputs):
+    if any(mask_of(tensor) is not None for tensor in node.outputs):
         raise _Refused("works with masks")
 
 

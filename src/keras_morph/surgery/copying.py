@@ -8,16 +8,16 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_morph.composites import local_names, recordings_in
-from keras_morph.keras_graph import graph_in, input_layers, nodes_of, remade, replayed, tensors_of
-from keras_morph.layer_rules import rule_for
+from keras_morph.graph.composites import local_names, recordings_in
+from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, replayed, tensors_of
+from keras_morph.layers.rules import rule_for
 
 __all__ = ["cloned", "transfer"]
 
 
 def transfer(source: Any, target: Any) -> None:
     """Give a layer or model everything that saving another one writes: weights, statistics, vocabularies."""
-    for one, other in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
+    for one, other in zip(parts_of(source), parts_of(target), strict=True):
         if one is other:
             continue
         other.trainable = one.trainable  # parents first: what a layer holds has the last word

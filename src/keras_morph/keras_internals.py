@@ -1,25 +1,58 @@
-"""The graph that Keras records, and its layers made anew: the only file that reads the private attributes of that graph."""
+"""All that we use of Keras's private side: the classes of `keras.ops`, the graph that a functional model records, layers made
+anew, and a few switches. The only file that imports `keras.src` or touches a name of Keras's with an underscore in front.
+"""
 
+import collections
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 from keras import tree
+from keras.src.activations import activations
+from keras.src.applications.convnext import LayerScale
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional
+from keras.src.ops import core, image, nn
+from keras.src.ops import math as maths
+from keras.src.ops import numpy as numeric
+from keras.src.ops.symbolic_arguments import SymbolicArguments
+from keras.src.utils.naming import to_snake_case
 
 from keras_morph.errors import UnsupportedModelError
 
 __all__ = [
+    "CustomScaleLayer",
+    "LayerScale",
+    "activations",
+    "as_if_training",
+    "call_on",
+    "core",
+    "count_names_anew",
+    "functional_in",
     "graph_in",
-    "graph_of",
+    "image",
     "input_layers",
+    "mask_of",
+    "maths",
+    "nn",
     "nodes_of",
+    "numeric",
     "operations_of",
+    "parts_of",
+    "pytorch_modules",
     "remade",
     "replayed",
+    "share_between_replicas",
     "structs",
+    "sync_weights",
+    "takes_a_mask",
     "tensors_of",
+    "to_snake_case",
 ]
 
 
@@ -30,7 +63,7 @@ def graph_in(model: Any) -> Any:
     return model if hasattr(model, "_nodes_by_depth") and type(model).call is Functional.call else None
 
 
-def graph_of(model: Any) -> Any:
+def functional_in(model: Any) -> Any:
     """The functional graph inside a model.
 
     Raises:
@@ -54,7 +87,7 @@ def graph_of(model: Any) -> Any:
 
 def structs(model: keras.Model) -> tuple[Any, Any]:
     """How a model's inputs and outputs are nested: a tensor, or lists and dictionaries of them."""
-    function = graph_of(model)
+    function = functional_in(model)
     return function._inputs_struct, function._outputs_struct
 
 
@@ -133,3 +166,77 @@ def _from_known_arguments(kind: Any, config: dict) -> Any:
     copy = kind.from_config(config)
     copy.get_config = lambda: dict(config)
     return copy
+
+
+# Layers, and what they hold.
+
+
+def parts_of(layer: Any, *, itself: bool = True) -> list[Any]:
+    """All layers inside a layer or model, itself first."""
+    return list(layer._flatten_layers(include_self=itself))
+
+
+def pytorch_modules(layer: Any) -> dict[str, Any]:
+    """What a layer holds as a PyTorch module, where PyTorch is the backend: it keeps modules apart from attributes."""
+    return dict(vars(layer).get("_modules", {}))
+
+
+def takes_a_mask(layer: Any) -> bool:
+    """Whether a layer's `call` has an argument for a mask."""
+    return bool(layer._call_has_mask_arg)
+
+
+def mask_of(tensor: Any) -> Any:
+    """The Keras mask that a tensor carries, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+# Switches.
+
+_CONTEXT = "current_call_ctx"  # where Keras keeps whether a network trains, while one of its layers is called
+_COUNTERS = "object_name_uids"  # how many layers were named after each class
+
+
+@contextmanager
+def as_if_training(layer: Any, training: bool) -> Iterator[None]:
+    """Inside, what a layer's `call` runs believes that the layer is called in training, or in inference."""
+    context = CallContext(layer)
+    context.set_value("training", training)
+    before = global_state.get_global_attribute(_CONTEXT)
+    global_state.set_global_attribute(_CONTEXT, context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_CONTEXT, before)
+
+
+def call_on(tensors: Sequence[Any]) -> Any:
+    """A call of a layer on some tensors, with `arguments` as Keras records them."""
+    return SimpleNamespace(arguments=SymbolicArguments(*tensors))
+
+
+@contextmanager
+def count_names_anew() -> Iterator[None]:
+    """Inside, Keras numbers the layers that nobody names from the start; afterwards no name is given twice."""
+    before = global_state.get_global_attribute(_COUNTERS) or {}
+    global_state.set_global_attribute(_COUNTERS, collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        inside = global_state.get_global_attribute(_COUNTERS)
+        merged = {key: max(before.get(key, 0), inside.get(key, 0)) for key in {*before, *inside}}
+        global_state.set_global_attribute(_COUNTERS, collections.defaultdict(int, merged))
+
+
+# Trainers.
+
+
+def sync_weights(model: keras.Model) -> None:
+    """While JAX trains, the trainer holds the weights: have them back in the variables."""
+    if getattr(model, "_jax_state_synced", True) is False:
+        model.jax_state_sync()
+
+
+def share_between_replicas(model: keras.Model, loss: Any) -> Any:
+    """The trainer's own aggregation of a further loss: TensorFlow's replicas together add it once."""
+    return model._aggregate_additional_loss(loss)

@@ -9,8 +9,9 @@ import numpy as np
 from keras import layers
 
 from keras_morph.channels import Tensor
-from keras_morph.layer_rows import mixes_channels, weighted
-from keras_morph.layer_rules import TABLE, Flow, Routed, Rule, Signal, always, fresh, rule_for, zero_at_zero
+from keras_morph.keras_internals import takes_a_mask
+from keras_morph.layers.keras_layers import mixes_channels, weighted
+from keras_morph.layers.rules import TABLE, Flow, Routed, Rule, Signal, always, fresh, rule_for, zero_at_zero
 
 __all__ = ["SEQUENCE_ROWS"]
 
@@ -111,7 +112,7 @@ def _time_distributed(operation: Any) -> Rule | None:
         scored=_inside("layer", inner.scored),
         scale=inner.scale and f"layer.{inner.scale}",
         narrow=narrow,
-        masks=() if operation.layer._call_has_mask_arg else ("mask",),
+        masks=() if takes_a_mask(operation.layer) else ("mask",),
         zero=lambda wrapper: inner.zero(wrapper.layer),
     )
 

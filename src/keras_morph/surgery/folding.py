@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops, tree
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.layer_rules import rests_at_activation
+from keras_morph.keras_internals import CustomScaleLayer
+from keras_morph.layers.rules import rests_at_activation
 
 __all__ = ["Constants", "DeadValues", "fold"]
 

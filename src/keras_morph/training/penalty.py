@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs import Cost
-from keras_morph.regularizers import Regularizer
+from keras_morph.costs.costs import Cost
+from keras_morph.training.regularizers import Regularizer
 
 __all__ = ["Penalty"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from keras.src.utils.naming import to_snake_case
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.closure import close
 from keras_morph.errors import StructureMismatchError
+from keras_morph.graph.closure import close
+from keras_morph.keras_internals import to_snake_case
 from keras_morph.runs import write_json
 
 __all__ = ["Structure", "fingerprint", "identities", "structure_from"]

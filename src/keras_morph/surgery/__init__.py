@@ -1,0 +1,1 @@
+"""The smaller model of a structure."""

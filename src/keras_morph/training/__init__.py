@@ -1,0 +1,1 @@
+"""Learning, while a model trains, which channels it needs."""
