@@ -31,6 +31,7 @@ __all__ = [
     "activations",
     "as_if_training",
     "call_on",
+    "compiled_with",
     "core",
     "count_names_anew",
     "functional_in",
@@ -240,3 +241,9 @@ def sync_weights(model: keras.Model) -> None:
 def share_between_replicas(model: keras.Model, loss: Any) -> Any:
     """The trainer's own aggregation of a further loss: TensorFlow's replicas together add it once."""
     return model._aggregate_additional_loss(loss)
+
+
+def compiled_with(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with, by the names of `compile`'s arguments; empty if it was not."""
+    config = getattr(model, "_compile_config", None) if model.compiled else None
+    return {} if config is None else dict(config.config)

@@ -1,6 +1,5 @@
 """Learning a structure while training: a Keras model around the seed whose loss contains the penalty."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ from keras import ops
 from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.tracing import graph_of
 from keras_morph.keras_internals import share_between_replicas, sync_weights
 from keras_morph.training.gates import Gates, gateable, gated
 from keras_morph.training.penalty import Penalty
@@ -28,14 +27,11 @@ class StructureLearner(keras.Model):
     `val_accuracy`.
 
     Args:
-        seed: a functional or Sequential model.
+        seed: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied.
         regularizer: gives scores; GroupLasso() by default.
         cost: gives prices; FLOPs() by default.
         strength: factor of the penalty, at least 0. It can be set at any time, also while training. The Model
             Zoo's choice is `multiplier / cost(seed)`.
-        protect: as in `trace`.
-        tie: as in `trace`.
-        grouped: as in `trace`.
 
     Raises:
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
@@ -44,21 +40,19 @@ class StructureLearner(keras.Model):
 
     def __init__(
         self,
-        seed: keras.Model,
+        seed: Any,
         *,
         regularizer: Regularizer | None = None,
         cost: Cost | None = None,
         strength: float = 0.0,
-        protect: Sequence[str] = (),
-        tie: Sequence[Sequence[str]] = (),
-        grouped: str = "whole",
         name: str | None = None,
     ) -> None:
+        graph = graph_of(seed)
+        seed = graph.model
         super().__init__(name=name or f"{seed.name}_learner")
         self.seed = seed
         self.regularizer = regularizer or GroupLasso()
         self.target_cost = cost or FLOPs()
-        graph = trace(seed, protect=protect, tie=tie, grouped=grouped)
         self.gates, self._network = None, seed
         if isinstance(self.regularizer, LogisticSigmoid):
             self.gates = Gates(np.flatnonzero(gateable(graph)), self.regularizer)
