@@ -268,7 +268,7 @@ class _Tracer:
         for mask in masks:
             self.graph.pin(self.signal(self.numbers[id(mask)]).ids, f"{name} is given it as a mask")
         if name in self.layers:
-            self.share(name, routed)
+            self.share(name, routed, flow)
         else:
             weights = _weights(operation, rule, routed, flow.inputs, self.graph) if rule else ()
             made = self.graph.made.get(name)
@@ -279,8 +279,8 @@ class _Tracer:
             mode = "strict"
         facts = self.facts(node, rule, routed, inputs, mode)
         outputs = tuple(
-            self.tensor(*result, source, spec, **facts, masked=self.is_masked(node, source, inputs))
-            for result, source, spec in zip(routed.results, node.outputs, specs, strict=True)
+            self.tensor(*result, source, spec, **fact, masked=self.is_masked(node, source, inputs))
+            for result, source, spec, fact in zip(routed.results, node.outputs, specs, facts, strict=True)
         )
         if routed.hidden is not None:
             inputs += (self.hidden(routed.hidden),)
@@ -316,18 +316,17 @@ class _Tracer:
             return replace(routed, mode="strict")
         return routed
 
-    def facts(self, node: Any, rule: Rule | None, routed: Routed, inputs: tuple[int, ...], mode: str) -> dict:
-        """`rows`, `zeroed` and `steady` of a call's results."""
+    def facts(self, node: Any, rule: Rule | None, routed: Routed, inputs: tuple[int, ...], mode: str) -> list[dict]:
+        """`rows`, `zeroed` and `steady` of each of a call's results."""
         given = [self.as_seen(routed, mode, inputs, number) for number in inputs]
         zeroed = self.is_zeroed(node, rule, routed, given)
         # What maps a constant to a constant does so for every channel that is one, unless channels meet in it.
         alone = rule is not None and not rule.mixes and mode in ("uniform", "merge", "join")
         plain = not any(tensor.masked for tensor in given) and all(tensor.steady for tensor in given)
-        return {
-            "rows": max((tensor.rows for tensor in given), default=1.0) * routed.rows,
-            "zeroed": zeroed,
-            "steady": zeroed or (alone and plain) or rests_at_activation(node.operation, rule),
-        }
+        steady = (alone and plain) or rests_at_activation(node.operation, rule)
+        rows = max((tensor.rows for tensor in given), default=1.0) * routed.rows
+        each = zeroed if isinstance(zeroed, tuple) else (zeroed,) * len(routed.results)
+        return [{"rows": rows, "zeroed": zero, "steady": zero or steady} for zero in each]
 
     def as_seen(self, routed: Routed, mode: str, inputs: tuple[int, ...], number: int) -> Tensor:
         """One of several operands as the result's dead channels see it: if its channels are others, it is not dead there."""
@@ -342,8 +341,8 @@ class _Tracer:
             return tensor
         return replace(tensor, zeroed=False, steady=False)
 
-    def is_zeroed(self, node: Any, rule: Rule | None, routed: Routed, given: list[Tensor]) -> bool:
-        """Whether dead channels of a call's results are exactly zero."""
+    def is_zeroed(self, node: Any, rule: Rule | None, routed: Routed, given: list[Tensor]) -> Any:
+        """Whether dead channels of a call's results are exactly zero, for all or for each of them."""
         if rule is None or node.is_input:
             return True  # all pinned: nothing dies
         if routed.zero is not None:
@@ -415,9 +414,14 @@ class _Tracer:
             node = following[0] if len(following) == 1 else None
         return {}
 
-    def share(self, name: str, routed: Routed) -> None:
+    def share(self, name: str, routed: Routed, flow: Flow) -> None:
         """A layer that is called again has the same weights and config, hence the same channels along their axes."""
-        rule = self.layers[name].rule
+        rule, weights = self.layers[name].rule, self.layers[name].weights
+        unlike = bool(weights) and any(weight.whole for weight in weights) != routed.padded
+        if unlike or (rule is None and routed.followed):
+            earlier = [ids for ids in self.sides[name].values() if ids is not None]
+            for ids in (*earlier, *(signal.ids for signal in flow.inputs), *(ids for ids, _ in routed.results)):
+                self.graph.pin(ids, f"{name} is called in two ways that do not agree")
         if rule is not None and not (rule.weights or rule.narrow or rule.width):
             return  # one Dropout or ReLU for many tensors
         for token in {*self.sides[name], *routed.sides}:

@@ -142,7 +142,8 @@ def _normalized_together(flow: Flow) -> Routed:
     if signal.axis not in axes:
         return Routed([(signal.ids, signal.axis)], mode="strict")
     routed = together(flow, "normalizes over channels")
-    return replace(routed, sides={"in": signal.ids}, zero=len(axes) == 1) if routed.padded else routed
+    cut = len(axes) == 1 and getattr(flow.operation, "gamma", getattr(flow.operation, "scale", None)) is not None
+    return replace(routed, sides={"in": signal.ids}, zero=cut) if routed.padded else routed
 
 
 def _axes(flow: Flow) -> set[int]:
@@ -186,7 +187,19 @@ def _activated(flow: Flow) -> Routed:
 def _softmaxed(flow: Flow) -> Routed:
     signal, axis = flow.inputs[0], flow.operation.axis
     axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [axis])}
-    return together(flow, "mixes channels (softmax)") if signal.axis in axes else same(flow)
+    if signal.axis in axes:
+        return together(flow, "mixes channels (softmax)")
+    # What a softmax makes of a constant depends on how many there are.
+    return same(flow) if all(a and signal.shape[a] for a in axes) else replace(same(flow), mode="strict")
+
+
+def _rescaled(flow: Flow) -> Routed:
+    """By numbers that may differ along other axes than that of the channels."""
+    signal, operation = flow.inputs[0], flow.operation
+    shapes = [np.shape(operation.scale), np.shape(operation.offset)]
+    from_end = signal.rank - signal.axis
+    spatial = any(math.prod(shape) > (shape[-from_end] if len(shape) >= from_end else 1) for shape in shapes)
+    return replace(same(flow), mode="strict" if spatial else None)
 
 
 def _pooled_globally(flow: Flow) -> Routed:
@@ -355,7 +368,7 @@ ROWS: dict[type, Rule] = {
     layers.Reshape: Rule(reshaped, "uniform", narrow=_narrow_target),
     layers.Permute: Rule(_permuted, "uniform"),
     layers.RepeatVector: Rule(_vector_repeated, "uniform"),
-    layers.Rescaling: Rule(same, "uniform", narrow=_narrow_constants),
+    layers.Rescaling: Rule(_rescaled, "uniform", narrow=_narrow_constants),
     layers.Normalization: Rule(
         partial(together, reason="holds a mean and variance per channel in its config"), "strict"
     ),

@@ -307,7 +307,10 @@ def _reshape_narrowed(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 def _softmaxed(flow: Flow) -> Routed:
     signal, axis = flow.inputs[0], flow.operation.axis
     axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [-1 if axis is None else axis])}
-    return together(flow, "mixes channels (softmax)") if signal.axis in axes else same(flow)
+    if signal.axis in axes:
+        return together(flow, "mixes channels (softmax)")
+    # What a softmax makes of a constant depends on how many there are.
+    return same(flow) if all(a and signal.shape[a] for a in axes) else replace(same(flow), mode="strict")
 
 
 def _padded(flow: Flow) -> Routed:
@@ -317,15 +320,21 @@ def _padded(flow: Flow) -> Routed:
     width = flow.output_shapes[0][signal.axis] or 0
     if width != len(signal.ids) + before + after:
         return fresh(flow, "pads its channel axis by a number that we do not know")
+    value = flow.args[3] if len(flow.args) > 3 else flow.kwargs.get("constant_values")
+    zero = signal.zeroed and (value is None or not np.any(value)) and flow.operation.mode in PADS_ZEROS_TO_ZEROS
     if not before and not after:
-        return same(flow)
+        return replace(same(flow), zero=zero)
     made = flow.graph.make(flow.name, before + after, "padding")
     flow.graph.pin(made, f"{flow.name} pads with them")
-    return Routed([(np.concatenate([made[:before], signal.ids, made[before:]]), signal.axis)], mode="strict")
+    return Routed([(np.concatenate([made[:before], signal.ids, made[before:]]), signal.axis)], mode="strict", zero=zero)
 
 
-def _pads_with_zeros(operation: Any) -> bool:
-    return operation.mode == "constant" or operation.mode in ("reflect", "symmetric")
+PADS_ZEROS_TO_ZEROS = ("constant", "reflect", "symmetric")
+
+
+def _clipped(flow: Flow) -> Routed:
+    bounds = flow.operation.x_min, flow.operation.x_max
+    return together(flow, "clips by arrays") if any(np.size(bound) > 1 for bound in bounds) else same(flow)
 
 
 def _taken_along_axis(flow: Flow) -> Routed:
@@ -370,7 +379,7 @@ OPERATION_ROWS: dict[type, Rule] = {
                 nn.Gelu,
             ),
             *(nn.Celu, nn.TanhShrink, nn.HardTanh, nn.HardShrink, nn.Threshold, numeric.Absolute, numeric.Arctan),
-            *(numeric.Ceil, numeric.Clip, numeric.Cos, numeric.Exp, numeric.Expm1, numeric.Floor, numeric.Log),
+            *(numeric.Ceil, numeric.Cos, numeric.Exp, numeric.Expm1, numeric.Floor, numeric.Log),
             *(
                 numeric.Log1p,
                 numeric.Negative,
@@ -448,7 +457,8 @@ OPERATION_ROWS: dict[type, Rule] = {
     numeric.ExpandDims: Rule(_expanded, "uniform"),
     numeric.Squeeze: Rule(_squeezed, "uniform"),
     numeric.Reshape: Rule(reshaped, "uniform", narrow=_reshape_narrowed),
-    numeric.Pad: Rule(_padded, "strict", zero=_pads_with_zeros),
+    numeric.Pad: Rule(_padded, "strict"),
+    numeric.Clip: Rule(_clipped, "uniform"),
     numeric.TakeAlongAxis: Rule(_taken_along_axis, "strict"),
     nn.Softmax: Rule(_softmaxed, "uniform"),
     nn.LogSoftmax: Rule(_softmaxed, "uniform"),

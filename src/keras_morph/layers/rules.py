@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
@@ -104,7 +105,8 @@ class Routed:
             which the rebuilt call takes the operand's entries for what is alive; -1 for all others. Empty where there is none.
         padded: whether the rebuilt call fills the operand up to its full width, with the values that dead channels have in
             the masked seed, and picks what is alive of the result. Then weights that lie along the operand stay whole.
-        zero: whether dead channels of the results are exactly zero; None where that follows from the row and the operands.
+        zero: whether dead channels of the results are exactly zero, for all or for each of them; None where that follows from
+            the row and the operands.
         hidden: ids of the channels inside the layer, of which one has to stay, or None.
         followed: False where the row does not say what this call does: the layer is then one that we do not know.
     """
@@ -117,7 +119,7 @@ class Routed:
     rows: float = 1.0
     takes: tuple[int, ...] = ()
     padded: bool = False
-    zero: bool | None = None
+    zero: bool | tuple[bool, ...] | None = None
     hidden: Ids | None = None
     followed: bool = True
 
@@ -266,6 +268,10 @@ def merged(flow: Flow) -> Routed:
     rank = max(signal.rank for signal in signals)
     if any(signal.rank != rank for signal in signals):
         return fresh(flow, "merges operands with different numbers of axes")
+    if isinstance(flow.operation, keras.Layer) and len(tree.flatten((flow.args, flow.kwargs))) > len(signals):
+        if len(signals) > 1:
+            return fresh(flow, "merges an array")
+        return replace(together(flow, "merges an array"), zero=False)
     axes = {signal.axis for signal in signals}
     widest = max(signals, key=lambda signal: len(signal.ids))
     if len(axes) > 1:  # those of an operand that is not pinned anyway, nor broadcast
@@ -315,6 +321,8 @@ def _aligned(flow: Flow) -> list[Signal]:
 
 def joined(flow: Flow) -> Routed:
     first = flow.inputs[0]
+    if any(np.ndim(x) for x in tree.flatten((flow.args, flow.kwargs)) if not isinstance(x, keras.KerasTensor)):
+        return fresh(flow, "joins an array")
     if any(signal.axis != first.axis for signal in flow.inputs):
         return fresh(flow, "joins operands whose channels lie along different axes")
     if flow.operation.axis % first.rank == first.axis:
@@ -451,7 +459,8 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
     Args:
         layer_class: the class; it is matched exactly, subclasses need rows of their own.
         rule: a row in full, or
-        like: a class whose row it shares: the same weights under the same names, the same config field for the width.
+        like: a class whose row it shares: the same weights under the same names, the same config field for the width. What
+            it makes of zeros is not taken for granted.
 
     Raises:
         KerasMorphError: if neither or both are given, `like` has no row, or the rule makes no sense.
@@ -470,7 +479,12 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
         )
     if rule is not None:
         _check(layer_class, rule)
-    TABLE[layer_class] = rule or TABLE[like]  # type: ignore[index]
+    TABLE[layer_class] = rule or _likened(TABLE[like])  # type: ignore[index]
+
+
+def _likened(rule: Rule) -> Rule:
+    variant = rule.variant and (lambda operation: (found := rule.variant(operation)) and replace(found, zero=never))  # type: ignore[misc]
+    return replace(rule, zero=never, variant=variant)
 
 
 def _check(layer_class: type, rule: Any) -> None:

@@ -222,8 +222,9 @@ def _attended(flow: Flow) -> Routed:
     sides = {"query": query.ids, "value": value.ids, "key": key.ids, "out": heads, "keys": heads, "queries": queries}
     sides["result"] = result
     # The weights of positions, if it is asked for them: one axis of heads, behind that of examples.
-    weights = [(heads, 1)] * (len(flow.output_shapes) - 1)
-    return Routed([(result, rank - 1), *weights], sides, zero=True, hidden=heads)
+    weights = [(queries, 1)] * (len(flow.output_shapes) - 1)
+    # A dead head attends to all positions alike, or as a mask lets it.
+    return Routed([(result, rank - 1), *weights], sides, zero=(True, *[False] * len(weights)), hidden=heads)
 
 
 def _narrow_heads(config: dict, kept: np.ndarray, result: Tensor) -> dict:

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from keras_morph.channels import ChannelGraph
+from keras_morph.channels import Call, ChannelGraph
 from keras_morph.keras_internals import CustomScaleLayer
 from keras_morph.layers.rules import rests_at_activation
 
 __all__ = ["Constants", "DeadValues", "fold"]
 
-UNKNOWN_SIZE = 32  # stands for a size that is unknown, where a constant is computed
+UNKNOWN_SIZES = (32, 1024)  # stand for a size that is unknown, where a constant is computed
 
 
 class Constants(dict):
@@ -28,22 +28,40 @@ class Constants(dict):
         if call.gathers:
             self.update((t, self[call.inputs[0]][order]) for t, order in zip(call.outputs, call.gathers, strict=True))
             return self[tensor]
+        if call.arguments is None:  # the axis of time goes or comes back
+            return self.setdefault(tensor, self[call.inputs[0]])
         if call.moves:
             return self.setdefault(tensor, self[call.inputs[0]][call.moves[0]])
+        for size in UNKNOWN_SIZES:
+            try:
+                results = self.results(call, size)
+                break
+            except Exception:  # whatever a layer raises on what is too small for it
+                if size == UNKNOWN_SIZES[-1]:
+                    raise
+        for number, values in zip(call.outputs, results, strict=True):
+            self[number] = values
+        return self[tensor]
+
+    def results(self, call: Call, size_of_unknown: int) -> list[np.ndarray]:
+        """What a call makes of constants, one number per entry of each result's vector."""
         operands = {}
         for number, source in zip(call.inputs, call.sources, strict=True):
             operand = self.graph.tensors[number]
             # A layer that reads nothing alive reads zeros, whatever it would read.
             values = self.zeros(number) if call.mode == "make" else self[number]
             values = np.moveaxis(values.reshape([1] * (len(operand.shape) - 1) + [-1]), -1, operand.axis)
-            full = (1, *(size or UNKNOWN_SIZE for size in operand.shape[1:]))
+            full = (1, *(size or size_of_unknown for size in operand.shape[1:]))
             operands[id(source)] = ops.convert_to_tensor(np.broadcast_to(values, full), source.dtype)
         args, kwargs = call.arguments.convert(lambda x: operands[id(x)] if isinstance(x, keras.KerasTensor) else x)
+        if "training" in kwargs:  # it would change statistics, and inference overrides it
+            kwargs = {**kwargs, "training": False}
         results = tree.flatten(self.graph.layers[call.layer].operation(*args, **kwargs))
-        for number, result in zip(call.outputs, results, strict=True):
-            values = np.moveaxis(ops.convert_to_numpy(result), self.graph.tensors[number].axis, -1)
-            self[number] = values.reshape(-1, values.shape[-1])[0]
-        return self[tensor]
+        moved = [
+            np.moveaxis(ops.convert_to_numpy(result), self.graph.tensors[number].axis, -1)
+            for number, result in zip(call.outputs, results, strict=True)
+        ]
+        return [values.reshape(-1, values.shape[-1])[0] for values in moved]
 
     def zeros(self, tensor: int) -> np.ndarray:
         return np.zeros(len(self.graph.vectors[self.graph.tensors[tensor].vector]))

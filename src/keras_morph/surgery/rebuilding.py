@@ -122,7 +122,7 @@ class _Replay:
         self.graph, self.closed, self.weights, self.gates = graph, closed, weights, gates
         self.tensors: dict[int, Any] = {}
         self.copies: dict[tuple[int, str], Any] = {}
-        self.nested: dict[tuple, tuple[Any, tuple[bool, ...]]] = {}
+        self.nested: dict[tuple, tuple[Any, tuple]] = {}
         self.taken: dict[str, dict[str, str]] = {}
         self.wholes: list[tuple[Any, Any]] = []
         self.prefix = ""
@@ -177,9 +177,15 @@ class _Replay:
         """What a nested model does; a layer that is made of layers may do several things."""
         return id(scope.model), id(scope.function), self.pattern(scope) if scope.stepped else None
 
-    def pattern(self, scope: Scope) -> tuple[bool, ...]:
-        """Which calls of a nested model are present."""
-        return tuple(self.closed.present[scope.start : scope.stop].tolist())
+    def pattern(self, scope: Scope) -> tuple:
+        """What is made of a nested model: which of its calls are present, what is alive in them, and what fills them up."""
+        pattern: list[Any] = []
+        for number in range(scope.start, scope.stop):
+            call, present = self.graph.calls[number], bool(self.closed.present[number])
+            vectors = [self.graph.tensors[t].vector for t in (*call.inputs, *call.outputs)] if present else []
+            filled = [self.filling(t).tobytes() for t in call.operands] if present and call.padded else []
+            pattern += [present, *(self.kept(vector).tobytes() for vector in vectors), *filled]
+        return tuple(pattern)
 
     def nest(self, scope: Scope, inner: Sequence[Scope]) -> None:
         """Rebuild a nested model once, and call it."""
@@ -214,7 +220,8 @@ class _Replay:
             shape[axis] = self.closed.counts[self.graph.tensors[number].vector] or shape[axis]
             self.tensors[number] = keras.Input(batch_shape=shape, dtype=tensor.dtype)
         inputs = [self.tensors[t] for t in sources]
-        name, outer = self.local(scope.name), self.prefix
+        again = sum(model == id(scope.model) for model, *_ in self.nested)
+        name, outer = self.local(f"{scope.name}_{again}" if again else scope.name), self.prefix
         self.prefix = f"{scope.name}/"
         self.run(start, stop, inner)
         self.prefix = outer
@@ -300,13 +307,19 @@ class _Replay:
             return x
         places = np.full(width, len(kept))
         places[kept] = np.arange(len(kept))
+        values = self.filling(number)
         widths = [(0, int(axis == tensor.axis)) for axis in range(len(tensor.shape))]
         filled = ops.take(ops.pad(x, widths), places, axis=tensor.axis)
-        values = np.where(places == len(kept), self.dead[number], 0.0) if self.weights else np.zeros(width)
         if not values.any():
             return filled
         shape = (-1, *[1] * (len(tensor.shape) - tensor.axis - 1))
         return ops.add(filled, values.reshape(shape).astype(x.dtype))
+
+    def filling(self, number: int) -> np.ndarray:
+        """What fills a tensor up: for each channel that is dead its value in the masked seed, else 0."""
+        ids = self.graph.vectors[self.graph.tensors[number].vector]
+        dead = self.closed.channels[ids] == 0
+        return np.where(dead, self.dead[number], 0.0) if self.weights and dead.any() else np.zeros(len(ids))
 
     def unmasked(self, call: Call, results: list[Any]) -> list[Any]:
         """Results without the mask that what is left of a call may hand on, where the call itself hands on none."""
@@ -367,7 +380,9 @@ class _Replay:
     def copy(self, call: Call) -> Any:
         """The narrower copy of a call's layer; of one without weights a copy for each of its configurations."""
         layer = self.graph.layers[call.layer]
-        config = None if layer.rule is None else self.config(layer, call)
+        rule = layer.rule
+        narrows = rule is not None and (layer.weights or rule.narrow or rule.width)
+        config = self.config(layer, call) if narrows else None
         key = call.layer, "" if layer.weights or config is None else repr(config)
         if key not in self.copies:
             again = sum(number == call.layer for number, _ in self.copies)
