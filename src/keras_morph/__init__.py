@@ -11,6 +11,7 @@ from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.costs.hardware import HARDWARE, Hardware
 from keras_morph.costs.measured import measure
+from keras_morph.costs.stairs import Staircase
 from keras_morph.errors import (
     BudgetError,
     DataError,
@@ -26,6 +27,7 @@ from keras_morph.layers.rules import Rule, register_rule
 from keras_morph.pipeline import Progress, Shrunk, prune, shrink
 from keras_morph.report import Report, report
 from keras_morph.search.expansion import expand
+from keras_morph.search.scores import taylor_scores
 from keras_morph.search.selection import Reach, fit_budget, reach
 from keras_morph.surgery.rebuilding import masked, rebuild
 from keras_morph.tensorboard import TensorBoardLog
@@ -62,6 +64,7 @@ __all__ = [
     "Report",
     "Rule",
     "Shrunk",
+    "Staircase",
     "StopWithin",
     "StrengthController",
     "Structure",
@@ -83,6 +86,7 @@ __all__ = [
     "register_rule",
     "report",
     "shrink",
+    "taylor_scores",
     "trace",
     "zoo",
 ]

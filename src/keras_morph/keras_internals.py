@@ -45,6 +45,7 @@ __all__ = [
     "numeric",
     "operations_of",
     "parts_of",
+    "place_of",
     "pytorch_modules",
     "remade",
     "replayed",
@@ -247,3 +248,8 @@ def compiled_with(model: keras.Model) -> dict[str, Any]:
     """What a model was compiled with, by the names of `compile`'s arguments; empty if it was not."""
     config = getattr(model, "_compile_config", None) if model.compiled else None
     return {} if config is None else dict(config.config)
+
+
+def place_of(optimizer: Any, variable: Any) -> int:
+    """Which of its variables an optimizer is asked to update: TensorFlow's hands on what is inside a Keras variable."""
+    return int(optimizer._get_variable_index(variable))

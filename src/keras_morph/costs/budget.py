@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs.costs import CONSTANT, Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.errors import BudgetError
 
 __all__ = ["Budget", "Limit", "budget_from", "group_prices", "parse_budget", "split_budget"]
@@ -177,14 +177,10 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
 def group_prices(graph: ChannelGraph, limits: Sequence[Limit]) -> np.ndarray:
     """What each group costs in the whole seed, as a share of the limits, float64, `(num_groups,)`, above 0."""
     counts = graph.counts(np.ones(graph.num_groups, bool))
-    owners = len(graph.calls) + len(graph.layers)
     vector, group, count = graph.pairs
     prices = np.zeros(graph.num_groups)
     for limit in limits:
-        table = limit.cost.monomials(graph)
-        by_vector = np.zeros(len(graph.vectors) + 1)  # the last one is CONSTANT's
-        for side, price in zip((table.a, table.b), table.prices(counts, owners), strict=True):
-            np.add.at(by_vector, np.where(side == CONSTANT, len(graph.vectors), side), price)
+        by_vector = limit.cost.table(graph).prices(counts)
         prices += np.bincount(group, weights=by_vector[vector] * count, minlength=graph.num_groups) / limit.limit
     free = prices[prices > 0]
     return np.maximum(prices, free.min() if len(free) else 1.0)

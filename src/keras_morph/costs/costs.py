@@ -1,15 +1,15 @@
 """What a network costs at given numbers of alive channels, and what one more channel would cost.
 
-Every cost is a table of monomials `coefficient * n_a * n_b` in the alive entries of two id vectors (either may be
-absent), summed per call of a layer; a roofline is the larger of two such sums. Totals, prices and the terms of the
-penalty all follow from the table, so a cost of your own is one method.
+A cost answers these two questions by a Table. That of a formula is made of monomials `coefficient * n_a * n_b` in the alive
+entries of two id vectors (either may be absent), summed per call of a layer; a roofline is the larger of two such sums. A cost
+of your own is one method: `monomials`, or `table` where it is no formula (a staircase, a measurement).
 """
 
 import warnings
 import weakref
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import graph_and_structure
 from keras_morph.graph.tracing import graph_of
 
-__all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
+__all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials", "Table"]
 
 _WARNED: Any = weakref.WeakKeyDictionary()  # model -> names of the costs whose uncounted layers were named
 
@@ -67,10 +67,43 @@ class Monomials:
         return scale * n[self.b] * (self.a != CONSTANT), scale * n[self.a] * (self.b != CONSTANT)
 
 
+class Table(Protocol):
+    """The answers of a cost for one graph, at given numbers of alive entries of each vector, int64, `(vectors,)`."""
+
+    def costs(self, counts: np.ndarray) -> np.ndarray:
+        """What each call and, behind them, each layer costs if it is present, float64, `(len(calls) + len(layers),)`."""
+
+    def prices(self, counts: np.ndarray) -> np.ndarray:
+        """What one more entry of each vector would cost, float64, `(vectors,)`."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The Table of monomials."""
+
+    monomials: Monomials
+    owners: int
+    vectors: int
+
+    def costs(self, counts: np.ndarray) -> np.ndarray:
+        return self.monomials.branch_sums(counts, self.owners).max(axis=1)
+
+    def prices(self, counts: np.ndarray) -> np.ndarray:
+        by_vector = np.zeros(self.vectors + 1)  # the last one is CONSTANT's
+        sides = (self.monomials.a, self.monomials.b)
+        for side, price in zip(sides, self.monomials.prices(counts, self.owners), strict=True):
+            np.add.at(by_vector, np.where(side == CONSTANT, self.vectors, side), price)
+        return by_vector[:-1]
+
+
 class Cost(ABC):
-    """A cost is a name, a unit and a table of monomials.
+    """A cost is a name, a unit, and a Table of what it answers for a graph.
 
     Calling it gives the cost of a model: `FLOPs()(model)`, or of a structure of it: `FLOPs()(model, structure)`.
+
+    Example:
+        >>> km.FLOPs()(model)
+        31652.0
     """
 
     unit: str
@@ -79,9 +112,16 @@ class Cost(ABC):
     def name(self) -> str:
         return type(self).__name__
 
-    @abstractmethod
-    def monomials(self, graph: ChannelGraph) -> Monomials:
-        """The table for one model."""
+    def monomials(self, graph: ChannelGraph) -> Monomials | None:
+        """The formula of one graph; None where the cost is none, and has a `table` of its own."""
+        return None
+
+    def table(self, graph: ChannelGraph) -> Table:
+        """What it answers for one graph."""
+        monomials = self.monomials(graph)
+        if monomials is None:
+            raise NotImplementedError(f"{type(self).__name__} needs a method `monomials` or `table`.")
+        return Formula(monomials, len(graph.calls) + len(graph.layers), len(graph.vectors))
 
     def __call__(self, model: Any, structure: Any = None) -> float:
         """Cost in `unit` of a model, or of a structure of it.
@@ -121,8 +161,7 @@ class Cost(ABC):
 
     def per_owner(self, graph: ChannelGraph, closed: Closed) -> np.ndarray:
         """Cost of each call and, behind them, each layer, float64, `(len(calls) + len(layers),)`."""
-        owners = len(closed.present)
-        return self.monomials(graph).branch_sums(closed.counts, owners).max(axis=1) * closed.present
+        return self.table(graph).costs(closed.counts) * closed.present
 
     def per_layer(self, graph: ChannelGraph, closed: Closed) -> np.ndarray:
         """Cost of each layer, float64, `(len(layers),)`."""

@@ -181,7 +181,7 @@ class _Budget:
 
     def __init__(self, graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], round_to: int) -> None:
         self.graph, self.scores, self.limits, self.round_to = graph, scores, limits, round_to
-        self.tables = [limit.cost.monomials(graph) for limit in limits]
+        self.tables = [limit.cost.table(graph) for limit in limits]
         free = np.flatnonzero(~graph.pinned_mask)
         kinds = same_places(graph)
         held = np.bincount(kinds[graph.pinned_mask], minlength=len(kinds))
@@ -218,8 +218,7 @@ class _Budget:
         return missing == 0
 
     def costs(self, closed: Closed) -> list[float]:
-        owners = len(closed.present)
-        return [float((t.branch_sums(closed.counts, owners).max(axis=1) * closed.present).sum()) for t in self.tables]
+        return [float((table.costs(closed.counts) * closed.present).sum()) for table in self.tables]
 
     def share(self, closed: Closed) -> float:
         """Cost as a share of the budget, of the tightest one."""
