@@ -70,7 +70,9 @@ def pytest_terminal_summary(terminalreporter, config):
         if importlib.util.find_spec(package) is None:
             terminalreporter.write_line(f"deselected: tests that need {package}, which is not installed")
     if left := config.stash.get(LEFT, 0):
-        terminalreporter.write_line(f"deselected: {left} tests that `make test-all` runs, or --all, or a test's own name")
+        terminalreporter.write_line(
+            f"deselected: {left} tests that `make test-all` runs, or --all, or a test's own name"
+        )
 
 
 def missing(item):
