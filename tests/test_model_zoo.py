@@ -697,13 +697,13 @@ def test_gamma_is_refused_before_any_data_is_loaded(name, layer, no_data, capsys
 
 
 @pytest.mark.once
-def test_networks_without_gamma():
+@pytest.mark.parametrize("name", ["VGG19", large("InceptionResNetV2"), large("ConvNeXtTiny")])
+def test_networks_without_gamma(name):
     """All of `keras.applications` in that list: no BatchNormalization there has a scale. One of each family."""
-    for name in ("VGG19", "InceptionResNetV2", "ConvNeXtTiny"):
-        assert name in km.zoo.WITHOUT_GAMMA
-        size = km.zoo.minimum_size(name)
-        with pytest.raises(km.UnsupportedModelError):
-            km.Gamma().sources(km.trace(km.zoo.build(name, input_shape=(size, size, 3))))
+    assert name in km.zoo.WITHOUT_GAMMA
+    size = km.zoo.minimum_size(name)
+    with pytest.raises(km.UnsupportedModelError):
+        km.Gamma().sources(km.trace(km.zoo.build(name, input_shape=(size, size, 3))))
 
 
 @pytest.mark.once
