@@ -37,7 +37,7 @@ settings.register_profile(
     print_blob=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-settings.register_profile("quick", settings.get_profile("ci"), max_examples=12)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=2000)
 
 LEFT = pytest.StashKey[int]()  # how many tests are left to `make test-all`

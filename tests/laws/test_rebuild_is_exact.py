@@ -28,6 +28,7 @@ def drawn(name, kind):
     return model, structures.draw(km.trace(model), kind, seed=1)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", structures.KINDS)
 @pytest.mark.parametrize("name", models.PARAMETERS)
 def test_rebuilt_tiny_network_returns_what_the_masked_seed_returns(name, kind):
@@ -97,6 +98,7 @@ def structure_with(model, **alive):
 # Again, without weights, and closed twice.
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("first", ["half", "dead_branches", "one_layer_dead"])
 @pytest.mark.parametrize("name", models.PARAMETERS)
 def test_the_rebuilt_network_can_be_rebuilt_again_exactly(name, first):
@@ -115,6 +117,7 @@ def test_a_folded_constant_is_narrowed_with_its_channels():
     np.testing.assert_array_equal(after, before[[1, 3]])
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("kind", ["half", "dead_branches", "everything_dead"])
 @pytest.mark.parametrize("name", models.PARAMETERS)
 def test_without_weights_the_rebuilt_network_has_the_same_shapes_and_fresh_weights(name, kind):
@@ -131,6 +134,7 @@ def test_without_weights_the_rebuilt_network_has_the_same_shapes_and_fresh_weigh
 
 
 @pytest.mark.once
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", structures.KINDS)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_closing_a_closed_structure_changes_nothing(name, kind):
