@@ -180,11 +180,12 @@ SAVED = [(name, "half") for name in models.NAMES] + [(name, "dead_branches") for
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """Predictions of all saved tiny networks here and elsewhere: (name, kind) -> two lists of arrays."""
+def elsewhere(tmp_path_factory, request):
+    """Predictions of the saved tiny networks of this session here and elsewhere: (name, kind) -> two lists of arrays."""
     folder = tmp_path_factory.mktemp("elsewhere")
+    asked = [item.callspec.params for item in request.session.items if "elsewhere" in item.fixturenames]
     here = {}
-    for name, kind in SAVED:
+    for name, kind in [(case["name"], case["kind"]) for case in asked]:
         small = km.rebuild(*drawn(name, kind))
         inputs = models.examples(small)
         here[name, kind] = models.outputs(small, inputs)
@@ -202,6 +203,7 @@ def elsewhere(tmp_path_factory):
     return here, there
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize(("name", "kind"), SAVED)
 def test_the_saved_network_predicts_the_same_on_another_backend_without_keras_morph(elsewhere, name, kind):
     here, there = elsewhere
