@@ -142,6 +142,19 @@ def golden(request):
     return compare
 
 
+@pytest.fixture
+def uncompiled(request):
+    """For tests that train for a few steps: TensorFlow traces a graph for seconds each time, as in `make test-all`."""
+    if keras.backend.backend() != "tensorflow" or request.config.getoption("all"):
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="module")
 def quick_initializers():
     """For tests that give every weight a value of their own: JAX compiles the initializer for each new shape, 0.07 s."""
