@@ -403,6 +403,7 @@ def test_validation_uses_the_moving_averages(tmp_path, batch):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_one_hot_labels_are_taken_too(tmp_path, batch):
     x, y = batch
     results = []
@@ -555,6 +556,7 @@ def structure_of_run(log_dir, seed):
     return km.Structure.load(only_run(log_dir) / "structure.json")
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_one_random_seed_gives_one_structure(tmp_path):
     first, second, other = (structure_of_run(tmp_path / f"{number}", seed) for number, seed in enumerate((5, 5, 6)))
     assert sum(first.widths.values()) < sum(first.seed_widths.values())
@@ -562,6 +564,7 @@ def test_one_random_seed_gives_one_structure(tmp_path):
     assert first != other
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_further_options(tmp_path, capsys):
     options = ["--num-epochs", 1, "--log-dir", tmp_path, "--num-classes", 12, "--image-size", 6, "--mixed-precision"]
     options += ["--optimizer", "sgd", "--momentum", 0.5, "--weight-decay", 1e-4, "--schedule", "cosine"]
@@ -576,6 +579,7 @@ def test_further_options(tmp_path, capsys):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_penalty_is_float32_in_mixed_precision(tmp_path, batch):
     results = []
     for mixed in (False, True):
@@ -590,6 +594,7 @@ def test_the_penalty_is_float32_in_mixed_precision(tmp_path, batch):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_a_model_of_ones_own_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = ["--base-model-name", "examples.custom_model:tiny_resnet", "--dataset", "digits", "--limit", 100]
@@ -598,6 +603,7 @@ def test_a_model_of_ones_own_on_the_command_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_small_images_are_enlarged(tmp_path, capsys):
     options = ["--base-model-name", "MobileNet", "--dataset", "digits", "--limit", 20, "--num-epochs", 1]
     assert command(*options, "--log-dir", tmp_path) == 0

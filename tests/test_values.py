@@ -207,6 +207,7 @@ def test_labels_that_the_loss_does_not_take_are_named():
         km.shrink(model, "70%", x, epochs=3)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_after_several_rounds_structure_and_seed_fit_each_other(tmp_path):
     model = models.build("plain")
     recipe = km.Recipe(epochs=6, rounds=2, loss="mse")
@@ -224,6 +225,7 @@ def test_after_several_rounds_structure_and_seed_fit_each_other(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_each_epoch_says_what_a_cut_would_leave_and_the_time_that_is_left():
     model = models.build("plain")
     x, y = examples(model)
@@ -243,6 +245,7 @@ def test_each_epoch_says_what_a_cut_would_leave_and_the_time_that_is_left():
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_values_print_on_a_screen():
     seed = models.build("plain")
     seed.compile("sgd", "mse")
