@@ -80,19 +80,26 @@ def missing(item):
     return [m.args[0] for m in item.iter_markers("needs") if importlib.util.find_spec(m.args[0]) is None]
 
 
-def turn(item):
-    """Number of a test's case: each parameter's next value is one more."""
-    numbers = dict(item.callspec.indices)
-    for mark in item.iter_markers("parametrize"):
-        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
-        for name in names[1:]:  # those of one decorator go together
-            numbers.pop(name.strip(), None)
-    return sum(numbers.values())
+def turn(item, seen):
+    """Number of a test's case: the next value of any parameter is one more. `seen` holds the values of earlier cases."""
+    params = item.callspec.params
+    marks = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    together = [tuple(name.strip() for name in (m.split(",") if isinstance(m, str) else m)) for m in marks]
+    total = 0
+    of_fixtures = params.keys() - {name for names in together for name in names}
+    for names in [*together, *((name,) for name in sorted(of_fixtures))]:
+        values = seen.setdefault((item.path, item.originalname, names), [])
+        value = [id(params[name]) for name in names]
+        if value not in values:
+            values.append(value)
+        total += values.index(value)
+    return total
 
 
-def left_to_all(item):
+def left_to_all(item, seen):
     """Whether a test is slow, or none of the cases that `make test` runs."""
-    return bool(item.get_closest_marker("slow")) or any(turn(item) % m.args[0] for m in item.iter_markers("one_of"))
+    turns = [turn(item, seen) % mark.args[0] for mark in item.iter_markers("one_of")]
+    return bool(item.get_closest_marker("slow")) or any(turns)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -106,7 +113,9 @@ def pytest_collection_modifyitems(config, items):
         or missing(item)
     }
     everything = config.getoption("all") or any("::" in argument for argument in config.args)
-    left = {item for item in items if not everything and item not in elsewhere and left_to_all(item)}
+    seen = {}
+    late = [item for item in items if left_to_all(item, seen)]
+    left = set() if everything else set(late) - elsewhere
     config.stash[LEFT] = len(left)
     away = elsewhere | left
     config.hook.pytest_deselected(items=list(away))
