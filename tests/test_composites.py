@@ -173,6 +173,7 @@ def model(request):
     return NETWORKS[request.param]()
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", ["half", "tenth", "dead_layers", "one_layer_dead", "everything_dead"])
 def test_what_is_inside_shrinks_exactly_and_the_seed_stays_as_it_is(model, kind):
     with models.weights_stay(model):

@@ -53,7 +53,7 @@ def test_two_devices_on_jax(tmp_path):
 
 
 @pytest.mark.only_on("tensorflow")
-@pytest.mark.parametrize("network", ["plain", "synchronized"])
+@pytest.mark.parametrize("network", [pytest.param("plain", marks=pytest.mark.slow), "synchronized"])
 def test_two_replicas_on_tensorflow(network, tmp_path):
     assert_same(comparison(network, tmp_path))
 
