@@ -338,6 +338,14 @@ class ChannelGraph:
         """Number of channels of each layer that makes channels and has a rule, in order."""
         return {layer.name: len(layer.made) for layer in self.layers if layer.made is not None and layer.rule}
 
+    def channels_of(self, place: "Tensor | int") -> np.ndarray:
+        """Channel id of each entry of a tensor's channel axis, or of the vector of a number."""
+        return self.vectors[place.vector if isinstance(place, Tensor) else place]
+
+    def groups_of(self, place: "Tensor | int") -> np.ndarray:
+        """Group number of each entry of a tensor's channel axis, or of the vector of a number."""
+        return self.group_of[self.channels_of(place)]
+
     def counts(self, alive: np.ndarray) -> np.ndarray:
         """Entries of each vector whose group is alive.
 

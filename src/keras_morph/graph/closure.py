@@ -173,11 +173,11 @@ class _Closer:
         """Keep the best group of a tensor: what of it lies there."""
         groups = self.groups_in(tensor)
         group = int(groups[np.argmin(self.rank[groups])])
-        self.kept[self.graph.vectors[self.graph.tensors[tensor].vector][groups == group]] = True
+        self.kept[self.graph.channels_of(self.graph.tensors[tensor])[groups == group]] = True
         return group
 
     def groups_in(self, tensor: int) -> np.ndarray:
-        return self.graph.group_of[self.graph.vectors[self.graph.tensors[tensor].vector]]
+        return self.graph.groups_of(self.graph.tensors[tensor])
 
     def size(self, tensor: int) -> int:
         return int(np.prod([size or 1 for size in self.graph.tensors[tensor].shape[1:]], dtype=np.int64))

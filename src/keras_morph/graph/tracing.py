@@ -634,7 +634,7 @@ def _warn_of_unknown(graph: ChannelGraph) -> None:
     _WARNED.add(graph.model)
     layers = dict.fromkeys(f"{graph.layers[call.layer].name} ({graph.layers[call.layer].kind})" for call in calls)
     touched = {graph.tensors[tensor].vector for call in calls for tensor in (*call.inputs, *call.outputs)}
-    pinned = graph.group_of[np.concatenate([graph.vectors[vector] for vector in touched])]
+    pinned = np.concatenate([graph.groups_of(vector) for vector in touched])
     own = any(not type(graph.layers[call.layer].operation).__module__.startswith("keras.") for call in calls)
     advice = " keras_morph.register_rule tells us of a layer of yours." if own else ""
     warnings.warn(

@@ -153,7 +153,7 @@ def _why_it_stays(graph: ChannelGraph, number: int) -> str:
     """Why a layer cannot be smaller: the reason of the first pinned group among its weights' channels."""
     vectors = [v for weight in graph.layers[number].weights for v in reversed(weight.vectors) if v >= 0]
     for vector in vectors:
-        for group in graph.group_of[graph.vectors[vector]].tolist():
+        for group in graph.groups_of(vector).tolist():
             if group in graph.pinned:
                 return graph.pinned[group]
     return "the only path through it"
@@ -259,7 +259,7 @@ class _Budget:
     def raised(self, smallest: Closed, floor: float) -> Closed:
         """The best channels of what no structure is without, `floor` of a uniform width of them or as many as fit."""
         alike = math.sqrt(min(1.0, *(limit.limit / limit.cost(self.graph) for limit in self.limits)))
-        needed = [np.unique(self.graph.group_of[self.graph.vectors[v]]) for v in np.flatnonzero(smallest.counts)]
+        needed = [np.unique(self.graph.groups_of(v)) for v in np.flatnonzero(smallest.counts)]
         needed = [groups[np.argsort(-self.scores[groups], kind="stable")] for groups in needed]
         while floor > 0.01:
             alive = smallest.alive.copy()

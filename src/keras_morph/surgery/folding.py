@@ -46,7 +46,7 @@ class Constants(dict):
         return self[tensor]
 
     def zeros(self, tensor: int) -> np.ndarray:
-        return np.zeros(len(self.graph.vectors[self.graph.tensors[tensor].vector]))
+        return np.zeros(len(self.graph.channels_of(self.graph.tensors[tensor])))
 
 
 class DeadValues(Constants):

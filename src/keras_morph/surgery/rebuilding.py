@@ -132,7 +132,7 @@ def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray
     values = ops.convert_to_numpy(variable(layer.operation, weight.name))
     if gates is None or weight.reads is None or layer.made is None or weight.vectors[weight.reads] < 0:
         return values
-    factors = gates[graph.group_of[graph.vectors[weight.vectors[weight.reads]]]]
+    factors = gates[graph.groups_of(weight.vectors[weight.reads])]
     shape = [-1 if axis == weight.reads else 1 for axis in range(values.ndim)]
     return values * factors.reshape(shape).astype(values.dtype)
 
@@ -275,7 +275,7 @@ class _Replay:
 
     def kept(self, vector: int) -> np.ndarray:
         """Positions of a vector that are alive."""
-        return self.alive(self.graph.vectors[vector])
+        return self.alive(self.graph.channels_of(vector))
 
     def alive(self, ids: np.ndarray) -> np.ndarray:
         return repeated(self.closed.channels[ids])
@@ -311,13 +311,13 @@ class _Replay:
         """The entries along an axis that are alive in a tensor of the seed."""
         tensor = self.graph.tensors[number]
         kept = self.kept(tensor.vector)
-        whole = np.array_equal(kept, np.arange(len(self.graph.vectors[tensor.vector])))
+        whole = np.array_equal(kept, np.arange(len(self.graph.channels_of(tensor))))
         return x if whole else ops.take(x, kept, axis=axis)
 
     def filled_up(self, x: Any, number: int) -> Any:
         """A tensor with as many channels as in the seed, with the values of the masked seed for those that are dead."""
         tensor = self.graph.tensors[number]
-        kept, width = self.kept(tensor.vector), len(self.graph.vectors[tensor.vector])
+        kept, width = self.kept(tensor.vector), len(self.graph.channels_of(tensor))
         if len(kept) == width:
             return x
         places = np.full(width, len(kept))

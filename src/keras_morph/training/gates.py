@@ -29,7 +29,7 @@ def gateable(graph: ChannelGraph) -> np.ndarray:
     closed = graph.pinned_mask.copy()
     read = np.zeros(graph.num_groups, bool)
     for call in graph.calls:
-        groups = [graph.group_of[graph.vectors[graph.tensors[t].vector]] for t in (*call.inputs, *call.outputs)]
+        groups = [graph.groups_of(graph.tensors[t]) for t in (*call.inputs, *call.outputs)]
         ends = np.concatenate(groups[: len(call.inputs)]) if call.inputs else np.zeros(0, np.int64)
         ends = np.setdiff1d(ends, np.concatenate(groups[len(call.inputs) :]))
         read[ends] = True
@@ -127,7 +127,7 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
 
     def through_gates(number: int) -> Any:
         tensor, x = graph.tensors[number], tensors[number]
-        places = position[graph.group_of[graph.vectors[tensor.vector]]]
+        places = position[graph.groups_of(tensor)]
         if np.all(places == len(gates.gated_groups)):
             return x
         shape = [-1 if axis == tensor.axis else 1 for axis in range(len(tensor.shape))]

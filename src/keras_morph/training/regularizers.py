@@ -33,7 +33,7 @@ class Source:
 
     def groups(self, graph: ChannelGraph) -> np.ndarray:
         """Group number of each channel along the axis."""
-        return graph.group_of[graph.vectors[self.weight.vectors[self.axis]]]
+        return graph.groups_of(self.weight.vectors[self.axis])
 
     @property
     def other_axes(self) -> tuple[int, ...]:
