@@ -259,7 +259,7 @@ class _Budget:
     def raised(self, smallest: Closed, floor: float) -> Closed:
         """The best channels of what no structure is without, `floor` of a uniform width of them or as many as fit."""
         alike = math.sqrt(min(1.0, *(limit.limit / limit.cost(self.graph) for limit in self.limits)))
-        needed = [np.unique(self.graph.groups_of(v)) for v in np.flatnonzero(smallest.counts)]
+        needed = [np.unique(self.graph.groups_of(v)) for v in np.flatnonzero(smallest.counts).tolist()]
         needed = [groups[np.argsort(-self.scores[groups], kind="stable")] for groups in needed]
         while floor > 0.01:
             alive = smallest.alive.copy()

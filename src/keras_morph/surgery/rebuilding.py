@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
+from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight, on_axis
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import CONSTANT, LIVE, Closed, close
 from keras_morph.graph.structure import repeated, structure_from
@@ -88,17 +88,10 @@ def masked(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownLayerWarning)
         own = {layer.name: layer.operation for layer in trace(copy).layers}
-    for layer in graph.layers:
-        for weight in layer.weights if layer.cuts else ():
-            if own[layer.name] is layer.operation:
-                raise _without_config(layer)
-            target = variable(own[layer.name], weight.name)
-            values = _values(graph, layer, weight, gates).copy()
-            for axis, vector in enumerate(weight.vectors):
-                if vector >= 0:
-                    dead = closed.channels[graph.vectors[vector]] == 0
-                    values[(slice(None),) * axis + (dead,)] = 0
-            target.assign(values)
+    for layer, weight, dead in graph.dead_entries(closed.channels):
+        if own[layer.name] is layer.operation:
+            raise _without_config(layer)
+        variable(own[layer.name], weight.name).assign(np.where(dead, 0, _values(graph, layer, weight, gates)))
     return copy
 
 
@@ -130,11 +123,10 @@ def _gates(seed: Any) -> np.ndarray | None:
 def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray | None) -> np.ndarray:
     """The seed's weight; what reads channels is multiplied by their gates."""
     values = ops.convert_to_numpy(variable(layer.operation, weight.name))
-    if gates is None or weight.reads is None or layer.made is None or weight.vectors[weight.reads] < 0:
+    if gates is None or weight.reads is None or layer.made is None:
         return values
-    factors = gates[graph.groups_of(weight.vectors[weight.reads])]
-    shape = [-1 if axis == weight.reads else 1 for axis in range(values.ndim)]
-    return values * factors.reshape(shape).astype(values.dtype)
+    factors = graph.along(weight, gates[graph.group_of]).get(weight.reads, np.ones(1))
+    return values * on_axis(factors, weight.reads, values.ndim).astype(values.dtype)
 
 
 class _Replay:
@@ -437,7 +429,6 @@ class _Replay:
 
     def sliced(self, weight: Weight, values: np.ndarray) -> np.ndarray:
         """A weight's entries for the channels that are alive."""
-        for axis, vector in enumerate(weight.vectors):
-            if vector >= 0 and not weight.whole:
-                values = np.take(values, self.kept(vector), axis=axis)
+        for axis, copies in () if weight.whole else self.graph.along(weight, self.closed.channels).items():
+            values = np.take(values, repeated(copies), axis=axis)
         return values

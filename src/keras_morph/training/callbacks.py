@@ -231,7 +231,9 @@ class FadeOut(_OfLearner):
         self.learner.stop_sampling()
         steps = self.steps or (self.params.get("steps") or 100) * (self.params.get("epochs") or 1)
         rate = FADED ** (1 / max(1, steps))
-        self.faded = list(self._dead_entries())
+        graph = self.learner.graph
+        entries = graph.dead_entries(close(graph, self.structure.groups(graph)).channels)
+        self.faded = [(variable(layer.operation, weight.name), dead) for layer, weight, dead in entries if dead.any()]
         self.previous = [(weight, weight.constraint) for weight, _ in self.faded]
         for weight, dead in self.faded:
             weight.constraint = _Fade(np.where(dead, rate, 1.0).astype(np.float32), weight.constraint)
@@ -244,19 +246,6 @@ class FadeOut(_OfLearner):
         for weight, dead in self.faded:
             weight.assign(np.where(dead, 0, ops.convert_to_numpy(weight)))
         self.model.make_train_function(force=True)
-
-    def _dead_entries(self) -> Any:
-        """(variable, bool array of its shape) for every weight that makes or reads a dead channel."""
-        graph = self.learner.graph
-        channels = close(graph, self.structure.groups(graph)).channels
-        for layer in graph.layers:
-            for weight in layer.weights if layer.cuts else ():
-                dead = np.zeros(weight.shape, bool)
-                for axis, vector in enumerate(weight.vectors):
-                    if vector >= 0:
-                        dead[(slice(None),) * axis + (channels[graph.vectors[vector]] == 0,)] = True
-                if dead.any():
-                    yield variable(layer.operation, weight.name), dead
 
 
 class _Fade:
