@@ -18,7 +18,7 @@ from keras import tree
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
 from keras_morph.graph.composites import local_names, recordings_in
-from keras_morph.keras_internals import functional_in, graph_in, mask_of, nodes_of, numeric, operations_of, parts_of
+from keras_morph.keras_internals import functional_in, graph_in, mask_of, nodes_of, operations_of, parts_of
 from keras_morph.layers.rules import (
     Flow,
     Routed,
@@ -314,9 +314,9 @@ class _Tracer:
             return rule.zero(node.operation) and all(tensor.zeroed for tensor in given[1:])
         # A Multiply takes what a mask leaves out for ones.
         masked = isinstance(node.operation, keras.Layer) and any(tensor.masked for tensor in given)
-        every = any if isinstance(node.operation, PRODUCTS) and not masked else all
-        shifts = isinstance(node.operation, SHIFTS) and len(given) == 1  # by a number or an array
-        return every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifts
+        every = any if rule.absorbs and not masked else all
+        shifted = rule.shifts and len(given) == 1
+        return every(tensor.zeroed for tensor in given) and rule.zero(node.operation) and not shifted
 
     def is_masked(self, node: Any, source: Any, inputs: tuple[int, ...]) -> bool:
         """Whether a result carries a mask; what a nested model hands out may carry one that its caller does not see."""
@@ -490,8 +490,6 @@ def _nested_in(node: Any) -> Any:
 
 CHAIN = Rule(same, "strict", zero=always)
 STEPS = Rule(same, "strict", zero=always)
-PRODUCTS = (keras.layers.Multiply, numeric.Multiply, numeric.Matmul, numeric.Einsum)  # zero where any operand is
-SHIFTS = (numeric.Add, numeric.Subtract, numeric.Maximum, numeric.Minimum)
 
 LARGEST_SHUFFLE = 1 << 22  # elements of a tensor whose shuffle is followed
 

@@ -449,9 +449,8 @@ ROWS: dict[type, Rule] = {
         ],
         Rule(_pooled_globally, "uniform", masks=("mask",)),
     ),
-    **dict.fromkeys(
-        [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum], MERGE
-    ),
+    **dict.fromkeys([layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum], MERGE),
+    layers.Multiply: replace(MERGE, absorbs=True),
 }
 
 TABLE.update(ROWS)

@@ -352,6 +352,7 @@ def _stacked(flow: Flow) -> Routed:
 
 UNARY = Rule(same, "uniform")
 BINARY = Rule(_combined, "merge", rewrite=_narrow_arrays)
+SHIFT = replace(BINARY, shifts=True)
 REDUCTION = Rule(_reduced, "uniform")
 
 OPERATION_ROWS: dict[type, Rule] = {
@@ -407,14 +408,15 @@ OPERATION_ROWS: dict[type, Rule] = {
     ),
     **dict.fromkeys(
         [
-            *(numeric.Add, numeric.Subtract, numeric.Multiply, numeric.Divide, numeric.TrueDivide, numeric.DivideNoNan),
-            *(numeric.Maximum, numeric.Minimum, numeric.Power, numeric.FloorDivide, numeric.Mod, numeric.Arctan2),
-            *(numeric.Logaddexp, numeric.Logaddexp2, numeric.Fmax, numeric.Fmin, numeric.Fmod),
+            *(numeric.Divide, numeric.TrueDivide, numeric.DivideNoNan, numeric.FloorDivide, numeric.Mod, numeric.Power),
+            *(numeric.Logaddexp, numeric.Logaddexp2, numeric.Fmax, numeric.Fmin, numeric.Fmod, numeric.Arctan2),
             *(numeric.LogicalAnd, numeric.LogicalOr, numeric.LogicalXor, numeric.Where),
             *(numeric.Greater, numeric.GreaterEqual, numeric.Less, numeric.LessEqual, numeric.Equal, numeric.NotEqual),
         ],
         BINARY,
     ),
+    **dict.fromkeys([numeric.Add, numeric.Subtract, numeric.Maximum, numeric.Minimum], SHIFT),
+    numeric.Multiply: replace(BINARY, absorbs=True),
     **dict.fromkeys(
         [numeric.Mean, numeric.Max, numeric.Min, numeric.Amax, numeric.Amin, numeric.Any, numeric.All], REDUCTION
     ),

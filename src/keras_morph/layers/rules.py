@@ -177,6 +177,8 @@ class Rule:
         masks: arguments of its `call` that are masks: they say which steps count, and have no channels.
         zero: `zero(operation) -> bool`, whether what is zero stays zero; of a layer whose weights make or read channels,
             whether it makes zeros of zero weights.
+        absorbs: whether its result is zero already where one of its operands is.
+        shifts: whether a number or an array beside a single operand makes something else of zero.
     """
 
     flow: Callable[[Flow], Routed]
@@ -193,6 +195,8 @@ class Rule:
     mixes: bool = False
     masks: tuple[str, ...] = ()
     zero: Callable[[Any], bool] = field(default=never, repr=False)
+    absorbs: bool = False
+    shifts: bool = False
 
     def of(self, operation: Any) -> "Rule":
         """The row of one instance of the class."""
