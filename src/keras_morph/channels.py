@@ -158,6 +158,12 @@ class Call:
     padded: bool = False
 
     @property
+    def numbers(self) -> dict[Any, int]:
+        """Keras's own tensors among the arguments, masks included, and the tensors that they stand for."""
+        sources = zip(self.sources, self.operands, strict=True), zip(self.mask_sources, self.masks, strict=True)
+        return dict(itertools.chain(*sources))
+
+    @property
     def operands(self) -> tuple[int, ...]:
         """Numbers of the tensors that the call is given, masks aside."""
         return self.inputs[: len(self.sources)]

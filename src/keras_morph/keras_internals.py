@@ -4,7 +4,7 @@ anew, and a few switches. The only file that imports `keras.src` or touches a na
 
 import collections
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -42,11 +42,11 @@ __all__ = [
     "nn",
     "nodes_of",
     "numeric",
+    "one_or_all",
     "operations_of",
     "parts_of",
     "pytorch_modules",
     "remade",
-    "replayed",
     "share_between_replicas",
     "structs",
     "sync_weights",
@@ -109,21 +109,11 @@ def operations_of(function: Any) -> list[Any]:
 
 def tensors_of(args: Any, kwargs: Any) -> Any:
     """The Keras tensors among a call's arguments: a list, or the only one."""
-    return _one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
+    return one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
 
 
-def replayed(function: Any, call: Callable[[Any, tuple, dict], Any], name: str) -> keras.Model:
-    """A functional graph once more, on inputs of its own; the results of a call are those of `call(node, args, kwargs)`."""
-    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in function.inputs}
-    inputs = list(tensors.values())
-    for node in nodes_of(function):
-        if not node.is_input:
-            args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
-            tensors.update(zip(map(id, node.outputs), tree.flatten(call(node, args, kwargs)), strict=True))
-    return keras.Model(_one_or_all(inputs), _one_or_all([tensors[id(x)] for x in function.outputs]), name=name)
-
-
-def _one_or_all(values: list[Any]) -> Any:
+def one_or_all(values: list[Any]) -> Any:
+    """As Keras takes tensors: several in a list, a single one as it is."""
     return values if len(values) > 1 else values[0]
 
 

@@ -16,15 +16,16 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_morph.graph.replaying import filled, replayed
 from keras_morph.keras_internals import (
     as_if_training,
     call_on,
     graph_in,
     mask_of,
     nodes_of,
+    one_or_all,
     parts_of,
     pytorch_modules,
-    replayed,
     tensors_of,
     to_snake_case,
 )
@@ -150,7 +151,7 @@ class _Refused(Exception):
 
 
 def _key(call: Any) -> str:
-    args, kwargs = call.arguments.convert(lambda x: _spec(x) if isinstance(x, keras.KerasTensor) else x)
+    args, kwargs = filled(call.arguments, _spec)
     return repr((args, sorted(kwargs.items())))
 
 
@@ -216,14 +217,12 @@ def _graph(layer: Any, call: Any, *, training: bool) -> Any:
     inputs: list[Any] = []
 
     def placed(x: Any) -> Any:
-        if not isinstance(x, keras.KerasTensor):
-            return x
         sparse = x.sparse and keras.backend.backend() != "torch"  # which knows no sparse inputs
         inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=sparse, name=f"input_{len(inputs)}"))
         casts = layer.autocast and "float" in x.dtype and x.dtype != layer.compute_dtype
         return ops.cast(inputs[-1], layer.compute_dtype) if casts else inputs[-1]
 
-    args, kwargs = call.arguments.convert(placed)
+    args, kwargs = filled(call.arguments, placed)
     try:
         with as_if_training(layer, training), _nothing_new(layer):
             outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
@@ -243,11 +242,11 @@ def _steps(function: Any, *, named: bool = False) -> str:
 
     Layers with weights are themselves, or with `named` their classes and shapes.
     """
-    numbers: dict[int, tuple[int, int]] = {}
+    numbers: dict[Any, tuple[int, int]] = {}
     steps = []
     for number, node in enumerate(nodes_of(function)):
         operation = node.operation
-        args, kwargs = node.arguments.convert(lambda x, n=numbers: n.get(id(x), x))
+        args, kwargs = filled(node.arguments, numbers.__getitem__)
         kwargs.pop("training", None)
         if getattr(operation, "weights", None) and not named:
             held: Any = id(operation)
@@ -256,8 +255,8 @@ def _steps(function: Any, *, named: bool = False) -> str:
         else:
             held = [(key, value) for key, value in vars(operation).items() if key != "name" and key[0] != "_"]
         steps.append((type(operation).__name__, held, args, sorted(kwargs.items())))
-        numbers |= {id(x): (number, position) for position, x in enumerate(node.outputs)}
-    return repr((steps, [numbers[id(x)] for x in function.outputs]))
+        numbers |= {x: (number, position) for position, x in enumerate(node.outputs)}
+    return repr((steps, [numbers[x] for x in function.outputs]))
 
 
 def _check_call(node: Any) -> None:
@@ -279,13 +278,13 @@ def _lacks_a_size(node: Any) -> bool:
 def _completed(function: Any) -> Any:
     """The same graph with reshapes that need not know the batch size."""
 
-    def call(node: Any, args: tuple, kwargs: dict) -> Any:
+    def run(node: Any, args: tuple, kwargs: dict) -> Any:
         operation = node.operation
         if _lacks_a_size(node):
             operation = type(operation)(_without_batch(tuple(operation.newshape), args[0].shape))
         return operation(*args, **kwargs)
 
-    return replayed(function, call, function.name)
+    return replayed(function, run, function.name)
 
 
 def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int, ...]:
@@ -304,7 +303,7 @@ def _try(layer: Any, function: Any, call: Any, unknown: int) -> None:
         array = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
         values.append(ops.cast(ops.convert_to_tensor(array.astype("float32")), tensor.dtype))
     given = iter(values)
-    args, kwargs = call.arguments.convert(lambda x: next(given) if isinstance(x, keras.KerasTensor) else x)
+    args, kwargs = filled(call.arguments, lambda _: next(given))
     try:
         expected = tree.flatten(layer(*args, **{**kwargs, **_training(layer, False)}))
     except Exception as error:  # whatever a user's call raises
@@ -312,7 +311,7 @@ def _try(layer: Any, function: Any, call: Any, unknown: int) -> None:
             return  # too small for the layer itself
         raise _Refused(f"fails when it is tried ({_first_line(error)})") from error
     try:
-        received = tree.flatten(function(values if len(values) > 1 else values[0], training=False))
+        received = tree.flatten(function(one_or_all(values), training=False))
     except Exception as error:  # whatever it was that cannot be recorded
         raise _Refused(f"fails when what is recorded is tried ({_first_line(error)})") from error
     for one, other in zip(received, expected, strict=True):

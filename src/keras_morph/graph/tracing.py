@@ -18,6 +18,7 @@ from keras import tree
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
 from keras_morph.graph.composites import local_names, recordings_in
+from keras_morph.graph.replaying import filled
 from keras_morph.keras_internals import functional_in, graph_in, mask_of, nodes_of, operations_of, parts_of
 from keras_morph.layers.rules import (
     Flow,
@@ -415,7 +416,7 @@ class _Tracer:
         inputs = node.arguments.keras_tensors
         if all(tuple(self.spec(source).shape) == tuple(source.shape) for source in inputs):
             return list(node.outputs)
-        args, kwargs = node.arguments.convert(lambda x: self.spec(x) if isinstance(x, keras.KerasTensor) else x)
+        args, kwargs = filled(node.arguments, self.spec)
         return tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
 
     def ends(self, sources: Iterable[Any], reason: str) -> tuple[int, ...]:

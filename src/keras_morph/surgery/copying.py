@@ -9,7 +9,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_morph.graph.composites import local_names, recordings_in
-from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, replayed, tensors_of
+from keras_morph.graph.replaying import replayed
+from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, tensors_of
 from keras_morph.layers.rules import rule_for
 
 __all__ = ["cloned", "transfer"]
@@ -93,10 +94,10 @@ def _recorded(layer: Any, function: Any, copied: Callable[..., Any], name: str) 
     """
     names = local_names(function, None if graph_in(layer) is not None else layer)
 
-    def call(node: Any, args: tuple, kwargs: dict) -> Any:
+    def run(node: Any, args: tuple, kwargs: dict) -> Any:
         copy = copied(node.operation, names[id(node.operation)])
         if graph_in(copy) is not None and graph_in(node.operation) is None:
             return copy(tensors_of(args, kwargs))
         return copy(*args, **kwargs)
 
-    return replayed(function, call, name)
+    return replayed(function, run, name)

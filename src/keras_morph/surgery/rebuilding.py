@@ -17,6 +17,7 @@ from keras import layers, ops, tree
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight, on_axis
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import CONSTANT, LIVE, Closed, close
+from keras_morph.graph.replaying import filled, model_like
 from keras_morph.graph.structure import repeated, structure_from
 from keras_morph.graph.tracing import trace
 from keras_morph.keras_internals import graph_in, remade, structs
@@ -144,12 +145,9 @@ class _Replay:
 
     def model(self) -> keras.Model:
         self.run(0, len(self.graph.calls), self.graph.scopes)
-        inputs, outputs = structs(self.graph.model)
-        model = keras.Model(
-            tree.pack_sequence_as(inputs, [self.tensors[t] for t in self.graph.inputs]),
-            tree.pack_sequence_as(outputs, [self.tensors[t] for t in self.graph.outputs]),
-            name=self.graph.model.name,
-        )
+        graph = self.graph
+        inputs, outputs = [self.tensors[t] for t in graph.inputs], [self.tensors[t] for t in graph.outputs]
+        model = model_like(graph.model, inputs, outputs, graph.model.name)
         if self.weights:
             for (number, _), copy in self.copies.items():
                 self.carry(self.graph.layers[number], copy)
@@ -211,7 +209,7 @@ class _Replay:
         args, kwargs = (given[0] if scope.stepped else tree.pack_sequence_as(ins, given),), {}
         if any(copy is model for _, copy in self.wholes):  # its call takes what the seed's takes
             tensors = iter(given)
-            args, kwargs = scope.arguments.convert(lambda x: next(tensors) if isinstance(x, keras.KerasTensor) else x)
+            args, kwargs = filled(scope.arguments, lambda _: next(tensors))  # type: ignore[assignment]
         self.tensors.update(zip(scope.outputs, tree.flatten(model(*args, **kwargs)), strict=True))
 
     def renewed(self, scope: Scope, inner: Sequence[Scope], ins: Any, outs: Any) -> keras.Model:

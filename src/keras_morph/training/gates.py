@@ -10,11 +10,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
-from keras_morph.channels import Call, ChannelGraph
+from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.errors import UnsupportedModelError
-from keras_morph.keras_internals import structs
+from keras_morph.graph.replaying import called, model_like, replay
 from keras_morph.training.regularizers import LogisticSigmoid
 
 __all__ = ["Gates", "gateable", "gated"]
@@ -123,9 +123,14 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
     position = np.full(graph.num_groups, len(gates.gated_groups))
     position[gates.gated_groups] = np.arange(len(gates.gated_groups))
     tensors: dict[int, Any] = {}
-    values: Any = None
+    entering = [call for call in graph.calls if call.mode == "input"]
+    replay(entering, tensors, lambda call: _input_of(graph.layers[call.layer]))
+    values = gates(tensors[graph.inputs[0]])
 
-    def through_gates(number: int) -> Any:
+    def as_it_is(number: int, source: Any) -> Any:
+        return tensors[number]
+
+    def through_gates(number: int, source: Any) -> Any:
         tensor, x = graph.tensors[number], tensors[number]
         places = position[graph.groups_of(tensor)]
         if np.all(places == len(gates.gated_groups)):
@@ -133,34 +138,19 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
         shape = [-1 if axis == tensor.axis else 1 for axis in range(len(tensor.shape))]
         return ops.multiply(x, ops.cast(ops.reshape(ops.take(values, places), shape), x.dtype))
 
-    for call in graph.calls:
-        if call.mode == "input":
-            original = call.arguments.keras_tensors or graph.layers[call.layer].operation.output
-            original = original[0] if isinstance(original, (list, tuple)) else original
-            name = graph.layers[call.layer].name
-            tensors[call.outputs[0]] = keras.Input(batch_shape=original.shape, dtype=original.dtype, name=name)
-            continue
-        if values is None:
-            values = gates(tensors[graph.inputs[0]])
-        layer = graph.layers[call.layer]
-        if call.compute:  # it stands for several operations
-            results = [call.compute(*(tensors[t] for t in call.operands))]
-        else:
-            read = through_gates if _reads_through_gates(graph, call) else tensors.__getitem__
-            given = {id(source): read(t) for t, source in zip(call.operands, call.sources, strict=True)}
-            given |= {id(source): tensors[t] for t, source in zip(call.masks, call.mask_sources, strict=True)}
-            args, kwargs = call.arguments.convert(
-                lambda x, g=given: g[id(x)] if isinstance(x, keras.KerasTensor) else x
-            )
-            results = tree.flatten(layer.operation(*args, **kwargs))
-        tensors.update(zip(call.outputs, results, strict=True))
-    ins, outs = structs(graph.model)
+    def run(call: Call) -> list[Any]:
+        read = through_gates if _reads_through_gates(graph, call) else as_it_is
+        return called(call, graph.layers[call.layer].operation, read)
+
+    replay([call for call in graph.calls if call.mode != "input"], tensors, run)
+    inputs, outputs = [tensors[t] for t in graph.inputs], [tensors[t] for t in graph.outputs]
     with _unique_names(graph):
-        return keras.Model(
-            tree.pack_sequence_as(ins, [tensors[t] for t in graph.inputs]),
-            tree.pack_sequence_as(outs, [tensors[t] for t in graph.outputs]),
-            name=f"{graph.model.name}_gated",
-        )
+        return model_like(graph.model, inputs, outputs, f"{graph.model.name}_gated")
+
+
+def _input_of(layer: Layer) -> Any:
+    original = layer.operation.output
+    return keras.Input(batch_shape=original.shape, dtype=original.dtype, name=layer.name)
 
 
 @contextmanager
