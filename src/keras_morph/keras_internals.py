@@ -46,6 +46,7 @@ __all__ = [
     "operations_of",
     "parts_of",
     "pytorch_modules",
+    "recorded_arguments",
     "remade",
     "share_between_replicas",
     "structs",
@@ -200,9 +201,14 @@ def as_if_training(layer: Any, training: bool) -> Iterator[None]:
         global_state.set_global_attribute(_CONTEXT, before)
 
 
+def recorded_arguments(*args: Any, **kwargs: Any) -> Any:
+    """Arguments of a call, as Keras records them."""
+    return SymbolicArguments(*args, **kwargs)
+
+
 def call_on(tensors: Sequence[Any]) -> Any:
-    """A call of a layer on some tensors, with `arguments` as Keras records them."""
-    return SimpleNamespace(arguments=SymbolicArguments(*tensors))
+    """A call of a layer on some tensors, with its `arguments`."""
+    return SimpleNamespace(arguments=recorded_arguments(*tensors))
 
 
 @contextmanager
