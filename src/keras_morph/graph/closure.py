@@ -114,18 +114,17 @@ class _Closer:
 
     def states(self, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """State of every tensor, and those that may not be what they are."""
-        filled = ((counts[self.vectors] > 0) | self.unknown).tolist()
-        states = [LIVE if has_channels else EMPTY for has_channels in filled]
+        # Before its call is run, a tensor's state says whether it has channels.
+        states = np.where((counts[self.vectors] > 0) | self.unknown, LIVE, EMPTY).tolist()
         blocked: list[int] = []
         for call in self.graph.calls:
-            if not any(filled[t] for t in call.outputs):
-                continue
-            made, refused = FORWARD[call.mode](self.graph, call, [states[t] for t in call.inputs])
-            if made == CONSTANT:
-                for output in call.outputs:
-                    states[output] = CONSTANT if filled[output] else EMPTY
-            blocked += [t for t in call.masks if states[t] != LIVE]
-            blocked += [t for t in call.inputs if states[t] in refused]
+            filled = [t for t in call.outputs if states[t] != EMPTY]
+            if filled:
+                made, refused = FORWARD[call.mode](self.graph, call, [states[t] for t in call.inputs])
+                for output in filled:
+                    states[output] = made
+                blocked += [t for t in call.masks if states[t] != LIVE]
+                blocked += [t for t in call.inputs if states[t] in refused]
         blocked += [t for t in self.graph.outputs if states[t] == CONSTANT]
         return np.array(states), blocked
 

@@ -21,14 +21,19 @@ def is_zeroed(operation: Any, rule: Rule | None, routed: Routed, operands: Seque
         return True  # all pinned: nothing dies
     if routed.zero is not None:
         return routed.zero
+    return rule.zero(operation) and _are_zeroed(operation, rule, operands)
+
+
+def _are_zeroed(operation: Any, rule: Rule, operands: Sequence[Tensor]) -> bool:
+    """Whether enough operands are zero where they are dead."""
     zeroed = [tensor.zeroed for tensor in operands]
     if rule.multiplies or rule.width:  # what else than the first operand it is given are states and sequences
-        return rule.zero(operation) and all(zeroed[1:])
+        return all(zeroed[1:])
     if rule.shifts and len(operands) == 1:
         return False
     # A layer that multiplies takes what a mask leaves out for ones.
     masked = isinstance(operation, keras.Layer) and any(tensor.masked for tensor in operands)
-    return rule.zero(operation) and (any(zeroed) if rule.absorbs and not masked else all(zeroed))
+    return any(zeroed) if rule.absorbs and not masked else all(zeroed)
 
 
 def is_steady(operation: Any, rule: Rule | None, mode: str, operands: Sequence[Tensor]) -> bool:

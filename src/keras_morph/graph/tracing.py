@@ -3,8 +3,6 @@
 import difflib
 import inspect
 import re
-import warnings
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +12,13 @@ import numpy as np
 from keras import tree
 
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
-from keras_morph.errors import KerasMorphError, UnknownLayerWarning
+from keras_morph.errors import KerasMorphError
 from keras_morph.graph.chains import Chain, chained
 from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.graph.dead_values import is_masked, is_steady, is_zeroed, needs_masks
 from keras_morph.graph.replaying import filled
-from keras_morph.keras_internals import functional_in, graph_in, nodes_of, operations_of, parts_of
+from keras_morph.graph.unknown_layers import held_by_unknown, unknown, warn_of_unknown
+from keras_morph.keras_internals import functional_in, graph_in, nodes_of, operations_of
 from keras_morph.layers.rules import (
     Flow,
     Routed,
@@ -70,7 +69,7 @@ def trace(
     _protect(tracer.graph, protect)
     _tie(tracer.graph, tie)
     graph = tracer.finish(model)
-    _warn_of_unknown(graph)
+    warn_of_unknown(graph)
     return graph
 
 
@@ -251,7 +250,7 @@ class _Tracer:
     def routed(self, flow: Flow, rule: Rule | None) -> Routed:
         """What a row says of a call, or what is said of a layer that has none."""
         if rule is None:
-            return self.unknown(flow)
+            return unknown(flow, self.refused.get(id(flow.operation)))
         masks = [name for name in flow.names if name == "mask" or name.endswith("_mask")]
         if masks:
             return fresh(flow, f"is given a {masks[0]}", known=False)
@@ -296,13 +295,6 @@ class _Tracer:
         if ids is result or self.graph.are_tied(len(self.calls), ids, result):
             return tensor
         return replace(tensor, zeroed=False, steady=False)
-
-    def unknown(self, flow: Flow) -> Routed:
-        """A layer without a row, and where it might have been followed, why it was not."""
-        reason = self.refused.get(id(flow.operation))
-        more, kind = f"; it {reason}" if reason else "", type(flow.operation)
-        known = kind.__module__.startswith("keras.") and kind is not keras.layers.Lambda
-        return fresh(flow, f"is a layer that we do not know ({type(flow.operation).__name__}{more})", known=known)
 
     def share(self, name: str, routed: Routed) -> None:
         """A layer that is called again has the same weights and config, hence the same channels along their axes."""
@@ -355,15 +347,9 @@ class _Tracer:
 
     def pin_what_unknown_layers_hold(self) -> None:
         """A layer that we know, and that one that we do not know holds too, stays as it is for both."""
-        for holder in self.layers.values():
-            if holder.rule is not None or not isinstance(holder.operation, keras.Layer):
-                continue
-            held = {id(layer) for layer in parts_of(holder.operation, itself=False)}
-            for layer in self.layers.values():
-                if id(layer.operation) in held:
-                    vectors = [vector for weight in layer.weights for vector in weight.vectors if vector >= 0]
-                    for vector in vectors:
-                        self.graph.pin(self.graph.vectors[vector], f"{holder.name} uses {layer.name} too")
+        for holder, layer in held_by_unknown(self.layers.values()):
+            for vector in {vector for weight in layer.weights for vector in weight.vectors if vector >= 0}:
+                self.graph.pin(self.graph.vectors[vector], f"{holder.name} uses {layer.name} too")
 
     def pin_what_no_structure_names(self) -> None:
         """A structure names the channels that layers make, and others only through those that they are tied to."""
@@ -529,36 +515,6 @@ def _tokens(operation: Any, name: str, axes: str, shape: tuple[int, ...], signal
 
 def _place(token: str, tokens: list[str]) -> int | None:
     return tokens.index(token) if token in tokens else None
-
-
-_WARNED: Any = weakref.WeakSet()  # models whose unknown layers were named
-
-
-def _warn_of_unknown(graph: ChannelGraph) -> None:
-    if graph.model in _WARNED:
-        return
-    calls = [call for call in graph.calls if call.mode != "input" and _is_unknown(graph.layers[call.layer])]
-    if not calls:
-        return
-    _WARNED.add(graph.model)
-    layers = dict.fromkeys(f"{graph.layers[call.layer].name} ({graph.layers[call.layer].kind})" for call in calls)
-    touched = {graph.tensors[tensor].vector for call in calls for tensor in (*call.inputs, *call.outputs)}
-    pinned = np.concatenate([graph.groups_of(vector) for vector in touched])
-    own = any(not type(graph.layers[call.layer].operation).__module__.startswith("keras.") for call in calls)
-    advice = " keras_morph.register_rule tells us of a layer of yours." if own else ""
-    warnings.warn(
-        f"{graph.model.name} has layers that we cannot follow: {', '.join(layers)}. What they read and make cannot be "
-        f"removed, {np.isin(graph.group_of, pinned).sum():,} of {graph.num_channels:,} channels; everything else can."
-        f"{advice}",
-        UnknownLayerWarning,
-        stacklevel=1,
-    )
-
-
-def _is_unknown(layer: Layer) -> bool:
-    """Whether a layer has no row, or wraps one that has none; a row may also say that a call cannot be followed, and why."""
-    wraps = isinstance(layer.operation, keras.layers.Wrapper)
-    return layer.rule is None and (wraps or rule_for(layer.operation) is None)
 
 
 def _protect(graph: GraphBuilder, patterns: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ A channel's gate stands where the channel is read: after its normalization and a
 that channels that are tied share one. What a gate of 0 leaves is the masked seed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,18 +28,19 @@ def gateable(graph: ChannelGraph) -> np.ndarray:
     """
     closed = graph.pinned_mask.copy()
     read = np.zeros(graph.num_groups, bool)
+
+    def groups(tensors: Sequence[int]) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int64), *(graph.groups_of(graph.tensors[t]) for t in tensors)])
+
     for call in graph.calls:
-        groups = [graph.groups_of(graph.tensors[t]) for t in (*call.inputs, *call.outputs)]
-        ends = np.concatenate(groups[: len(call.inputs)]) if call.inputs else np.zeros(0, np.int64)
-        ends = np.setdiff1d(ends, np.concatenate(groups[len(call.inputs) :]))
+        ends = np.setdiff1d(groups(call.inputs), groups(call.outputs))
         read[ends] = True
         if not _reads_through_gates(graph, call):
             closed[ends] = True
         rule = graph.layers[call.layer].rule
         if call.padded or (rule is not None and rule.mixes):  # a gate behind it would come too late
-            closed[np.concatenate(groups[: len(call.inputs)])] = True
-        for hidden in groups[len(call.sources) : len(call.inputs)]:  # inside the layer
-            closed[hidden] = True
+            closed[groups(call.inputs)] = True
+        closed[groups(call.inputs[len(call.sources) :])] = True  # inside the layer
     if not np.any(read & ~closed):
         raise UnsupportedModelError(
             f"LogisticSigmoid finds no channel in {graph.model.name} that may be removed and that a convolution or Dense "
