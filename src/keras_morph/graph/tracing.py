@@ -188,7 +188,10 @@ class _Tracer:
             self.layers[name] = Layer(name, "TimeDistributed", operation, STEPS, (), None)
             self.layer_numbers[name] = len(self.layer_numbers)
         output = self.place(target, spec, tensor)
-        self.calls.append(Call(self.layer_numbers[name], "strict", (number,), (output,), sources=(source,)))
+        every = np.arange(len(self.graph.vectors[tensor.vector]))
+        self.calls.append(
+            Call(self.layer_numbers[name], "strict", (number,), (output,), sources=(source,), moves=(every,))
+        )
 
     def call(self, node: Any, name: str, chain: Chain | None = None) -> None:
         """One call: its channels by its row, and what else is known of its results."""
