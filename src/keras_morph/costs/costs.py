@@ -8,15 +8,16 @@ penalty all follow from the table, so a cost of your own is one method.
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware
-from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
+from keras_morph.errors import KerasMorphError, UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import structure_from
 from keras_morph.graph.tracing import trace
@@ -126,6 +127,23 @@ class Cost(ABC):
         owners = np.array([call.layer for call in graph.calls] + list(range(len(graph.layers))))
         return np.bincount(owners, weights=self.per_owner(graph, closed), minlength=len(graph.layers))
 
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the class, as a learner is saved with them.
+
+        Raises:
+            KerasMorphError: if a cost of your own takes arguments and does not say which.
+        """
+        if type(self).__init__ is not object.__init__:
+            raise KerasMorphError(
+                f"{self.name} cannot be saved. Expected: a get_config that returns the arguments of the class as a dictionary. "
+                "Received: __init__ without get_config."
+            )
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Cost":
+        return cls(**config)
+
     def __repr__(self) -> str:
         return f"{self.name}()"
 
@@ -161,6 +179,7 @@ def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int
     return followed + [(macs, CONSTANT, CONSTANT, number) for macs, number in counting.fixed_multiply_adds(graph)]
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class FLOPs(Cost):
     """Floating point operations of one forward pass for one example.
 
@@ -179,6 +198,7 @@ class FLOPs(Cost):
         return counting.uncounted(graph)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class ModelSize(Cost):
     """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`)."""
 
@@ -195,6 +215,7 @@ class ModelSize(Cost):
         return Monomials.table(rows)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Activations(Cost):
     """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels)."""
 
@@ -214,6 +235,7 @@ class Activations(Cost):
         )
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Latency(Cost):
     """Roofline seconds of one forward pass: per layer `max(flops / peak, bytes / bandwidth)`.
 
@@ -250,6 +272,13 @@ class Latency(Cost):
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         return counting.uncounted(graph)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"hardware_": asdict(self.hardware), "batch_size": self.batch_size}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Latency":
+        return cls(Hardware(**config["hardware_"]), batch_size=config["batch_size"])
 
     def __repr__(self) -> str:
         return f"Latency({self.hardware.name!r})"

@@ -15,7 +15,7 @@ from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.regularizers import GroupLasso, Regularizer, group_scores, pin_sourceless
+from keras_morph.training.regularizers import GroupLasso, Regularizer, check_finite, group_scores, pin_sourceless
 
 __all__ = [
     "Reach",
@@ -66,8 +66,10 @@ def fit_budget(
 
     Raises:
         BudgetError: if the budget cannot be read or reached; the message names the reachable minimum.
+        KerasMorphError: if a score is NaN or infinite.
     """
     graph, scores, cost = scored(model, regularizer=regularizer, cost=cost, protect=protect, tie=tie, grouped=grouped)
+    check_finite(graph, scores)
     limits = limits_of(graph, budget, cost, bytes_per_parameter=bytes_per_parameter)
     worth = scores / group_prices(graph, limits) ** per_cost if per_cost else scores
     return Structure.closed(graph, choose(graph, worth, limits, round_to=round_to, floor=floor), worth)

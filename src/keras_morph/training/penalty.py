@@ -75,7 +75,8 @@ class Penalty:
         """(penalty, cost): two float32 scalars; the cost is that of the alive counts before closing."""
         scores = self.scores()
         held = ops.stop_gradient(scores)
-        alive = ops.where(held > self.regularizer.threshold, ops.ones_like(held), 1.0 - self.free)
+        # A score that is NaN is not dead.
+        alive = ops.where(held <= self.regularizer.threshold, 1.0 - self.free, ops.ones_like(held))
         counts = self._sum(ops.multiply(ops.take(alive, self.pair_group), self.pair_count), self.pair_vector)
         counts = ops.concatenate([ops.add(counts[:-1], self.fixed), ops.ones(1)])
         a = ops.multiply(ops.take(counts, self.b), self.coefficient)  # derivative of each monomial by its n_a
