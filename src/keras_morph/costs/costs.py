@@ -17,10 +17,11 @@ import numpy as np
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware
-from keras_morph.errors import KerasMorphError, UncountedLayerWarning, UnsupportedModelError
+from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import structure_from
 from keras_morph.graph.tracing import trace
+from keras_morph.saving import Configured
 
 __all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
 
@@ -68,7 +69,7 @@ class Monomials:
         return scale * n[self.b] * (self.a != CONSTANT), scale * n[self.a] * (self.b != CONSTANT)
 
 
-class Cost(ABC):
+class Cost(Configured, ABC):
     """A cost is a name, a unit and a table of monomials.
 
     Calling it gives the cost of a model: `FLOPs()(model)`, or of a structure of it: `FLOPs()(model, structure)`.
@@ -126,23 +127,6 @@ class Cost(ABC):
         """Cost of each layer, float64, `(len(layers),)`."""
         owners = np.array([call.layer for call in graph.calls] + list(range(len(graph.layers))))
         return np.bincount(owners, weights=self.per_owner(graph, closed), minlength=len(graph.layers))
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments of the class, as a learner is saved with them.
-
-        Raises:
-            KerasMorphError: if a cost of your own takes arguments and does not say which.
-        """
-        if type(self).__init__ is not object.__init__:
-            raise KerasMorphError(
-                f"{self.name} cannot be saved. Expected: a get_config that returns the arguments of the class as a dictionary. "
-                "Received: __init__ without get_config."
-            )
-        return {}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Cost":
-        return cls(**config)
 
     def __repr__(self) -> str:
         return f"{self.name}()"

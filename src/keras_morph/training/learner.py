@@ -14,6 +14,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.keras_internals import losses_are_given, sync_weights
+from keras_morph.saving import serialized
 from keras_morph.training.penalty import Penalty
 from keras_morph.training.regularizers import GroupLasso, Regularizer, attached, check_finite, group_scores
 
@@ -178,7 +179,7 @@ class StructureLearner(keras.Model):
         }
         return {
             "name": self.name,
-            **{key: _serialized(part) for key, part in parts.items()},
+            **{key: serialized(part) for key, part in parts.items()},
             "strength": self.strength,
             "protect": list(protect),
             "tie": [list(layers) for layers in tie],
@@ -217,13 +218,3 @@ def _check_steps(seed: keras.Model, kind: type[StructureLearner]) -> None:
                 f"Keras methods, a subclass of StructureLearner with that {method} (self.losses contains the penalty), or a "
                 f"training loop of your own with learner.penalty(). Received: {type(seed).__name__}.{method}."
             )
-
-
-def _serialized(part: Any) -> Any:
-    if not hasattr(part, "get_config"):
-        raise KerasMorphError(
-            f"{type(part).__name__} cannot be saved. Expected: get_config, which returns the arguments of the class as a "
-            "dictionary, and @keras.saving.register_keras_serializable() above the class. Received: no get_config; "
-            "learner.save_weights needs none."
-        )
-    return keras.saving.serialize_keras_object(part)

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.errors import KerasMorphError
+from keras_morph.saving import Configured
 from keras_morph.training.gates import Gates, attach_gates
 from keras_morph.training.regularizers import Attached, checked_threshold
 
@@ -15,7 +16,7 @@ __all__ = ["LogisticSigmoid"]
 
 
 @keras.saving.register_keras_serializable("keras_morph")
-class LogisticSigmoid:
+class LogisticSigmoid(Configured):
     """A learned gate per group, as in FiGS: sampled while training, folded into the weights when rebuilt.
 
     Each group that may be removed has a logit; p = sigmoid(logit) is its score. Where a layer reads channels they are
@@ -72,11 +73,6 @@ class LogisticSigmoid:
     def attach(self, graph: ChannelGraph) -> Attached:
         return attach_gates(graph, lambda groups: SampledGates(groups, self))
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            name: getattr(self, name) for name in ("threshold", "initial", "temperature", "straight_through", "speed")
-        }
-
     def __repr__(self) -> str:
         return f"LogisticSigmoid(threshold={self.threshold})"
 
@@ -118,6 +114,6 @@ class SampledGates(Gates):
         )  # Keras does not save it: a resumed run would repeat its samples
 
     def load_own_variables(self, store: Any) -> None:
-        values = {key: store[key] for key in store if key != "noise"}
+        values = dict(store)
+        self.noise.state.assign(values.pop("noise"))
         super().load_own_variables(values)
-        self.noise.state.assign(store["noise"])

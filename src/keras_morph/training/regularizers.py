@@ -14,6 +14,7 @@ import numpy as np
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.layers.rules import variable
+from keras_morph.saving import Configured
 
 __all__ = [
     "Attached",
@@ -64,8 +65,8 @@ class Regularizer(Protocol):
     It may also have `attach(graph)`, which returns an Attached where it needs more than the seed's own weights;
     `comparable(scores, entries)`, as GroupLasso has, where scores of layers of different sizes have to
     be scaled before `fit_budget` chooses among them; `initial_strength` and `strength_factor`: where a StrengthController
-    begins, times the cost of the seed, and the factor by which it goes on; and `get_config`, without which its learner is not
-    saved whole.
+    begins, times the cost of the seed, and the factor by which it goes on; and `get_config` and `from_config`, without which
+    its learner is not saved whole.
     """
 
     threshold: float
@@ -124,7 +125,7 @@ def checked_threshold(value: float) -> float:
 
 
 @keras.saving.register_keras_serializable("keras_morph")
-class GroupLasso:
+class GroupLasso(Configured):
     """Root mean square of each channel's kernel, of convolutions and Dense layers alike.
 
     score = (1 - l1_fraction) * sqrt(mean(w^2)) + l1_fraction * mean(|w|), over all axes of the kernel but the output's.
@@ -170,15 +171,12 @@ class GroupLasso:
         """
         return scores * np.sqrt(entries)
 
-    def get_config(self) -> dict[str, Any]:
-        return {"threshold": self.threshold, "l1_fraction": self.l1_fraction}
-
     def __repr__(self) -> str:
         return f"GroupLasso(threshold={self.threshold}, l1_fraction={self.l1_fraction})"
 
 
 @keras.saving.register_keras_serializable("keras_morph")
-class Gamma:
+class Gamma(Configured):
     """|gamma| of the BatchNormalizations that a channel passes.
 
     Args:
@@ -208,9 +206,6 @@ class Gamma:
 
     def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
         return _magnitude(weight, xp)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"threshold": self.threshold}
 
     def __repr__(self) -> str:
         return f"Gamma(threshold={self.threshold})"
