@@ -98,6 +98,24 @@ def spoil(learner, layers, value):
         weight.assign(values)
 
 
+REGULARIZERS = {
+    "GroupLasso": km.GroupLasso(l1_fraction=0.5),
+    "Gamma": km.Gamma(),
+    "LogisticSigmoid": km.LogisticSigmoid(),
+}
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS.values(), ids=REGULARIZERS)
+def test_a_weight_that_is_nan_has_the_score_nan(regularizer):
+    weight = np.array([[np.nan, 0.0, 3.0, -2.0]], np.float32)
+    axes, weight = ((0,), weight) if isinstance(regularizer, km.GroupLasso) else ((), weight[0])
+    for scores in (
+        regularizer.score(weight, axes, np),
+        ops.convert_to_numpy(regularizer.score(ops.convert_to_tensor(weight), axes, ops)),
+    ):
+        np.testing.assert_array_equal(np.isnan(scores), [True, False, False, False])
+
+
 CHOOSING = {
     "structure": lambda learner: learner.structure(),
     "fit_budget of a learner": lambda learner: km.fit_budget(learner, "50%"),

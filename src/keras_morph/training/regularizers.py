@@ -158,7 +158,8 @@ class GroupLasso(Configured):
             weight, axes = xp.reshape(weight, (-1, weight.shape[-1])), (0,)
         square = xp.mean(xp.square(weight), axis=axes)
         # The gradient of sqrt at 0 is infinite: a channel that is exactly zero takes the other branch, with gradient 0.
-        norm = xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, xp.ones_like(square))), xp.zeros_like(square))
+        zero = square == 0  # and not `square > 0`, by which NaN would be a score of 0
+        norm = xp.where(zero, xp.zeros_like(square), xp.sqrt(xp.where(zero, xp.ones_like(square), square)))
         if not self.l1_fraction:
             return norm
         return (1 - self.l1_fraction) * norm + self.l1_fraction * xp.mean(_magnitude(weight, xp), axis=axes)
@@ -212,8 +213,8 @@ class Gamma(Configured):
 
 
 def _magnitude(x: Any, xp: Any) -> Any:
-    # |x| whose gradient at 0 is 0 on every backend (JAX gives 1 for abs).
-    return xp.where(x > 0, x, xp.where(x < 0, -x, xp.zeros_like(x)))
+    # |x| whose gradient at 0 is 0 on every backend (JAX gives 1 for abs), and NaN where x is.
+    return xp.where(x == 0, xp.zeros_like(x), xp.where(x < 0, -x, x))
 
 
 def pin_sourceless(graph: ChannelGraph, regularizer: Regularizer) -> ChannelGraph:
@@ -238,7 +239,8 @@ def group_scores(graph: ChannelGraph, regularizer: Regularizer, *, comparable: b
         each = regularizer.score(weight, source.other_axes, np)
         if scaled is not None:
             each = scaled(each, weight.size // each.size)
-        np.maximum.at(scores, source.groups(graph), each)
+        with np.errstate(invalid="ignore"):  # NaN stays NaN, and whoever chooses by it is told
+            np.maximum.at(scores, source.groups(graph), each)
     return scores
 
 
