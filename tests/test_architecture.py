@@ -31,7 +31,9 @@ def imported_modules(file):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inside if f"{name.replace('.', '/').partition('/')[2]}.py" in FILES}
+            found |= inside | ({node.module} if inside != modules else set())
     return found
 
 

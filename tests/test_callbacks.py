@@ -306,7 +306,7 @@ def test_the_controller_begins_and_goes_on_as_the_regularizer_says():
 
 
 def test_what_is_left_of_the_scores_is_weighted_by_prices():
-    learner = learner_of(fresh("plain"), protect=["conv2"])
+    learner = learner_of(km.trace(fresh("plain"), protect=["conv2"]))
     controller = km.StrengthController("50%")
     controller.set_model(learner)
     controller.set_params({"epochs": 1})

@@ -53,7 +53,7 @@ def data(*shape):
 
 
 def data_and_epochs():
-    return {"data": data(6, 6, 3), "epochs": 3}
+    return {"data": data(6, 6, 3), "epochs": 3, "recipe": km.Recipe(loss="mse")}
 
 
 # What is called, which class it raises, and what its one line has to contain.
@@ -111,7 +111,7 @@ MISTAKES = {
         ["gammaless", "conv1, conv2, dense", "GroupLasso"],
     ),
     "a budget by Gamma without a gamma": (
-        lambda: km.fit_budget(models.build("sequential"), "50%", regularizer=km.Gamma()),
+        lambda: km.fit_budget(models.build("sequential"), "50%", scores=km.Gamma()),
         km.UnsupportedModelError,
         ["sequential", "conv1, dense1, dense2", "GroupLasso"],
     ),
@@ -195,7 +195,7 @@ MISTAKES = {
         ["ModelSize in parameters", "'5ms'", "2MB"],
     ),
     "too few epochs": (
-        lambda: km.shrink(models.build("plain"), "50%", data=data(6, 6, 3), epochs=2),
+        lambda: km.shrink(models.build("plain"), "50%", data(6, 6, 3), epochs=2),
         km.KerasMorphError,
         ["epochs >= 3", "2"],
     ),
@@ -352,7 +352,7 @@ DAMAGED = {
     "JSON of another kind: a list": ("[1, 2, 3]", ["structure"]),
     "JSON of another kind: a number": ("3", ["structure"]),
     "JSON of another kind: an object": ('{"name": "plain", "layers": 3}', ["whole numbers"]),
-    "a later format": (changed(format=2), ["format 2", "Expected: 1"]),
+    "a later format": (changed(format=3), ["format 3", "Expected: one of (1, 2)"]),
     "a format that is no number": (changed(format="one"), ["format 'one'"]),
     "no layers": (json.dumps({"format": 1, "seed": good_file()["seed"]}), ["layers"]),
     "no seed": (json.dumps({"format": 1, "layers": good_file()["layers"]}), ["seed"]),

@@ -111,7 +111,7 @@ def test_every_regularizer_trains_under_every_cost(regularizer, cost):
 
 def test_a_model_without_a_learner_has_no_logits():
     with pytest.raises(km.KerasMorphError, match="Expected a StructureLearner"):
-        km.fit_budget(models.build("plain"), "50%", regularizer=km.LogisticSigmoid())
+        km.fit_budget(models.build("plain"), "50%", scores=km.LogisticSigmoid())
 
 
 @pytest.mark.parametrize(

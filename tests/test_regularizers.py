@@ -48,9 +48,10 @@ class HardGates(Gates):
 OWN = {"MeanSquare": MeanSquare, "HardGate": HardGate}
 
 
-def learner_of(regularizer, name="residual_identity", **options):
+def learner_of(regularizer, name="residual_identity", **wiring):
     seed = models.randomize(models.BUILDERS[name](), seed=1)
-    learner = km.StructureLearner(seed, regularizer=regularizer, strength=1e3 / km.FLOPs()(seed), **options)
+    graph = km.trace(seed, **wiring)
+    learner = km.StructureLearner(graph, regularizer=regularizer, strength=1e3 / km.FLOPs()(seed))
     learner.compile(keras.optimizers.SGD(0.01), "mse", **MODE)
     return learner
 
@@ -160,5 +161,5 @@ def test_a_training_that_diverges_says_so():
     learner = learner_of(km.GroupLasso(), "plain")
     spoil(learner, ["conv1"], np.nan)
     x = models.examples(learner.seed, 4)
-    with pytest.raises(km.KerasMorphError, match="The training has diverged"):
+    with pytest.raises(km.KerasMorphError, match="Where a training has diverged"):
         learner.fit(x, np.zeros((4, 3)), verbose=0, callbacks=[km.StopWithin("50%")])

@@ -23,7 +23,7 @@ LEARNERS = {
     "GroupLasso": ("residual_identity", {}),
     "GroupLasso, options": (
         "residual_identity",
-        {"regularizer": km.GroupLasso(0.02, l1_fraction=0.25), "cost": km.ModelSize(), "protect": ["stem"]},
+        {"regularizer": km.GroupLasso(0.02, l1_fraction=0.25), "cost": km.ModelSize()},
     ),
     "Gamma": ("residual_identity", {"regularizer": km.Gamma(0.5), "cost": km.Latency("P100", batch_size=4)}),
     "LogisticSigmoid": (
@@ -33,14 +33,21 @@ LEARNERS = {
             "cost": km.Activations(),
         },
     ),
-    "own hardware": ("plain", {"cost": km.Latency(km.Hardware("mine", 1e9, 1e6)), "tie": [["conv1"], ["conv1"]]}),
+    "own hardware": ("residual_projection", {"cost": km.Latency(km.Hardware("mine", 1e9, 1e6))}),
+    "grouped": ("grouped", {}),
+}
+WIRING = {
+    "GroupLasso, options": {"protect": ["stem"]},
+    "own hardware": {"tie": [["a1", "b1"]]},
+    "grouped": {"grouped": "equal"},
 }
 
 
 def compiled(name, seed=1, strength=1e-4):
     """A learner of a network with random weights, about to be trained."""
     network, options = LEARNERS[name]
-    learner = km.StructureLearner(models.randomize(models.BUILDERS[network](), seed=seed), strength=strength, **options)
+    graph = km.trace(models.randomize(models.BUILDERS[network](), seed=seed), **WIRING.get(name, {}))
+    learner = km.StructureLearner(graph, strength=strength, **options)
     learner.compile(keras.optimizers.Adam(0.02), "mse", metrics=["mae"], **MODE)
     return learner
 
@@ -68,6 +75,7 @@ def assert_same(one, other):
     assert one.structure() == other.structure()
     np.testing.assert_array_equal(one.scores(), other.scores())
     np.testing.assert_array_equal(one.graph.pinned_mask, other.graph.pinned_mask)
+    assert one.graph.wiring == other.graph.wiring
     np.testing.assert_array_equal(one.predict(X, verbose=0), other.predict(X, verbose=0))
     assert one.strength == other.strength
     assert one.target_cost(one.graph) == other.target_cost(other.graph)

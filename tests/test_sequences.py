@@ -67,7 +67,7 @@ def test_shrinking_loses_nothing_in_the_cut(model):
     labels = (words[:, 0] % 2).astype("int32")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     result = km.shrink(
-        model, "50%", data=(words, labels), epochs=3, batch_size=8, regularizer=km.GroupLasso(), loss=loss
+        model, "50%", (words, labels), regularizer=km.GroupLasso(), recipe=km.Recipe(epochs=3, batch_size=8, loss=loss)
     )
     assert km.FLOPs()(result.small) <= 0.5 * km.FLOPs()(model)
     assert 0 < result.structure.widths["recurrent"] < 5

@@ -214,7 +214,9 @@ def test_shrink_trains_a_copy_of_what_can_be_copied():
     model = network(layers.Lambda(twice))
     with models.weights_stay(model):
         x, y = models.examples(model, count=16), np.eye(2)[np.arange(16) % 2]
-        result = km.shrink(model, "60%", data=(x, y), epochs=3, regularizer=km.GroupLasso(), loss="mse", metrics=[])
+        result = km.shrink(
+            model, "60%", (x, y), epochs=3, regularizer=km.GroupLasso(), recipe=km.Recipe(loss="mse", metrics=[])
+        )
         assert km.FLOPs()(result.small) <= 0.6 * km.FLOPs()(model)
 
 

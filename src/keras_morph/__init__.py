@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 from keras_morph import zoo
 from keras_morph.channels import ChannelGraph
+from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.costs.hardware import HARDWARE, Hardware
 from keras_morph.costs.measured import measure
@@ -22,7 +23,7 @@ from keras_morph.errors import (
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.layers.rules import Rule, register_rule
-from keras_morph.pipeline import Shrunk, prune, shrink
+from keras_morph.pipeline import Progress, Shrunk, prune, shrink
 from keras_morph.report import Report, report
 from keras_morph.search.expansion import expand
 from keras_morph.search.selection import Reach, fit_budget, reach
@@ -32,6 +33,7 @@ from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin
 from keras_morph.training.distilling import Distiller
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.logistic_sigmoid import LogisticSigmoid
+from keras_morph.training.recipe import Recipe
 from keras_morph.training.regularizers import Gamma, GroupLasso
 from keras_morph.training.statistics import reestimate_statistics
 
@@ -39,6 +41,7 @@ __all__ = [
     "HARDWARE",
     "Activations",
     "Anneal",
+    "Budget",
     "BudgetError",
     "ChannelGraph",
     "Cost",
@@ -54,7 +57,9 @@ __all__ = [
     "Latency",
     "LogisticSigmoid",
     "ModelSize",
+    "Progress",
     "Reach",
+    "Recipe",
     "Report",
     "Rule",
     "Shrunk",

@@ -32,6 +32,7 @@ __all__ = [
     "activations",
     "as_if_training",
     "call_on",
+    "compiled_with",
     "core",
     "count_names_anew",
     "functional_in",
@@ -244,3 +245,9 @@ def sync_weights(model: keras.Model) -> None:
 def losses_are_given(model: keras.Model) -> bool:
     """Whether `losses` are those of the forward pass that JAX's trainer has just made, instead of new ones."""
     return bool(model._losses_override)
+
+
+def compiled_with(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with, by the names of `compile`'s arguments; empty if it was not."""
+    config = getattr(model, "_compile_config", None) if model.compiled else None
+    return {} if config is None else dict(config.config)

@@ -8,6 +8,7 @@ import typer
 from keras_morph.cli.choices import Grouped, check_folder, load_model, wiring_of
 from keras_morph.costs.costs import FLOPs, ModelSize
 from keras_morph.errors import KerasMorphError
+from keras_morph.graph.tracing import trace
 from keras_morph.runs import save_model
 from keras_morph.surgery.rebuilding import rebuild as rebuild_model
 
@@ -27,7 +28,7 @@ def rebuild(
     check_folder("the folder of OUTPUT", output.parent)
     wiring = wiring_of(grouped=grouped)
     seed = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
-    small = rebuild_model(seed, structure, weights=weights, **wiring)
+    small = rebuild_model(trace(seed, **wiring) if grouped != "whole" else seed, structure, weights=weights)
     save_model(small, output)
     flops, size = FLOPs(), ModelSize()
     print(

@@ -22,18 +22,20 @@ from keras_morph.cli.choices import (
     regularizer_of,
     wiring_of,
 )
-from keras_morph.costs.budget import parse_budget, split_budget
+from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import FLOPs, ModelSize
 from keras_morph.costs.measured import Measured, measure
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
-from keras_morph.pipeline import PER_COST, Shrunk, cosine
+from keras_morph.graph.tracing import trace
+from keras_morph.pipeline import Shrunk
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.report import report
 from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
 from keras_morph.search.selection import fit_budget, reach
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.learner import StructureLearner
+from keras_morph.training.recipe import Recipe, cosine
 
 
 def shrink(
@@ -53,7 +55,7 @@ def shrink(
     strength: Annotated[float | None, typer.Option(help="factor of the penalty; by default it is controlled")] = None,
     per_cost: Annotated[
         float, typer.Option(help="0: the strongest channels live, 1: the strongest for what they cost")
-    ] = PER_COST,
+    ] = 0.0,
     round_to: Annotated[int, typer.Option(help="widths become multiples of this, or stay whole")] = 1,
     rounds: Annotated[int, typer.Option(help="shrink, expand to the cost of the seed, and shrink again")] = 1,
     protect: Protect = None,
@@ -93,14 +95,16 @@ def shrink(
         check_number(option, value, low, high)
     check_number("--learning-rate", learning_rate, 0, above=True)
     check_folder("--log-dir", log_dir)
-    for part, text in split_budget(budget, target):
+    allowed = Budget(budget, target, round_to=round_to, per_cost=per_cost)
+    for part, text in allowed.amounts():
         parse_budget(text, part, 1.0)
     keras.utils.set_random_seed(random_seed)
     dataset = load(data, image_size=image_size, limit=limit, seed=random_seed)
     seed = load_model(model, input_shape=dataset.image_shape, classes=dataset.num_classes)
-    untrained = StructureLearner(seed, regularizer=scorer, cost=target, **wiring)
-    fit_budget(untrained, budget, round_to=round_to)
-    reaches = [reach(untrained, part) for part, _ in split_budget(budget, target)]
+    graph = trace(seed, **wiring)
+    untrained = StructureLearner(graph, regularizer=scorer, cost=target)
+    fit_budget(untrained, allowed)
+    reaches = [reach(untrained, part) for part, _ in allowed.amounts()]
     _check_fits(seed, dataset)
     folder = new_run_folder(log_dir)
     write_json(folder / "config.json", {"command": "shrink", "options": options, **describe_environment()})
@@ -118,29 +122,22 @@ def shrink(
             *pair, batch_size=batch_size, epochs=trainings, validation_data=held_out, verbose=0, callbacks=[before]
         )
     save_model(seed, folder / "seed.keras")
-    result = shrink_model(
-        seed,
-        budget,
-        data=pair,
-        validation_data=held_out,
+    recipe = Recipe(
         epochs=epochs,
-        cost=target,
-        regularizer=scorer,
-        strength=strength,
-        per_cost=per_cost,
-        round_to=round_to,
-        rounds=rounds,
-        distillation=distillation,
-        optimizer=make_optimizer,
         learning_rate=learning_rate,
+        optimizer=make_optimizer,
         loss=loss,
+        metrics=["accuracy"],
         batch_size=batch_size,
-        folder=folder,
-        line=print,
-        **wiring,
+        rounds=rounds,
+        strength=strength,
+        distillation=distillation,
     )
-    result.structure.save(folder / "structure.json")
-    save_model(result.small, folder / "small.keras")
+    result = shrink_model(
+        graph, allowed, pair, validation_data=held_out, regularizer=scorer, recipe=recipe, run=folder, verbose=2
+    )
+    if rounds == 1:  # later rounds begin with other networks
+        save_model(seed, folder / "seed.keras")
     times = measure({"seed": seed, "small": result.small}, batch_size=256)
     table = _results(seed, result, dataset, times)
     report(seed, result.small, history=before.rows + result.history, results=table).save(folder)

@@ -19,8 +19,8 @@ from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
-from keras_morph.graph.structure import structure_from
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.structure import graph_and_structure
+from keras_morph.graph.tracing import graph_of
 from keras_morph.saving import Configured
 
 __all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
@@ -86,16 +86,19 @@ class Cost(Configured, ABC):
         """The table for one model."""
 
     def __call__(self, model: Any, structure: Any = None) -> float:
-        """Cost in `unit` of a Keras model or ChannelGraph, or of a structure of it.
+        """Cost in `unit` of a model, or of a structure of it.
 
         Args:
-            model: a functional or Sequential model, or its ChannelGraph.
+            model: a functional or Sequential model, its ChannelGraph, or a StructureLearner.
             structure: a Structure, counts per layer, or a path to either; None for all channels.
         """
-        graph = trace(model)
+        if structure is None:
+            graph = graph_of(model)
+            alive = np.ones(graph.num_groups, np.int64)
+        else:
+            graph, structure = graph_and_structure(model, structure)
+            alive = structure.copies(graph)
         self._name_uncounted(graph)
-        whole = np.ones(graph.num_groups, bool)
-        alive = whole if structure is None else structure_from(structure, graph).copies(graph)
         return self.total(graph, close(graph, alive))
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
+from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight, Wiring
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
 from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.keras_internals import functional_in, graph_in, mask_of, nodes_of, numeric, operations_of, parts_of
@@ -32,11 +32,11 @@ from keras_morph.layers.rules import (
     variable,
 )
 
-__all__ = ["trace"]
+__all__ = ["graph_of", "known_graph", "trace"]
 
 
 def trace(
-    model: keras.Model | ChannelGraph,
+    model: Any,
     *,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
@@ -44,8 +44,11 @@ def trace(
 ) -> ChannelGraph:
     """Follow every channel of a model: who makes it, what ties it, who reads it.
 
+    What is given here, the wiring, belongs to the graph and to every structure that is made of it: hand on the graph.
+
     Args:
-        model: a functional or Sequential model that is built. A ChannelGraph is handed back as it is.
+        model: a functional or Sequential model that is built. A ChannelGraph is handed back as it is, and so is the graph of
+            a StructureLearner.
         protect: regular expressions; layers whose whole name matches one keep all their channels.
         tie: lists of layer names; the layers of one list keep the same channels, index by index.
         grouped: how grouped convolutions are narrowed: "whole" conv groups, or "equal" counts in every conv group.
@@ -58,20 +61,55 @@ def trace(
 
     Raises:
         UnsupportedModelError: if the model has no graph (a subclassed model, or one that is not built).
-        KerasMorphError: if `protect` or `tie` name layers that are not there, or `grouped` is neither.
+        KerasMorphError: if `protect` or `tie` name layers that are not there, `grouped` is neither, or a graph or learner
+            is given that was made with another wiring.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(),
+        ...                           keras.layers.Dense(2)])
+        >>> km.trace(model).num_groups
+        9
     """
-    if isinstance(model, ChannelGraph):
-        return model
     if grouped not in ("whole", "equal"):
         raise KerasMorphError(f'Expected grouped="whole" or grouped="equal". Received: grouped={grouped!r}.')
+    wiring = Wiring(_texts("protect", protect), tuple(_texts("tie", names) for names in tie), grouped)
+    known = known_graph(model)
+    if known is not None:
+        if wiring not in (Wiring(), known.wiring):
+            raise KerasMorphError(
+                f"{known.model.name} was traced before, and its graph keeps its wiring. Expected: protect, tie and grouped "
+                f"where the model is traced first. Received: {wiring}, and a graph with {known.wiring}."
+            )
+        return known
     function = functional_in(model)
     tracer = _Tracer(function, grouped)
     tracer.run(function)
-    _protect(tracer.graph, protect)
-    _tie(tracer.graph, tie)
-    graph = tracer.finish(model)
+    _protect(tracer.graph, wiring.protect)
+    _tie(tracer.graph, wiring.tie)
+    graph = tracer.finish(model, wiring)
     _warn_of_unknown(graph)
     return graph
+
+
+def _texts(option: str, values: Any) -> tuple[str, ...]:
+    """Strings; a single one is not taken for a list of letters."""
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        example = 'protect=["head.*"]' if option == "protect" else 'tie=[["left", "right"]]'
+        raise KerasMorphError(f"Expected a list of strings, such as {example}. Received: {option}={values!r}.")
+    return tuple(values)
+
+
+def graph_of(model: Any) -> ChannelGraph:
+    """The graph of whatever stands for a model: a ChannelGraph, a StructureLearner, or a Keras model, which is traced."""
+    return trace(model)
+
+
+def known_graph(model: Any) -> ChannelGraph | None:
+    """The graph that is or comes with what stands for a model; None for a Keras model."""
+    if isinstance(model, ChannelGraph):
+        return model
+    graph = getattr(model, "graph", None)
+    return graph if isinstance(graph, ChannelGraph) else None
 
 
 class _Tracer:
@@ -449,7 +487,7 @@ class _Tracer:
                 lonely = made[members[group_of[made]] == 0]
                 self.graph.pin(lonely, f"{name} makes them, and no structure says how many")
 
-    def finish(self, model: Any) -> ChannelGraph:
+    def finish(self, model: Any, wiring: Wiring) -> ChannelGraph:
         inputs = self.ends(self.function.inputs, "model input")
         outputs = self.ends(self.function.outputs, "model output")
         self.pin_what_unknown_layers_hold()
@@ -472,6 +510,7 @@ class _Tracer:
             scopes=tuple(self.scopes),
             ties=self.graph.ties(),
             pinned_channels=self.graph.pinned_channels(),
+            wiring=wiring,
         )
 
 

@@ -17,7 +17,7 @@ from keras import layers, ops, tree
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope, Weight
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import CONSTANT, LIVE, Closed, close
-from keras_morph.graph.structure import repeated, structure_from
+from keras_morph.graph.structure import graph_and_structure, repeated
 from keras_morph.graph.tracing import trace
 from keras_morph.keras_internals import graph_in, remade, structs
 from keras_morph.layers.rules import Rewriting, variable
@@ -27,25 +27,14 @@ from keras_morph.surgery.folding import Constants, DeadValues, fold
 __all__ = ["masked", "rebuild"]
 
 
-def rebuild(
-    seed: Any,
-    structure: Any,
-    *,
-    weights: bool = True,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> keras.Model:
+def rebuild(model: Any, structure: Any, *, weights: bool = True) -> keras.Model:
     """The model of a structure: narrower layers, dead layers and branches gone.
 
     Args:
-        seed: the model that the structure belongs to, or a StructureLearner.
+        model: the seed that the structure belongs to, its ChannelGraph, or a StructureLearner.
         structure: a Structure, `{layer: count}`, or a path to either's JSON; counts keep the first channels.
         weights: whether the result gets the seed's weights, so that it computes what the masked seed computes, or
             fresh ones.
-        protect: as in `trace`.
-        tie: as in `trace`.
-        grouped: as in `trace`.
 
     Returns:
         A functional model of stock Keras layers and operations, with the seed's name, layer names, inputs and outputs.
@@ -55,34 +44,24 @@ def rebuild(
     Raises:
         StructureMismatchError: if the structure is not one of this seed.
     """
-    graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
+    graph, closed = _closed(model, structure)
     if weights:
         _check_not_expanded(closed)
-    return _Replay(graph, closed, weights, _gates(seed)).model()
+    return _Replay(graph, closed, weights, _gates(model)).model()
 
 
-def masked(
-    seed: Any,
-    structure: Any,
-    *,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> keras.Model:
+def masked(model: Any, structure: Any) -> keras.Model:
     """The seed with every dead channel cut off: what makes it and the rows by which it is read are zero.
 
     Args:
-        seed: the model that the structure belongs to, or a StructureLearner.
+        model: as in `rebuild`.
         structure: as in `rebuild`.
-        protect: as in `trace`.
-        tie: as in `trace`.
-        grouped: as in `trace`.
 
     Returns:
         A copy of the seed, of its full size.
     """
-    graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
-    gates = _gates(seed)
+    graph, closed = _closed(model, structure)
+    gates = _gates(model)
     _check_not_expanded(closed)
     copy = cloned(graph.model)
     with warnings.catch_warnings():
@@ -110,10 +89,9 @@ def _without_config(layer: Layer) -> UnsupportedModelError:
     )
 
 
-def _closed(seed: Any, structure: Any, **options: Any) -> tuple[ChannelGraph, Closed]:
-    own = getattr(seed, "graph", None)
-    graph = own if isinstance(own, ChannelGraph) else trace(seed, **options)
-    return graph, close(graph, structure_from(structure, graph).copies(graph))
+def _closed(model: Any, structure: Any) -> tuple[ChannelGraph, Closed]:
+    graph, structure = graph_and_structure(model, structure)
+    return graph, close(graph, structure.copies(graph))
 
 
 def _check_not_expanded(closed: Closed) -> None:
@@ -123,8 +101,8 @@ def _check_not_expanded(closed: Closed) -> None:
         )
 
 
-def _gates(seed: Any) -> np.ndarray | None:
-    return seed.gate_values() if getattr(seed, "gates", None) is not None else None
+def _gates(model: Any) -> np.ndarray | None:
+    return model.gate_values() if getattr(model, "gates", None) is not None else None
 
 
 def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.costs.budget import group_prices, limits_of
+from keras_morph.costs.budget import budget_from, group_prices
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.closure import close
 from keras_morph.graph.structure import Structure
@@ -64,18 +65,34 @@ class StructureLog(_OfLearner):
 
 
 class EpochLog(keras.callbacks.Callback):
-    """One row per epoch, in `history.csv` and as a line: accuracy, cost as a share of the seed's, strength, channels.
+    """One row per epoch, in `history.csv` and as a line: loss, accuracy, cost as a share of the seed's, strength, channels.
 
-    Cost, strength and channels are those of a StructureLearner; in `fit` of another model they stay empty.
+    Cost, strength and channels are those of a StructureLearner; in `fit` of another model they stay empty. In a short
+    training no score falls below the threshold, so that these say little: `choice` also tells what a cut would leave now.
 
     Args:
         path: the CSV file, rewritten after each epoch, or None. Rows that are there already are kept.
         phase: what the rows are called, such as "learn".
         line: receives one line of text per epoch, such as `print`, or None.
         structure: the structure whose cost is logged; by default the learner's own at each epoch.
+        choice: from a learner to the structure that a cut now would give, such as
+            `lambda learner: km.fit_budget(learner, "50%")`, or None.
+        left: epochs that are left when this `fit` begins, of all that the run has, for the time that is left.
     """
 
-    FIELDS = ("phase", "epoch", "loss", "accuracy", "val_accuracy", "cost_share", "strength", "channels")
+    FIELDS = (
+        "phase",
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_accuracy",
+        "cost_share",
+        "strength",
+        "channels",
+        "scores_left",
+        "channels_after_cut",
+        "changed",
+    )
 
     def __init__(
         self,
@@ -84,10 +101,25 @@ class EpochLog(keras.callbacks.Callback):
         phase: str = "learn",
         line: Callable[[str], Any] | None = None,
         structure: Structure | None = None,
+        choice: Callable[[StructureLearner], Structure] | None = None,
+        left: int | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.phase, self.line, self.structure = path, phase, line, structure
+        self.path, self.phase, self.line, self.structure, self.choice, self.left = (
+            path,
+            phase,
+            line,
+            structure,
+            choice,
+            left,
+        )
         self.rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.started = time.monotonic()
+        if self.choice is not None:
+            self.initial = np.maximum(self.model.scores(), np.finfo(np.float64).tiny)
+            self.chosen = self.choice(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {field: (logs or {}).get(field) for field in self.FIELDS} | {"phase": self.phase, "epoch": epoch + 1}
@@ -97,18 +129,39 @@ class EpochLog(keras.callbacks.Callback):
             row["cost_share"] = learner.target_cost(learner.graph, structure) / learner.target_cost(learner.graph)
             row["strength"] = learner.strength
             row["channels"] = sum(structure.widths.values())
+            if self.choice is not None:
+                row |= self._of_a_cut(learner)
         self.rows.append(row)
         if self.path is not None:
             _append_csv(Path(self.path), row, self.FIELDS)
         if self.line is not None:
-            self.line(_in_words(row, self.params.get("epochs")))
+            self.line(_in_words(row, self.params.get("epochs")) + self._time_left())
+
+    def _of_a_cut(self, learner: StructureLearner) -> dict[str, Any]:
+        """What a cut would leave now, how many channels changed sides since the last epoch, and what is left of scores."""
+        before, self.chosen = self.chosen, self.choice(learner)  # type: ignore[misc]
+        changed = sum(len(np.setxor1d(alive, before.alive[layer])) for layer, alive in self.chosen.alive.items())
+        free = ~learner.graph.pinned_mask
+        left = np.minimum(learner.scores() / self.initial, 1.0)[free]
+        widths = sum(self.chosen.widths.values())
+        return {"scores_left": float(left.mean()), "channels_after_cut": widths, "changed": changed}
+
+    def _time_left(self) -> str:
+        if self.left is None:
+            return ""
+        seconds = (time.monotonic() - self.started) / len(self.rows) * max(0, self.left - len(self.rows))
+        return f"  left {seconds / 60:.0f} min" if seconds >= 120 else f"  left {seconds:.0f} s"
 
 
 def _in_words(row: dict[str, Any], epochs: int | None) -> str:
     parts = [f"{row['phase']:<9} {row['epoch']:>3}/{epochs or '?'}"]
-    parts += [f"{name} {row[name]:.3f}" for name in ("accuracy", "val_accuracy") if row[name] is not None]
+    parts += [f"{name} {row[name]:.3f}" for name in ("loss", "accuracy", "val_accuracy") if row[name] is not None]
     if row["cost_share"] is not None:
         parts.append(f"cost {row['cost_share']:.1%}  strength {row['strength']:.3g}  channels {row['channels']:,}")
+    if row["channels_after_cut"] is not None:
+        parts.append(
+            f"scores {row['scores_left']:.0%}  a cut now leaves {row['channels_after_cut']:,} ({row['changed']:,} changed)"
+        )
     return "  ".join(parts)
 
 
@@ -169,7 +222,7 @@ class StrengthController(_OfLearner):
             learner.strength = getattr(learner.regularizer, "initial_strength", INITIAL) / learner.target_cost(
                 learner.graph
             )
-        limits = limits_of(learner.graph, self.budget, learner.target_cost)
+        limits = budget_from(self.budget).limits(learner.graph, learner.target_cost)
         self.goal = min(1.0, *(limit.limit / limit.cost(learner.graph) for limit in limits))
         self.prices = group_prices(learner.graph, limits) * ~learner.graph.pinned_mask
         self.initial = np.maximum(learner.scores(), np.finfo(np.float64).tiny)
@@ -273,5 +326,5 @@ class _Fade:
 
 def share_of_budget(learner: StructureLearner, budget: Any) -> float:
     """Cost of the channels above the threshold as a share of the budget, of the tightest one."""
-    limits, structure = limits_of(learner.graph, budget, learner.target_cost), learner.structure()
+    limits, structure = budget_from(budget).limits(learner.graph, learner.target_cost), learner.structure()
     return max(limit.cost(learner.graph, structure) / limit.limit for limit in limits)

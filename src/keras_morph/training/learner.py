@@ -1,6 +1,6 @@
 """Learning a structure while training: a Keras model around the seed whose losses contain the penalty."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -12,7 +12,7 @@ from keras import ops
 from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.tracing import graph_of, trace
 from keras_morph.keras_internals import losses_are_given, sync_weights
 from keras_morph.saving import serialized
 from keras_morph.training.penalty import Penalty
@@ -23,6 +23,7 @@ __all__ = ["StructureLearner"]
 # (learner, its penalty) while a loss is computed. By thread: each of TensorFlow's replicas has its own penalty.
 _COUNTED: ContextVar[tuple[Any, Any]] = ContextVar("counted", default=(None, None))
 
+PARTS = ("seed", "regularizer", "cost", "dtype")  # what is saved of a learner besides its numbers
 OVERRIDES = ("train_step", "test_step", "compute_loss", "compute_metrics")  # what a seed's class may do in its own way
 
 
@@ -36,14 +37,11 @@ class StructureLearner(keras.Model):
     penalty: watch `val_accuracy`. It is saved and loaded as any Keras model, seed, regularizer and cost included.
 
     Args:
-        seed: a functional or Sequential model.
+        seed: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied.
         regularizer: gives scores; GroupLasso() by default.
         cost: gives prices; FLOPs() by default.
         strength: factor of the penalty, at least 0. It can be set at any time, also while training. The Model
             Zoo's choice is `multiplier / cost(seed)`.
-        protect: as in `trace`.
-        tie: as in `trace`.
-        grouped: as in `trace`.
 
     Raises:
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
@@ -53,23 +51,21 @@ class StructureLearner(keras.Model):
 
     def __init__(
         self,
-        seed: keras.Model,
+        seed: Any,
         *,
         regularizer: Regularizer | None = None,
         cost: Cost | None = None,
         strength: float = 0.0,
-        protect: Sequence[str] = (),
-        tie: Sequence[Sequence[str]] = (),
-        grouped: str = "whole",
         name: str | None = None,
     ) -> None:
+        graph = graph_of(seed)
+        seed = graph.model
         super().__init__(name=name or f"{seed.name}_learner")
         _check_steps(seed, type(self))
         self.seed = seed
         self.regularizer = regularizer or GroupLasso()
         self.target_cost = cost or FLOPs()
-        self._wiring = (tuple(protect), tuple(map(tuple, tie)), grouped)
-        parts = attached(self.regularizer, trace(seed, protect=protect, tie=tie, grouped=grouped))
+        parts = attached(self.regularizer, graph)
         self.graph, self.gates, self._network, self._scorer = parts.graph, parts.gates, parts.network, parts.scorer
         self._penalty = Penalty(self.graph, self._scorer, self.target_cost)
         self._strength = self.add_weight(
@@ -170,31 +166,23 @@ class StructureLearner(keras.Model):
         return Structure.closed(self.graph, scores > self.regularizer.threshold, scores)
 
     def get_config(self) -> dict[str, Any]:
-        protect, tie, grouped = self._wiring
-        parts = {
-            "seed": self.seed,
-            "regularizer": self.regularizer,
-            "cost": self.target_cost,
-            "dtype": self.dtype_policy,
-        }
+        wiring = self.graph.wiring
+        parts = (self.seed, self.regularizer, self.target_cost, self.dtype_policy)
         return {
             "name": self.name,
-            **{key: serialized(part) for key, part in parts.items()},
+            **{key: serialized(part) for key, part in zip(PARTS, parts, strict=True)},
             "strength": self.strength,
-            "protect": list(protect),
-            "tie": [list(layers) for layers in tie],
-            "grouped": grouped,
+            "wiring": {"protect": list(wiring.protect), "tie": [*map(list, wiring.tie)], "grouped": wiring.grouped},
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "StructureLearner":
-        parts = {
-            key: keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
-            for key in ("seed", "regularizer", "cost", "dtype")
-        }
-        policy = parts.pop("dtype")  # by which `compile` decides whether the loss is scaled
-        learner = cls(**{key: value for key, value in config.items() if key != "dtype"} | parts)
-        learner.dtype_policy = policy
+        seed, regularizer, cost, policy = (
+            keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects) for key in PARTS
+        )
+        graph = trace(seed, **config["wiring"])
+        learner = cls(graph, regularizer=regularizer, cost=cost, strength=config["strength"], name=config["name"])
+        learner.dtype_policy = policy  # by which `compile` decides whether the loss is scaled
         return learner
 
 

@@ -256,6 +256,6 @@ def check_finite(graph: ChannelGraph, scores: np.ndarray) -> None:
     layers = [layer.name for layer in graph.layers if layer.made is not None and lost[graph.group_of[layer.made]].any()]
     raise KerasMorphError(
         f"Expected finite scores. Received: NaN or infinity for {lost.sum()} of {len(lost)} groups of {graph.model.name}, "
-        f"first in {', '.join(layers[:3])}. The training has diverged: go back to a checkpoint, with a lower learning rate "
-        "or strength."
+        f"first in {', '.join(layers[:3])}. Where a training has diverged, go back to a checkpoint, with a lower learning "
+        "rate or strength."
     )
