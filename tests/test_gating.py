@@ -124,9 +124,9 @@ def test_options_out_of_range_are_refused(options):
         km.LogisticSigmoid(**options)
 
 
-def test_only_logistic_sigmoid_has_a_temperature():
+def test_only_gates_that_are_sampled_have_a_temperature():
     learner = km.StructureLearner(fresh("plain"))
-    with pytest.raises(km.KerasMorphError, match="Only LogisticSigmoid"):
+    with pytest.raises(km.KerasMorphError, match="such as LogisticSigmoid"):
         learner.temperature = 0.5
     learner = gated("plain")
     with pytest.raises(km.KerasMorphError, match="temperature=0"):

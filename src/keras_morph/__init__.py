@@ -34,8 +34,9 @@ from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.distilling import Distiller
 from keras_morph.training.learner import StructureLearner
+from keras_morph.training.logistic_sigmoid import LogisticSigmoid
 from keras_morph.training.recipe import Recipe
-from keras_morph.training.regularizers import Gamma, GroupLasso, LogisticSigmoid
+from keras_morph.training.regularizers import Gamma, GroupLasso
 from keras_morph.training.statistics import reestimate_statistics
 
 __all__ = [

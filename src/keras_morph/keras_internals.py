@@ -15,6 +15,7 @@ from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional
 from keras.src.ops import core, image, nn
@@ -38,6 +39,7 @@ __all__ = [
     "graph_in",
     "image",
     "input_layers",
+    "losses_are_given",
     "mask_of",
     "maths",
     "nn",
@@ -49,7 +51,6 @@ __all__ = [
     "pytorch_modules",
     "remade",
     "replayed",
-    "share_between_replicas",
     "structs",
     "sync_weights",
     "takes_a_mask",
@@ -234,14 +235,17 @@ def count_names_anew() -> Iterator[None]:
 
 
 def sync_weights(model: keras.Model) -> None:
-    """While JAX trains, the trainer holds the weights: have them back in the variables."""
-    if getattr(model, "_jax_state_synced", True) is False:
+    """While JAX trains, the trainer holds the weights: have them back in the variables.
+
+    Inside a stateless call they are those that the call was given.
+    """
+    if getattr(model, "_jax_state_synced", True) is False and not in_stateless_scope():
         model.jax_state_sync()
 
 
-def share_between_replicas(model: keras.Model, loss: Any) -> Any:
-    """The trainer's own aggregation of a further loss: TensorFlow's replicas together add it once."""
-    return model._aggregate_additional_loss(loss)
+def losses_are_given(model: keras.Model) -> bool:
+    """Whether `losses` are those of the forward pass that JAX's trainer has just made, instead of new ones."""
+    return bool(model._losses_override)
 
 
 def compiled_with(model: keras.Model) -> dict[str, Any]:

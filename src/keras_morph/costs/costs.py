@@ -8,9 +8,10 @@ of your own is one method: `monomials`, or `table` where it is no formula (a sta
 import warnings
 import weakref
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Layer
@@ -20,6 +21,7 @@ from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import graph_and_structure
 from keras_morph.graph.tracing import graph_of
+from keras_morph.saving import Configured
 
 __all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials", "Table"]
 
@@ -96,7 +98,7 @@ class Formula:
         return by_vector[:-1]
 
 
-class Cost(ABC):
+class Cost(Configured, ABC):
     """A cost is a name, a unit, and a Table of what it answers for a graph.
 
     Calling it gives the cost of a model: `FLOPs()(model)`, or of a structure of it: `FLOPs()(model, structure)`.
@@ -203,6 +205,7 @@ def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int
     return followed + [(macs, CONSTANT, CONSTANT, number) for macs, number in counting.fixed_multiply_adds(graph)]
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class FLOPs(Cost):
     """Floating point operations of one forward pass for one example.
 
@@ -221,6 +224,7 @@ class FLOPs(Cost):
         return counting.uncounted(graph)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class ModelSize(Cost):
     """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`)."""
 
@@ -237,6 +241,7 @@ class ModelSize(Cost):
         return Monomials.table(rows)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Activations(Cost):
     """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels)."""
 
@@ -256,6 +261,7 @@ class Activations(Cost):
         )
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Latency(Cost):
     """Roofline seconds of one forward pass: per layer `max(flops / peak, bytes / bandwidth)`.
 
@@ -292,6 +298,13 @@ class Latency(Cost):
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         return counting.uncounted(graph)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"hardware_": asdict(self.hardware), "batch_size": self.batch_size}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Latency":
+        return cls(Hardware(**config["hardware_"]), batch_size=config["batch_size"])
 
     def __repr__(self) -> str:
         return f"Latency({self.hardware.name!r})"

@@ -14,7 +14,7 @@ from keras_morph.errors import BudgetError, KerasMorphError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of
-from keras_morph.training.regularizers import GroupLasso, group_scores, pin_sourceless
+from keras_morph.training.regularizers import GroupLasso, check_finite, group_scores, pin_sourceless
 
 __all__ = [
     "Reach",
@@ -42,6 +42,7 @@ def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None
 
     Raises:
         BudgetError: if the budget cannot be read or reached; the message names the reachable minimum.
+        KerasMorphError: if the score of a group that may be removed is NaN or infinite; the message names the first layers.
 
     Example:
         >>> structure = km.fit_budget(model, km.Budget("50%", round_to=2))
@@ -50,6 +51,7 @@ def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None
     """
     budget = budget_from(budget, cost)
     graph, values, cost = scored(model, scores, budget.cost)
+    check_finite(graph, values)
     limits = budget.limits(graph, cost)
     if budget.per_cost:
         values = values / group_prices(graph, limits) ** budget.per_cost
@@ -78,12 +80,7 @@ def _checked(graph: ChannelGraph, scores: Any) -> np.ndarray:
             f"Expected scores of shape ({graph.num_groups},), one per group of {graph.model.name}, or a regularizer. "
             f"Received: an array of shape {values.shape}."
         )
-    free = ~graph.pinned_mask
-    if not np.isfinite(values[free]).all():
-        raise KerasMorphError(
-            f"Expected finite scores. Received: {np.sum(~np.isfinite(values[free])):,} that are not, of "
-            f"{free.sum():,} groups that may be removed."
-        )
+    check_finite(graph, values)
     return np.where(np.isfinite(values), values, 0.0)
 
 

@@ -21,7 +21,8 @@ from keras_morph.runs import new_run_folder, write_json
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import masked
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.regularizers import Gamma, GroupLasso, LogisticSigmoid, Regularizer
+from keras_morph.training.logistic_sigmoid import LogisticSigmoid
+from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
 from keras_morph.zoo.applications import build
 
 ALGORITHMS: dict[str, Callable[..., Regularizer]] = {
