@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from keras import ops
-from tensorboardX import SummaryWriter
 
 from keras_morph.graph.structure import Structure
-from keras_morph.report import report
+from keras_morph.reporting import report
 from keras_morph.training.callbacks import _OfLearner
 
 SCALARS = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -33,6 +32,8 @@ class TensorBoardLog(_OfLearner):
         self.drawn: Structure | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
+
         self.writer = SummaryWriter(str(self.folder))
         if not self._step():
             self._write_structure(0)

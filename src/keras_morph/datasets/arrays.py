@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from keras_morph.errors import DataError
 
@@ -197,6 +196,8 @@ def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """Resize float32 images of shape `(n, height, width, channels)` to `size`, smoothly in both directions."""
     if size is None or images.shape[1:3] == size:
         return images
+    from PIL import Image
+
     result = np.empty((len(images), *size, images.shape[3]), np.float32)
     for image, target in zip(images, result, strict=True):
         for channel in range(images.shape[3]):

@@ -254,6 +254,6 @@ class MorphNetModel:
 
     @functools.cached_property
     def _writer(self) -> Any:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
 
         return SummaryWriter(str(self.folder))

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, ModelSize
@@ -92,6 +90,9 @@ class Report:
 
     def text(self, width: int = 120) -> str:
         """Two tables for a terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
         layers = Table(title=f"{self.model}, layer by layer", title_justify="left")
         for number, name in enumerate(self.HEADER):
             layers.add_column(name, justify="left" if number < 2 else "right", no_wrap=number == 0)
