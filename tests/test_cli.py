@@ -328,6 +328,8 @@ MISTAKES = [
     (["shrink", "test_cli:for_three_classes"], ["(None, 3)", "10 classes"]),
     (["shrink", MODEL, "--budget", "half"], ["'half'", "50%"]),
     (["shrink", MODEL, "--budget", "-5%"], ["'-5%'"]),
+    (["shrink", MODEL, "--budget", "0.5"], ["'0.5'", '"50%"']),
+    (["shrink", MODEL, "--budget", "50% Flops"], ["'50% Flops'", '"50% FLOPs"']),
     (["shrink", MODEL, "--budget", "5ms"], ["'5ms'", "hardware"]),
     (["shrink", MODEL, "--budget", "0.1%"], ["reachable minimum"]),
     (["shrink", MODEL, "--cost", "Money"], ["--cost", "Money", "FLOPs"]),

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_morph.costs.costs import Cost, FLOPs
-from keras_morph.errors import KerasMorphError
+from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.search.expansion import expand
@@ -112,6 +112,7 @@ def shrink(
 
     Raises:
         BudgetError: before any training, if the budget cannot be read or reached.
+        DataError: if the data are arrays without labels.
     """
     if epochs < 3 * rounds or rounds < 1:
         raise KerasMorphError(
@@ -120,6 +121,8 @@ def shrink(
         )
     if rounds > 1 and grouped != "whole":
         raise KerasMorphError(f'Several rounds expect grouped="whole", as expand does. Received: grouped={grouped!r}.')
+    for name, given in (("data", data), ("validation_data", validation_data)):
+        check_labelled(name, given)
     cost, regularizer = cost or FLOPs(), regularizer or Gamma()
     wiring: dict[str, Any] = {"protect": protect, "tie": tie, "grouped": grouped}
     training = _Training(data, validation_data, batch_size, optimizer, loss, metrics, folder, line)
@@ -240,6 +243,24 @@ def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> An
         x, y, *weights = data
         return model.fit(x, y, sample_weight=weights[0] if weights else None, batch_size=batch_size, **options)
     return model.fit(data, **options)
+
+
+def check_labelled(name: str, data: Any) -> None:
+    """Arrays come with labels, as a tuple: `fit` would take a list or dictionary for the inputs of a model without any.
+
+    Raises:
+        DataError: for a bare array, a list or dictionary of arrays, and a tuple of another length.
+    """
+    if isinstance(data, (list, tuple, dict)) and not (isinstance(data, tuple) and len(data) in (2, 3)):
+        received = f"a {type(data).__name__} of {len(data)}"
+    elif hasattr(data, "shape") and hasattr(data, "dtype"):
+        received = f"an array of shape {tuple(data.shape)}"
+    else:
+        return
+    raise DataError(
+        f"{name} expects (x, y), (x, y, sample_weight), or a tf.data.Dataset, PyDataset or the like that gives both. "
+        f"Received: {received}; labels belong to it."
+    )
 
 
 def cosine(rate: float, steps: int) -> Any:
