@@ -31,14 +31,14 @@ class TensorBoardLog(_OfLearner):
         self.folder = Path(folder)
         self.drawn: Structure | None = None
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
 
         self.writer = SummaryWriter(str(self.folder))
         if not self._step():
             self._write_structure(0)
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs, step = logs or {}, self._step()
         if "penalty" in logs:
             self.writer.add_scalar("RegularizationLoss", logs["penalty"], step)
@@ -47,7 +47,7 @@ class TensorBoardLog(_OfLearner):
                 self.writer.add_scalar(name, logs[name], step)
         self._write_structure(step)
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.writer.close()
 
     def _step(self) -> int:
@@ -72,6 +72,6 @@ def _pixels(figure: Any) -> np.ndarray:
     """The figure as uint8, `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib's canvas has no types
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
