@@ -20,35 +20,106 @@ BACKENDS = ("tensorflow", "jax", "torch")
 
 
 class KerasMorphError(ValueError):
-    """A user's mistake that one clear line explains. The command line prints it and exits 2."""
+    """A user's mistake that one clear line explains. The command line prints it and exits 2.
+
+    Example:
+        >>> try:
+        ...     km.zoo.build("ResNet51")
+        ... except km.KerasMorphError as error:
+        ...     print(error)
+        model: expected the name of an architecture, received 'ResNet51'; did you mean ResNet56 or ...
+    """
 
 
 class UnsupportedModelError(KerasMorphError):
-    """The model cannot be traced, or the regularizer finds nothing to hold on to in it."""
+    """The model cannot be traced, or the regularizer finds nothing to hold on to in it.
+
+    Example:
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
+        >>> km.fit_budget(seed, "50%", regularizer=km.Gamma())
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.UnsupportedModelError: ...GroupLasso...
+    """
 
 
 class StructureMismatchError(KerasMorphError):
-    """A structure does not belong to the model that it is used with, or its file is damaged."""
+    """A structure does not belong to the model that it is used with, or its file is damaged.
+
+    Example:
+        >>> structure = km.fit_budget(km.zoo.digits_resnet(), "50%")
+        >>> km.rebuild(km.zoo.resnet20(), structure)
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.StructureMismatchError: ...DigitsResNet...
+    """
 
 
 class BudgetError(KerasMorphError):
-    """A budget cannot be read or cannot be reached; in the second case the message names the reachable minimum."""
+    """A budget cannot be read or cannot be reached; in the second case the message names the reachable minimum.
+
+    Example:
+        >>> km.fit_budget(km.zoo.digits_resnet(), "half")
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.BudgetError: Expected a budget for FLOPs in FLOPs, such as "50%", ... Received: budget='half'.
+    """
 
 
 class DataError(KerasMorphError):
-    """Training data is missing, unreadable or of another form than expected."""
+    """Training data is missing, unreadable or of another form than expected.
+
+    Example:
+        >>> km.datasets.load("digit")
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.DataError: ... received 'digit'; did you mean digits?
+    """
 
 
 class MissingBackendError(KerasMorphError, ImportError):
-    """Keras has nothing to compute with: the backend that it is told to use is not installed."""
+    """Keras has nothing to compute with: the backend that it is told to use is not installed.
+
+    Example:
+        >>> issubclass(km.MissingBackendError, ImportError)
+        True
+    """
 
 
 class UnknownLayerWarning(UserWarning):
-    """A model has layers that we do not know or cannot follow: they stay as they are, and their channels cannot be removed."""
+    """A model has layers that we do not know or cannot follow: they stay as they are, and their channels cannot be removed.
+
+    Example:
+        >>> class Twice(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.scale = self.add_weight(shape=(shape[-1],))
+        ...     def call(self, inputs):
+        ...         return self.scale * inputs
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), Twice(name="twice")])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     graph = km.trace(seed)
+        >>> [each.category.__name__ for each in caught]
+        ['UnknownLayerWarning']
+    """
 
 
 class UncountedLayerWarning(UserWarning):
-    """A cost leaves out layers, since nobody can tell what they compute."""
+    """A cost leaves out layers, since nobody can tell what they compute.
+
+    Example:
+        >>> class Opaque(keras.layers.Layer):
+        ...     def call(self, inputs):
+        ...         return keras.ops.convert_to_tensor(np.sort(keras.ops.convert_to_numpy(inputs), axis=1))
+        ...     def compute_output_shape(self, shape):
+        ...         return shape
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), Opaque()])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     flops = km.FLOPs()(seed)
+        >>> "UncountedLayerWarning" in [each.category.__name__ for each in caught]
+        True
+    """
 
 
 @contextmanager

@@ -55,6 +55,14 @@ class Report:
         history: rows of `history.csv`, if any.
         results: lines of the result table, name -> {column: value}, if any.
         uncounted: layers whose FLOPs cannot be counted, such as `mix (Lambda)`.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> found = km.report(seed, km.fit_budget(seed, "50%"))
+        >>> before, after = found.totals["FLOPs"]
+        >>> after <= 0.5 * before
+        True
+        >>> found.save("report")  # report.md, report.json, report.png and report.html
     """
 
     model: str
@@ -240,6 +248,15 @@ def report(
         small: the model after, or a Structure of the seed.
         history: rows per epoch, for the curve of the cost.
         results: name -> {column: value}, shown above everything else.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> print(km.report(seed, km.prune(seed, "50%")).markdown())
+        # DigitsResNet, before and after
+        <BLANKLINE>
+        | cost | before | after | share |
+        | --- | ---: | ---: | ---: |
+        | FLOPs | 1,527,040 | ...
     """
     before = getattr(seed, "graph", None) or trace(seed)
     if isinstance(small, Structure):

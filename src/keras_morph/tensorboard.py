@@ -24,6 +24,13 @@ class TensorBoardLog(_OfLearner):
 
     Args:
         folder: usually the run's; `tensorboard --logdir` takes the folder above it.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> learner = km.StructureLearner(seed, regularizer=km.Gamma(), cost=km.FLOPs(), strength=1e-9)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> x, y = np.zeros((8, 8, 8, 1)), np.zeros(8, int)
+        >>> history = learner.fit(x, y, verbose=0, callbacks=[km.TensorBoardLog("runs/first")])
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -26,6 +26,13 @@ class Dataset:
 
     Images are float32 of shape `(n, height, width, channels)` with values in [0, 1]; labels are int32 of shape `(n,)`
     and index `class_names`.
+
+    Example:
+        >>> images = km.datasets.load("digits", limit=100)
+        >>> images
+        Dataset(digits: 90 training, 10 validation and 100 test images of 8x8x1, 10 classes)
+        >>> images.resized((16, 16)).image_shape
+        (16, 16, 1)
     """
 
     name: str
