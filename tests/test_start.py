@@ -111,9 +111,13 @@ def test_interrupting_an_import_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (130, "keras-morph: interrupted\n")
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+ABSENT = {backend: f"raise ModuleNotFoundError(name={backend!r})" for backend in ("tensorflow", "jax", "torch")}
+ABSENT["abacus"] = "raise ValueError('Unable to import backend : abacus')"
+
+
+@pytest.mark.parametrize("backend", ABSENT)
 def test_without_a_backend_one_line_names_the_extras(backend, tmp_path):
-    (tmp_path / "keras.py").write_text(f"raise ModuleNotFoundError(name={backend!r})")
+    (tmp_path / "keras.py").write_text(ABSENT[backend])
     done = command("zoo", folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     for name in ("tensorflow", "jax", "torch"):
@@ -121,6 +125,18 @@ def test_without_a_backend_one_line_names_the_extras(backend, tmp_path):
     assert f"Received: {backend}, which is not installed" in done.stderr
     done = python("import keras_morph as km; km.trace", folder=tmp_path)
     assert "MissingBackendError: Keras expects a backend" in done.stderr.splitlines()[-1]
+
+
+def test_an_unknown_backend_is_one_line():
+    done = command("zoo", KERAS_BACKEND="abacus")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "Received: abacus" in done.stderr
+
+
+def test_a_module_that_is_missing_later_is_not_taken_for_a_backend(tmp_path):
+    (tmp_path / "keras.py").touch()
+    code = "import keras; from keras_morph.errors import backend_needed\nwith backend_needed(): import torch.absent"
+    assert "ModuleNotFoundError" in python(code, folder=tmp_path).stderr.splitlines()[-1]
 
 
 def test_what_else_is_missing_is_one_line_too(tmp_path):

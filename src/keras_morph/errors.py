@@ -1,6 +1,7 @@
 """Every error of ours names the layer, file or option, and says what was expected, what was received, what to do."""
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -127,16 +128,26 @@ def backend_needed() -> Iterator[None]:
     """Around the first import of Keras: without its backend, an error that names our extras instead of a traceback.
 
     Raises:
-        MissingBackendError: if TensorFlow, JAX or PyTorch is asked for and not installed.
+        MissingBackendError: if Keras is told to use a backend that is not installed, or one that it does not know.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        if error.name not in BACKENDS:
+    except (ModuleNotFoundError, ValueError) as error:
+        missing = _missing_backend(error)
+        if missing is None or "keras" in sys.modules:  # there only once it has found its backend
             raise
         extras = " or ".join(f"'keras-morph[{backend}]'" for backend in BACKENDS)
-        there = [backend for backend in BACKENDS if importlib.util.find_spec(backend)]
+        there = [backend for backend in BACKENDS if backend != missing and importlib.util.find_spec(backend)]
         advice = f"Set KERAS_BACKEND={there[0]}, which is installed" if there else "For jax and torch set KERAS_BACKEND"
         raise MissingBackendError(
-            f"Keras expects a backend. Received: {error.name}, which is not installed. Run pip install {extras}. {advice}."
+            f"Keras expects a backend. Received: {missing}, which is not installed. Run pip install {extras}. {advice}."
         ) from None
+
+
+def _missing_backend(error: Exception) -> str | None:
+    """The backend that an error says Keras has not found."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        return package if package in (*BACKENDS, "openvino") else None
+    _, _, unknown = str(error).partition("Unable to import backend : ")
+    return unknown or None
