@@ -1,5 +1,6 @@
 # make demo                 shrink a small residual network on handwritten digits, from nothing
 # make test [BACKEND=jax]   run the tests on TensorFlow, JAX or PyTorch
+# make coverage             the same, and which lines of src no test reaches
 # make check                format, lint, types
 PYTHON     ?= python3
 BACKEND    ?= tensorflow
@@ -7,13 +8,16 @@ TENSORFLOW ?= tensorflow
 TORCH      ?= torch
 BIN        := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo test coverage check
 
 demo: .venv/.demo
 	KERAS_BACKEND=tensorflow $(BIN)/keras-morph shrink DigitsResNet --data digits --image-size 16 --budget 50%
 
 test: .venv/.test-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest -n auto $(ARGS)
+
+coverage: .venv/.test-$(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest -n auto --cov=keras_morph $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff format --check .

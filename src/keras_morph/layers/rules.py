@@ -74,7 +74,7 @@ class Flow:
     output_shapes: list[tuple[int | None, ...]]
     graph: GraphBuilder
     default_axis: Callable[[int], int]
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     grouped: str = "whole"
     names: tuple[str, ...] = ()
@@ -189,8 +189,10 @@ class Rule:
     width: str | None = None
     scale: str | None = None
     rescale: Callable[[int, int], Mapping[str, float]] | None = None
-    narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
-    rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
+    narrow: Callable[[dict[str, Any], np.ndarray, Tensor], dict[str, Any]] | None = None
+    rewrite: Callable[[tuple[Any, ...], dict[str, Any], Rewriting], tuple[tuple[Any, ...], dict[str, Any]]] | None = (
+        None
+    )
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
     mixes: bool = False
     masks: tuple[str, ...] = ()
@@ -200,7 +202,7 @@ class Rule:
         """The row of one instance of the class."""
         return (self.variant(operation) if self.variant else None) or self
 
-    def narrowed(self, config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrowed(self, config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         """The config of a copy that keeps these channels."""
         if self.narrow:
             config = self.narrow(config, kept, result)
@@ -277,7 +279,7 @@ def merged(flow: Flow) -> Routed:
     if len(axes) > 1:  # those of an operand that is not pinned anyway, nor broadcast
         result, default = flow.output_shapes[0], flow.default_axis(rank)
 
-        def suits(signal: Signal) -> tuple:
+        def suits(signal: Signal) -> tuple[Any, ...]:
             pinned, whole = flow.graph.is_pinned(signal.ids), tuple(signal.shape[1:]) == tuple(result[1:])
             return not pinned, whole, signal.axis == default, len(signal.ids)
 
@@ -330,7 +332,9 @@ def joined(flow: Flow) -> Routed:
     return replace(merged(flow), mode="strict")
 
 
-def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tuple[np.ndarray, int] | None:
+def follow_reshape(
+    axis: int, before: tuple[Any, ...], after: tuple[Any, ...], preferred: int
+) -> tuple[np.ndarray, int] | None:
     """Where the channel axis is after a row-major reshape, or None where it was torn apart.
 
     An element's place in memory says all: channel `(place // inner) % width`, with `inner` elements behind the channel
@@ -362,7 +366,7 @@ def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tu
     return np.arange(after[new]) * behind // inner % width, new
 
 
-def _product(sizes: tuple) -> int | None:
+def _product(sizes: tuple[Any, ...]) -> int | None:
     return None if None in sizes else math.prod(sizes)
 
 

@@ -76,7 +76,9 @@ def _inside(prefix: str, names: Any) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in names.items()}
 
 
-def _narrow_inside(config: dict, key: str, narrowed: Callable[[dict], dict]) -> dict:
+def _narrow_inside(
+    config: dict[str, Any], key: str, narrowed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     """The config of a wrapper whose layer under `key` is narrowed; without the shape that it was built for."""
     inside = {part: value for part, value in config[key].items() if part != "build_config"}
     return {**config, key: {**inside, "config": narrowed(inside["config"])}}
@@ -100,7 +102,7 @@ def _time_distributed(operation: Any) -> Rule | None:
         routed = inner.flow(replace(flow, operation=operation.layer, inputs=[step], output_shapes=shapes))
         return replace(routed, results=[(ids, axis + 1) for ids, axis in routed.results])
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         step = Tensor(result.vector, result.axis - 1, _step(result.shape))
         return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, step))
 
@@ -117,7 +119,7 @@ def _time_distributed(operation: Any) -> Rule | None:
     )
 
 
-def _step(shape: tuple) -> tuple:
+def _step(shape: tuple[Any, ...]) -> tuple[Any, ...]:
     return shape[:1] + shape[2:]
 
 
@@ -137,7 +139,7 @@ def _bidirectional(operation: Any) -> Rule | None:
         results = [(both if shape[-1] == len(both) else made, len(shape) - 1) for shape in flow.output_shapes]
         return replace(routed[0], results=results)
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         for key in ("layer", "backward_layer"):
             config = _narrow_inside(config, key, lambda inside: {**inside, "units": len(kept)})
         return config
@@ -168,7 +170,7 @@ def _spectral(operation: Any) -> Rule | None:
     def flow(flow: Flow) -> Routed:
         return inner.flow(replace(flow, operation=operation.layer))
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, result))
 
     return Rule(
@@ -227,11 +229,11 @@ def _attended(flow: Flow) -> Routed:
     return Routed([(result, rank - 1), *weights], sides, zero=(True, *[False] * len(weights)), hidden=heads)
 
 
-def _narrow_heads(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_heads(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "output_shape": (result.shape[-1],)}
 
 
-def _narrow_queries(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_queries(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     repeats = config["num_query_heads"] // config["num_key_value_heads"]
     return {**config, "num_query_heads": repeats * len(kept)}
 
@@ -304,7 +306,7 @@ def _einsum_dense(operation: Any) -> Rule | None:
     return Rule(weighted, "make", weights, {"kernel": "outputs"}, narrow=_narrow_last, zero=zero_at_zero)
 
 
-def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_last(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "output_shape": (*config["output_shape"][:-1], len(kept))}
 
 
