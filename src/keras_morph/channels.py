@@ -267,6 +267,10 @@ class ChannelGraph:
             for what holds whichever calls there are.
         pinned_channels: the channels that were pinned themselves, bool, `(num_channels,)`.
         wiring: what was protected and tied by the user, and how grouped convolutions are narrowed.
+
+    Example:
+        >>> km.trace(model)
+        <ChannelGraph of small: 22 channels of 8 layers in 22 groups, 6 of them pinned>
     """
 
     model: Any

@@ -37,7 +37,7 @@ class UnsupportedModelError(KerasMorphError):
 
     Example:
         >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
-        >>> km.fit_budget(seed, "50%", regularizer=km.Gamma())
+        >>> km.fit_budget(seed, "50%", scores=km.Gamma())
         Traceback (most recent call last):
             ...
         keras_morph.errors.UnsupportedModelError: ...GroupLasso...

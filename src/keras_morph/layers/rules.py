@@ -179,6 +179,15 @@ class Rule:
         masks: arguments of its `call` that are masks: they say which steps count, and have no channels.
         zero: `zero(operation) -> bool`, whether what is zero stays zero; of a layer whose weights make or read channels,
             whether it makes zeros of zero weights.
+
+    Example:
+        >>> from keras_morph.layers.rules import same
+        >>> class Scale(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.slope = self.add_weight(shape=(shape[-1],), name="slope")
+        ...     def call(self, inputs):
+        ...         return inputs * self.slope
+        >>> km.register_rule(Scale, km.Rule(same, "uniform", {"slope": "in"}))
     """
 
     flow: Callable[[Flow], Routed]
@@ -468,6 +477,11 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
 
     Raises:
         KerasMorphError: if neither or both are given, `like` has no row, or the rule makes no sense.
+
+    Example:
+        >>> class MyConv(keras.layers.Conv2D):
+        ...     pass
+        >>> km.register_rule(MyConv, like=keras.layers.Conv2D)
     """
     if not isinstance(layer_class, type):
         raise KerasMorphError(f"register_rule expects a class of layers. Received: {layer_class!r}, an instance.")

@@ -93,6 +93,10 @@ class Reach:
         seed: that of the whole seed, in its unit.
         minimum: that of the cheapest structure.
         holding: layers that hold the minimum up, the most expensive first: (layer, cost, why it cannot be smaller).
+
+    Example:
+        >>> km.reach(model, km.ModelSize()).minimum < km.ModelSize()(model)
+        True
     """
 
     cost: Cost
@@ -118,7 +122,7 @@ def reach(model: Any, cost: Cost | None = None, *, scores: Any = None) -> Reach:
 
     Example:
         >>> print(km.reach(model))
-        FLOPs: 31,652 FLOPs, at least 3,956 (12.50%), held up by output 100% (model output)
+        FLOPs: 34,032 FLOPs, at least 2,238 (6.58%), held up by conv 87% (model input), ...
     """
     graph, values, cost = scored(model, scores, cost)
     return _reach(graph, cost, close(graph, graph.pinned_mask, values))

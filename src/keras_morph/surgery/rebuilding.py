@@ -43,6 +43,12 @@ def rebuild(model: Any, structure: Any, *, weights: bool = True) -> keras.Model:
 
     Raises:
         StructureMismatchError: if the structure is not one of this seed.
+
+    Example:
+        >>> structure = km.fit_budget(model, "50%")
+        >>> small = km.rebuild(model, structure)
+        >>> small.count_params() == km.ModelSize()(model, structure)
+        True
     """
     graph, closed = _closed(model, structure)
     if weights:
@@ -59,6 +65,12 @@ def masked(model: Any, structure: Any) -> keras.Model:
 
     Returns:
         A copy of the seed, of its full size.
+
+    Example:
+        >>> structure = km.fit_budget(model, "50%")
+        >>> one, other = (each(model, structure).predict(x, verbose=0) for each in (km.rebuild, km.masked))
+        >>> np.allclose(one, other, atol=1e-5)
+        True
     """
     graph, closed = _closed(model, structure)
     gates = _gates(model)

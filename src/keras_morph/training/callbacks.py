@@ -45,6 +45,13 @@ class StructureLog(_OfLearner):
 
     Args:
         folder: usually `RUN/learned_structure`.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, batch_size=64, verbose=0, callbacks=[km.StructureLog("learned_structure")])
+        >>> sorted(path.name for path in Path("learned_structure").iterdir())
+        ['alive_0', 'alive_1']
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -78,6 +85,14 @@ class EpochLog(keras.callbacks.Callback):
         choice: from a learner to the structure that a cut now would give, such as
             `lambda learner: km.fit_budget(learner, "50%")`, or None.
         left: epochs that are left when this `fit` begins, of all that the run has, for the time that is left.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> log = km.EpochLog(choice=lambda learner: km.fit_budget(learner, "50%"))
+        >>> _ = learner.fit(x, y, verbose=0, callbacks=[log])
+        >>> log.rows[0]["channels"]
+        19
     """
 
     FIELDS = (
@@ -181,6 +196,13 @@ class StopWithin(_OfLearner):
 
     Args:
         budget: as in `fit_budget`.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = learner.fit(x, y, epochs=3, verbose=0, callbacks=[km.StopWithin("100%")])
+        >>> len(history.epoch)
+        1
     """
 
     def __init__(self, budget: Any) -> None:
@@ -206,6 +228,13 @@ class StrengthController(_OfLearner):
         epochs: epochs until the budget should be met; by default all of `fit`.
         factor: above 1; by default the regularizer's own `strength_factor`, or 1.5.
         slack: what may be missing before the strength is lowered.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, epochs=2, verbose=0, callbacks=[km.StrengthController("50%")])
+        >>> learner.strength > 0
+        True
     """
 
     def __init__(
@@ -248,6 +277,13 @@ class Anneal(_OfLearner):
 
     Args:
         final: temperature in the last epoch.
+
+    Example:
+        >>> learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid())
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, epochs=2, verbose=0, callbacks=[km.Anneal(final=0.5)])
+        >>> learner.temperature
+        0.5
     """
 
     def __init__(self, final: float = 0.1) -> None:
@@ -274,6 +310,15 @@ class FadeOut(_OfLearner):
     Args:
         structure: a structure of the learner's seed.
         steps: optimizer steps until nothing is left; the whole `fit` by default.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> structure = km.fit_budget(learner, "50%")
+        >>> _ = learner.fit(x, y, verbose=0, callbacks=[km.FadeOut(structure)])
+        >>> small = km.rebuild(learner, structure)
+        >>> np.allclose(small.predict(x, verbose=0), learner.predict(x, verbose=0), atol=1e-5)
+        True
     """
 
     def __init__(self, structure: Structure, *, steps: int | None = None) -> None:

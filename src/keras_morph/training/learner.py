@@ -47,6 +47,13 @@ class StructureLearner(keras.Model):
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
         KerasMorphError: if the strength is negative or not finite; if the seed's class has a `train_step` or `compute_loss` of
             its own, which would not be called.
+
+    Example:
+        >>> learner = km.StructureLearner(model, regularizer=km.Gamma(), cost=km.FLOPs(), strength=1e-6)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> _ = learner.fit(x, y, verbose=0)
+        >>> learner.structure().widths
+        {'conv': 8, 'last': 8, 'head': 3}
     """
 
     def __init__(

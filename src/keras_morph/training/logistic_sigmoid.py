@@ -35,6 +35,11 @@ class LogisticSigmoid(Configured):
 
     References:
         Gordon et al., Fine-grained stochastic architecture search, https://arxiv.org/abs/2006.09581
+
+    Example:
+        >>> learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid(temperature=0.5))
+        >>> learner.temperature
+        0.5
     """
 
     # Adam gives logits steps of one size, however small the penalty; under a strength that grows they would fall alike.

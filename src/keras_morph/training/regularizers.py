@@ -137,6 +137,10 @@ class GroupLasso(Configured):
 
     References:
         Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798
+
+    Example:
+        >>> km.StructureLearner(model, regularizer=km.GroupLasso(threshold=0.05)).scores().shape
+        (22,)
     """
 
     def __init__(self, threshold: float = 1e-2, *, l1_fraction: float = 0.0) -> None:
@@ -185,6 +189,10 @@ class Gamma(Configured):
 
     References:
         Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798
+
+    Example:
+        >>> km.fit_budget(model, "50%", scores=km.Gamma()).widths["head"]
+        3
     """
 
     def __init__(self, threshold: float = 1e-2) -> None:
