@@ -272,6 +272,7 @@ def test_the_table_says_what_the_files_do(run):
     assert cut == rebuilt
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
     options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
     assert command("shrink", files / "seed.keras", "--budget", "1.5KB", *options, "--log-dir", tmp_path) == 0
@@ -286,6 +287,7 @@ def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_counts(files, tmp_path, capsys):
     def layers_of(*options):
         assert command("inspect", "test_cli:with_groups", "--json", *options) == 0

@@ -232,6 +232,7 @@ def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_p
     assert_equal_outputs(models.outputs(loaded, inputs), models.outputs(small, inputs))
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("regularizer", [km.GroupLasso, km.LogisticSigmoid])
 def test_shrink_trains_a_copy(model, regularizer):
     with models.weights_stay(model):

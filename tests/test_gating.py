@@ -96,6 +96,7 @@ def test_a_group_that_is_revived_below_the_threshold_keeps_its_probability():
     "regularizer", [km.LogisticSigmoid(), km.GroupLasso(), km.Gamma()], ids=lambda r: type(r).__name__
 )
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)
+@pytest.mark.usefixtures("uncompiled")
 def test_every_regularizer_trains_under_every_cost(regularizer, cost):
     seed = fresh("residual_identity")
     learner = km.StructureLearner(seed, regularizer=regularizer, cost=cost, strength=1e3 / cost(seed))

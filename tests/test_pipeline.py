@@ -176,6 +176,7 @@ class Batches(keras.utils.PyDataset):
         return self.x[part], self.y[part]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_batches_another_cost_and_another_regularizer():
     """A model without BatchNormalization, of logits, whose parameters are to be no more than 200."""
     image = keras.Input((6, 6, 1))

@@ -62,6 +62,7 @@ def test_nothing_is_pinned_for_want_of_a_score(model):
     assert set(learner.graph.pinned.values()) <= {"model output", "model input", "embedding looks them up as tokens"}
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_shrinking_loses_nothing_in_the_cut(model):
     words = np.random.default_rng(0).integers(0, WORDS, (32, STEPS))
     labels = (words[:, 0] % 2).astype("int32")

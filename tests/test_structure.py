@@ -130,6 +130,7 @@ def test_counts_keep_the_first_channels_of_each_layer(name, counts, widths, tmp_
         )
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("kind", structures.KINDS)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_the_counts_of_a_structure_rebuild_to_the_widths_of_the_structure(name, kind):

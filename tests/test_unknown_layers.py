@@ -210,6 +210,7 @@ def test_a_layer_that_cannot_be_made_anew_is_shared_and_all_others_are_copies():
     assert shared == {layer.name for layer in model.layers if isinstance(layer, Wrapped)}
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_shrink_trains_a_copy_of_what_can_be_copied():
     model = network(layers.Lambda(twice))
     with models.weights_stay(model):

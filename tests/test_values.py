@@ -45,28 +45,31 @@ def test_a_structure_needs_no_word_about_its_wiring(wired):
 
 OTHER_PROCESS = """
 import sys, json, keras, numpy as np, keras_morph as km
-folder = sys.argv[1]
-model = keras.models.load_model(f"{folder}/seed.keras")
-inputs = np.load(f"{folder}/inputs.npy")
-small = km.rebuild(model, f"{folder}/structure.json")
-outputs = [keras.ops.convert_to_numpy(each(inputs)) for each in (small, km.masked(model, f"{folder}/structure.json"))]
-np.savez(f"{folder}/outputs.npz", *outputs)
-json.dump(km.FLOPs()(model, f"{folder}/structure.json"), open(f"{folder}/flops.json", "w"))
+for folder in sys.argv[1:]:
+    model = keras.models.load_model(f"{folder}/seed.keras")
+    inputs, structure = np.load(f"{folder}/inputs.npy"), f"{folder}/structure.json"
+    outputs = [keras.ops.convert_to_numpy(make(model, structure)(inputs)) for make in (km.rebuild, km.masked)]
+    np.savez(f"{folder}/outputs.npz", *outputs)
+    json.dump(km.FLOPs()(model, structure), open(f"{folder}/flops.json", "w"))
 """
 
 
-def test_its_file_needs_none_in_another_process(wired, tmp_path):
-    graph, structure = wired
-    model, inputs = graph.model, models.examples(graph.model)
-    save_model(model, tmp_path / "seed.keras")
-    np.save(tmp_path / "inputs.npy", inputs)
-    structure.save(tmp_path / "structure.json")
-    subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(tmp_path)], check=True, capture_output=True)
-    expected = models.outputs(km.masked(model, structure), inputs)
-    small, masked = np.load(tmp_path / "outputs.npz").values()
-    assert_equal_outputs([small], expected)
-    assert_equal_outputs([masked], expected)
-    assert json.loads((tmp_path / "flops.json").read_text()) == km.FLOPs()(graph, structure)
+def test_its_file_needs_none_in_another_process(tmp_path):
+    made = {
+        tmp_path / name: (graph := wiring(), structures.draw(graph, "half", seed=1)) for name, wiring in WIRINGS.items()
+    }
+    for folder, (graph, structure) in made.items():
+        folder.mkdir()
+        save_model(graph.model, folder / "seed.keras")
+        np.save(folder / "inputs.npy", models.examples(graph.model))
+        structure.save(folder / "structure.json")
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, *map(str, made)], check=True, capture_output=True)
+    for folder, (graph, structure) in made.items():
+        expected = models.outputs(km.masked(graph.model, structure), models.examples(graph.model))
+        small, masked = np.load(folder / "outputs.npz").values()
+        assert_equal_outputs([small], expected)
+        assert_equal_outputs([masked], expected)
+        assert json.loads((folder / "flops.json").read_text()) == km.FLOPs()(graph, structure)
 
 
 @pytest.mark.once
@@ -204,6 +207,7 @@ def test_labels_that_the_loss_does_not_take_are_named():
         km.shrink(model, "70%", x, epochs=3)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_after_several_rounds_structure_and_seed_fit_each_other(tmp_path):
     model = models.build("plain")
     recipe = km.Recipe(epochs=6, rounds=2, loss="mse")
@@ -221,6 +225,7 @@ def test_after_several_rounds_structure_and_seed_fit_each_other(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_each_epoch_says_what_a_cut_would_leave_and_the_time_that_is_left():
     model = models.build("plain")
     x, y = examples(model)
@@ -240,6 +245,7 @@ def test_each_epoch_says_what_a_cut_would_leave_and_the_time_that_is_left():
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_values_print_on_a_screen():
     seed = models.build("plain")
     seed.compile("sgd", "mse")

@@ -76,6 +76,7 @@ CASES = [
 
 
 @pytest.mark.once
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize(
@@ -118,10 +119,16 @@ def large(name):
     return model, km.trace(model)
 
 
+LARGER = ("ResNet50", "DenseNet121", "VGG16", "EfficientNetB0")
+
+
 @pytest.mark.once
+@pytest.mark.one_of(4)
 @pytest.mark.parametrize("share", [*SHARES, "10%"])
 @pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("name", ["ResNet20", "ResNet50", "MobileNetV2", "DenseNet121", "VGG16", "EfficientNetB0"])
+@pytest.mark.parametrize(
+    "name", ["ResNet20", "MobileNetV2", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER)]
+)
 def test_a_large_network_keeps_and_uses_its_budget(name, cost, share):
     _model, graph = large(name)
     cost = COSTS[cost]
@@ -132,6 +139,7 @@ def test_a_large_network_keeps_and_uses_its_budget(name, cost, share):
 
 
 @pytest.mark.once
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("round_to", [2, 3, 8])
 @pytest.mark.parametrize("name", ["ResNet20", "MobileNetV2"])
 def test_widths_are_rounded_within_the_budget_and_nothing_more_fits(name, round_to):
