@@ -1,5 +1,7 @@
 # make demo                 shrink a small residual network on handwritten digits, from nothing
 # make test [BACKEND=jax]   run the tests on TensorFlow, JAX or PyTorch
+# make test-all             all of them: large networks, and every case of what `make test` runs some cases of
+# make coverage             which lines of src/ no test of `make test` runs
 # make check                format, lint, types
 PYTHON     ?= python3
 BACKEND    ?= tensorflow
@@ -7,13 +9,21 @@ TENSORFLOW ?= tensorflow
 TORCH      ?= torch
 BIN        := .venv/bin
 
-.PHONY: demo test check
+PYTEST      = KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: demo test test-all coverage check
 
 demo: .venv/.demo
 	KERAS_BACKEND=tensorflow $(BIN)/keras-morph shrink DigitsResNet --data digits --image-size 16 --budget 50%
 
 test: .venv/.test-$(BACKEND)
-	KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: .venv/.test-$(BACKEND)
+	$(PYTEST) --all $(ARGS)
+
+coverage: .venv/.test-$(BACKEND)
+	$(PYTEST) --cov=keras_morph --cov-report=term-missing:skip-covered $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff format --check .
@@ -34,6 +44,10 @@ check: .venv/.check
 
 .venv/.test-torch: .venv/.test-jax
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	@touch $@
+
+.venv/.coverage: .venv/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check pytest-cov
 	@touch $@
 
 .venv/.check: .venv/.dev

@@ -28,7 +28,7 @@ from rows import append, rows_at
 
 import keras_morph as km
 from keras_morph.datasets import load
-from keras_morph.graph.structure import structure_from
+from keras_morph.graph.structure import graph_and_structure
 from keras_morph.pipeline import cosine
 from keras_morph.runs import describe_environment
 
@@ -140,10 +140,9 @@ class Trial:
         result = km.shrink(
             self.network(),
             budget,
-            data=self.batches(),
-            epochs=self.options.epochs,
+            self.batches(),
             regularizer=LEARNED[arm](),
-            learning_rate=self.options.learning_rate,
+            recipe=km.Recipe(epochs=self.options.epochs, learning_rate=self.options.learning_rate),
         )
         if arm == "Gamma":
             result.structure.save(self.structure_file(budget))
@@ -168,7 +167,7 @@ def uniform(seed, budget):
 
     def scaled(factor):
         counts = {layer: max(1, round(factor * n)) for layer, n in graph.widths.items() if layer not in fixed}
-        return structure_from(counts, graph)
+        return graph_and_structure(graph, counts)[1]
 
     low, high = 0.0, 1.0
     for _ in range(20):

@@ -25,6 +25,8 @@ MARKERS = (
     "once: holds no tensors, or covers what does not depend on them: runs on the default backend only",
     "only_on(*backends): what only these backends can run",
     "needs(module): what runs where an optional package is installed",
+    "slow: a large network or a long run: left to `make test-all`",
+    "one_of(n): of the test's cases every n-th, so that each value of each parameter has its turn; all in `make test-all`",
 )
 
 settings.register_profile(
@@ -35,23 +37,42 @@ settings.register_profile(
     print_blob=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+LEFT = pytest.StashKey[int]()  # how many tests are left to `make test-all`
 
 
 def pytest_addoption(parser):
     parser.addoption("--overwrite", action="store_true", help="write tests/golden anew instead of comparing with it")
+    parser.addoption("--all", action="store_true", help="slow tests, all cases of each test and more random ones too")
 
 
 def pytest_configure(config):
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    # Before the test files are read, whose decorators take it as it is then.
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if config.getoption("all") else "quick"))
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = session.config.stash.get(LEFT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
     for package in OPTIONAL:
         if importlib.util.find_spec(package) is None:
             terminalreporter.write_line(f"deselected: tests that need {package}, which is not installed")
+    if left := config.stash.get(LEFT, 0):
+        terminalreporter.write_line(
+            f"deselected: {left} tests that `make test-all` runs, or --all, or a test's own name"
+        )
 
 
 def missing(item):
@@ -59,18 +80,37 @@ def missing(item):
     return [m.args[0] for m in item.iter_markers("needs") if importlib.util.find_spec(m.args[0]) is None]
 
 
+def turn(item):
+    """Number of a test's case: each parameter's next value is one more."""
+    numbers = dict(item.callspec.indices)
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        for name in names[1:]:  # those of one decorator go together
+            numbers.pop(name.strip(), None)
+    return sum(numbers.values())
+
+
+def left_to_all(item):
+    """Whether a test is slow, or none of the cases that `make test` runs."""
+    return bool(item.get_closest_marker("slow")) or any(turn(item) % m.args[0] for m in item.iter_markers("one_of"))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Deselects, and never skips, what is not for this backend."""
+    """Deselects, and never skips, what is not for this backend, and what `make test-all` alone runs."""
     backend = keras.backend.backend()
-    elsewhere = [
+    elsewhere = {
         item
         for item in items
         if (item.get_closest_marker("once") and backend != DEFAULT_BACKEND)
         or any(backend not in marker.args for marker in item.iter_markers("only_on"))
         or missing(item)
-    ]
-    config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if item not in elsewhere]
+    }
+    everything = config.getoption("all") or any("::" in argument for argument in config.args)
+    left = {item for item in items if not everything and item not in elsewhere and left_to_all(item)}
+    config.stash[LEFT] = len(left)
+    away = elsewhere | left
+    config.hook.pytest_deselected(items=list(away))
+    items[:] = [item for item in items if item not in away]
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +140,19 @@ def golden(request):
         assert text == path.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture
+def uncompiled(request):
+    """For tests that train for a few steps: TensorFlow traces a graph for seconds each time, as in `make test-all`."""
+    if keras.backend.backend() != "tensorflow" or request.config.getoption("all"):
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import keras_morph as km
 
 
-def assert_exact(model, structure, tolerance=1e-5, inputs=None, **options):
+def assert_exact(model, structure, tolerance=1e-5, inputs=None):
     """Compares the rebuilt model with the masked seed, and hands the rebuilt model back; options are those of `trace`.
 
     Without inputs random numbers are given.
@@ -15,8 +15,8 @@ def assert_exact(model, structure, tolerance=1e-5, inputs=None, **options):
     how much they do: else a network that ignores its input but for a large constant would pass.
     """
     inputs = models.examples(model) if inputs is None else inputs
-    small = km.rebuild(model, structure, **options)
-    expected, received = (models.outputs(each, inputs) for each in (km.masked(model, structure, **options), small))
+    small = km.rebuild(model, structure)
+    expected, received = (models.outputs(each, inputs) for each in (km.masked(model, structure), small))
     assert_equal_outputs(received, expected, tolerance)
     return small
 
@@ -28,7 +28,9 @@ def assert_equal_outputs(received, expected, tolerance=1e-5):
         largest, varying = np.abs(other).max(), np.ptp(other, axis=0).max()
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
         if varying > 1e-2 * largest:
-            np.testing.assert_allclose(one - one[:1], other - other[:1], rtol=0, atol=3 * tolerance * varying)
+            # Of numbers that differ by a hundredth, float32 keeps the last digits of the whole.
+            bound = tolerance * max(3 * varying, 0.1 * largest)
+            np.testing.assert_allclose(one - one[:1], other - other[:1], rtol=0, atol=bound)
 
 
 def largest_difference(received, expected):

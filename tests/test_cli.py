@@ -20,7 +20,8 @@ import typer
 from keras import layers
 
 import keras_morph as km
-from keras_morph.cli import app, main
+from keras_morph.cli import choices, inspecting, main, options
+from keras_morph.cli.app import app
 from keras_morph.runs import save_model
 
 pytestmark = pytest.mark.once
@@ -129,6 +130,22 @@ def test_help_describes_every_option(name):
     for parameter in inspect.signature(registered.callback).parameters.values():
         (option,) = parameter.annotation.__metadata__
         assert len(option.help) > 8, parameter.name
+
+
+@pytest.mark.parametrize(
+    ("shown", "known"),
+    [
+        (options.ALGORITHMS, choices.ALGORITHMS),
+        (options.BASE_MODELS, km.zoo.NAMES),
+        (options.COSTS, choices.COSTS),
+        (options.DATA, km.datasets.NAMES),
+        (options.DEVICES, (*km.HARDWARE, "Others")),
+        (options.OPTIMIZERS, choices.OPTIMIZERS),
+        (options.SCHEDULES, choices.SCHEDULES),
+    ],
+)
+def test_the_help_knows_the_names_without_keras(shown, known):
+    assert list(shown) == list(known)
 
 
 def test_the_help_of_a_command_shows_its_options_and_defaults(capsys):
@@ -255,6 +272,7 @@ def test_the_table_says_what_the_files_do(run):
     assert cut == rebuilt
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
     options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
     assert command("shrink", files / "seed.keras", "--budget", "1.5KB", *options, "--log-dir", tmp_path) == 0
@@ -269,6 +287,7 @@ def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_counts(files, tmp_path, capsys):
     def layers_of(*options):
         assert command("inspect", "test_cli:with_groups", "--json", *options) == 0
@@ -311,6 +330,8 @@ MISTAKES = [
     (["shrink", "test_cli:for_three_classes"], ["(None, 3)", "10 classes"]),
     (["shrink", MODEL, "--budget", "half"], ["'half'", "50%"]),
     (["shrink", MODEL, "--budget", "-5%"], ["'-5%'"]),
+    (["shrink", MODEL, "--budget", "0.5"], ["'0.5'", '"50%"']),
+    (["shrink", MODEL, "--budget", "50% Flops"], ["'50% Flops'", '"50% FLOPs"']),
     (["shrink", MODEL, "--budget", "5ms"], ["'5ms'", "hardware"]),
     (["shrink", MODEL, "--budget", "0.1%"], ["reachable minimum"]),
     (["shrink", MODEL, "--cost", "Money"], ["--cost", "Money", "FLOPs"]),
@@ -417,6 +438,6 @@ def test_without_a_command_the_help_is_shown(capsys, monkeypatch):
 
 
 def test_an_error_of_ours_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(km.cli.inspect, "trace", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(inspecting, "gather", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", MODEL])

@@ -232,12 +232,15 @@ def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_p
     assert_equal_outputs(models.outputs(loaded, inputs), models.outputs(small, inputs))
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("regularizer", [km.GroupLasso, km.LogisticSigmoid])
 def test_shrink_trains_a_copy(model, regularizer):
     with models.weights_stay(model):
         x = models.examples(model, count=16)
         y = np.eye(2)[np.arange(16) % 2]
-        result = km.shrink(model, "85%", data=(x, y), epochs=3, regularizer=regularizer(), loss="mse", metrics=[])
+        result = km.shrink(
+            model, "85%", (x, y), epochs=3, regularizer=regularizer(), recipe=km.Recipe(loss="mse", metrics=[])
+        )
         assert km.FLOPs()(result.small) <= 0.85 * km.FLOPs()(model)
 
 

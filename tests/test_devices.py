@@ -28,8 +28,11 @@ def run(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def comparison(network, tmp_path):
-    finished = run(network, tmp_path)
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """What one and two devices make of each network that this backend can compare, in one process."""
+    networks = ("plain", "synchronized", "normalized") if keras.backend.backend() == "tensorflow" else ("normalized",)
+    finished = run("compare", tmp_path_factory.mktemp("compared"), *networks)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout.splitlines()[-1])
 
@@ -48,19 +51,19 @@ def assert_same(found):
 
 
 @pytest.mark.only_on("jax")
-def test_two_devices_on_jax(tmp_path):
-    assert_same(comparison("normalized", tmp_path))
+def test_two_devices_on_jax(compared):
+    assert_same(compared["normalized"])
 
 
 @pytest.mark.only_on("tensorflow")
 @pytest.mark.parametrize("network", ["plain", "synchronized"])
-def test_two_replicas_on_tensorflow(network, tmp_path):
-    assert_same(comparison(network, tmp_path))
+def test_two_replicas_on_tensorflow(network, compared):
+    assert_same(compared[network])
 
 
 @pytest.mark.only_on("tensorflow")
-def test_replicas_have_their_own_batch_statistics_on_tensorflow(tmp_path):
-    found = comparison("normalized", tmp_path)
+def test_replicas_have_their_own_batch_statistics_on_tensorflow(compared):
+    found = compared["normalized"]
     assert 1e-5 < found["weights"] < 0.1
     # The penalty does not depend on them, but by way of the weights.
     np.testing.assert_allclose(*found["penalties"], rtol=1e-4)

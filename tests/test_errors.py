@@ -53,7 +53,7 @@ def data(*shape):
 
 
 def data_and_epochs():
-    return {"data": data(6, 6, 3), "epochs": 3}
+    return {"data": data(6, 6, 3), "epochs": 3, "recipe": km.Recipe(loss="mse")}
 
 
 # What is called, which class it raises, and what its one line has to contain.
@@ -111,7 +111,7 @@ MISTAKES = {
         ["gammaless", "conv1, conv2, dense", "GroupLasso"],
     ),
     "a budget by Gamma without a gamma": (
-        lambda: km.fit_budget(models.build("sequential"), "50%", regularizer=km.Gamma()),
+        lambda: km.fit_budget(models.build("sequential"), "50%", scores=km.Gamma()),
         km.UnsupportedModelError,
         ["sequential", "conv1, dense1, dense2", "GroupLasso"],
     ),
@@ -189,13 +189,60 @@ MISTAKES = {
         km.BudgetError,
         ["'half'", '"50%"', "300M"],
     ),
+    "a share as a number": (
+        lambda: km.fit_budget(models.build("plain"), 0.5),
+        km.BudgetError,
+        ["Received: budget=0.5", 'did you mean "50%" of the seed'],
+    ),
+    "a share as a text without its sign": (
+        lambda: km.fit_budget(models.build("plain"), "0.125"),
+        km.BudgetError,
+        ["Received: budget='0.125'", 'did you mean "12.5%" of the seed'],
+    ),
+    "a cost's name in another case": (
+        lambda: km.fit_budget(models.build("plain"), "50% Flops"),
+        km.BudgetError,
+        ["ModelSize", "'50% Flops'", 'did you mean "50% FLOPs"'],
+    ),
+    "a cost's name with a slip, among others": (
+        lambda: km.fit_budget(models.build("plain"), "50% FLOPs, 80% ModelSiz"),
+        km.BudgetError,
+        ["'80% ModelSiz'", 'did you mean "80% ModelSize"'],
+    ),
+    "a unit that is no cost": (
+        lambda: km.fit_budget(models.build("plain"), "50 apples"),
+        km.BudgetError,
+        ["'50 apples'", "300M"],
+    ),
+    "images without labels": (
+        lambda: km.shrink(models.build("plain"), "50%", data=np.zeros((4, 6, 6, 3))),
+        km.DataError,
+        ["data expects (x, y)", "Received: an array of shape (4, 6, 6, 3)", "labels"],
+    ),
+    "validation images without labels": (
+        lambda: km.shrink(
+            models.build("plain"), "50%", data=data(6, 6, 3), validation_data=keras.ops.zeros((4, 6, 6, 3))
+        ),
+        km.DataError,
+        ["validation_data expects (x, y)", "(4, 6, 6, 3)"],
+    ),
+    "images and labels as a list": (
+        lambda: km.shrink(models.build("plain"), "50%", data=list(data(6, 6, 3))),
+        km.DataError,
+        ["data expects (x, y)", "Received: a list of 2"],
+    ),
+    "inputs by name without labels": (
+        lambda: km.shrink(models.build("plain"), "50%", data={"image": np.zeros((4, 6, 6, 3))}),
+        km.DataError,
+        ["data expects (x, y)", "Received: a dict of 1"],
+    ),
     "a budget in another unit": (
         lambda: parse_budget("5ms", km.ModelSize(), 1.0),
         km.BudgetError,
         ["ModelSize in parameters", "'5ms'", "2MB"],
     ),
     "too few epochs": (
-        lambda: km.shrink(models.build("plain"), "50%", data=data(6, 6, 3), epochs=2),
+        lambda: km.shrink(models.build("plain"), "50%", data(6, 6, 3), epochs=2),
         km.KerasMorphError,
         ["epochs >= 3", "2"],
     ),
@@ -352,7 +399,7 @@ DAMAGED = {
     "JSON of another kind: a list": ("[1, 2, 3]", ["structure"]),
     "JSON of another kind: a number": ("3", ["structure"]),
     "JSON of another kind: an object": ('{"name": "plain", "layers": 3}', ["whole numbers"]),
-    "a later format": (changed(format=2), ["format 2", "Expected: 1"]),
+    "a later format": (changed(format=3), ["format 3", "Expected: one of (1, 2)"]),
     "a format that is no number": (changed(format="one"), ["format 'one'"]),
     "no layers": (json.dumps({"format": 1, "seed": good_file()["seed"]}), ["layers"]),
     "no seed": (json.dumps({"format": 1, "layers": good_file()["layers"]}), ["seed"]),

@@ -29,7 +29,7 @@ def test_an_expanded_structure_costs_what_its_model_costs_and_stays_within_the_b
 @pytest.mark.once
 def test_a_wide_network_uses_its_budget_and_keeps_its_proportions():
     seed = km.zoo.build("ResNet20", input_shape=(16, 16, 3))
-    structure = km.fit_budget(seed, "30%", regularizer=km.GroupLasso(), per_cost=0.5)
+    structure = km.fit_budget(seed, km.Budget("30%", per_cost=0.5), scores=km.GroupLasso())
     wide = km.expand(seed, structure, km.FLOPs(), "100%")
     assert 0.97 <= km.FLOPs()(seed, wide) / km.FLOPs()(seed) <= 1
     widths = [
@@ -44,8 +44,8 @@ def test_a_wide_network_uses_its_budget_and_keeps_its_proportions():
 @pytest.mark.once
 def test_widths_are_rounded():
     seed = km.zoo.build("ResNet20", input_shape=(16, 16, 3))
-    structure = km.fit_budget(seed, "30%", per_cost=0.5, round_to=4)
-    wide = km.expand(seed, structure, km.FLOPs(), "100%", round_to=4)
+    structure = km.fit_budget(seed, km.Budget("30%", per_cost=0.5, round_to=4))
+    wide = km.expand(seed, structure, km.FLOPs(), km.Budget("100%", round_to=4))
     inner = [n for layer, n in wide.widths.items() if layer not in ("image", "logits")]
     assert all(n % 4 == 0 for n in inner)
     assert wide.is_expanded

@@ -96,6 +96,7 @@ def test_a_group_that_is_revived_below_the_threshold_keeps_its_probability():
     "regularizer", [km.LogisticSigmoid(), km.GroupLasso(), km.Gamma()], ids=lambda r: type(r).__name__
 )
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)
+@pytest.mark.usefixtures("uncompiled")
 def test_every_regularizer_trains_under_every_cost(regularizer, cost):
     seed = fresh("residual_identity")
     learner = km.StructureLearner(seed, regularizer=regularizer, cost=cost, strength=1e3 / cost(seed))
@@ -111,7 +112,7 @@ def test_every_regularizer_trains_under_every_cost(regularizer, cost):
 
 def test_a_model_without_a_learner_has_no_logits():
     with pytest.raises(km.KerasMorphError, match="Expected a StructureLearner"):
-        km.fit_budget(models.build("plain"), "50%", regularizer=km.LogisticSigmoid())
+        km.fit_budget(models.build("plain"), "50%", scores=km.LogisticSigmoid())
 
 
 @pytest.mark.parametrize(
@@ -124,9 +125,9 @@ def test_options_out_of_range_are_refused(options):
         km.LogisticSigmoid(**options)
 
 
-def test_only_logistic_sigmoid_has_a_temperature():
+def test_only_gates_that_are_sampled_have_a_temperature():
     learner = km.StructureLearner(fresh("plain"))
-    with pytest.raises(km.KerasMorphError, match="Only LogisticSigmoid"):
+    with pytest.raises(km.KerasMorphError, match="such as LogisticSigmoid"):
         learner.temperature = 0.5
     learner = gated("plain")
     with pytest.raises(km.KerasMorphError, match="temperature=0"):

@@ -14,13 +14,27 @@ from exactness import assert_equal_outputs
 from keras import layers
 
 import keras_morph as km
-from keras_morph.cli import main, train
+from keras_morph.cli import main, training
+from keras_morph.cli.train import Train
 from keras_morph.zoo import MorphNetModel
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 REFERENCE = json.loads((GOLDEN / "morphnet_reference.json").read_text())
-PAIRS = [(name, algorithm) for name, found in REFERENCE.items() for algorithm in found if algorithm != "input_shape"]
+QUICK = ("ResNet50", "VGG16", "MobileNetV2")  # of the networks of the reference, one of each kind
+
+
+def large(*values):
+    """A case of a network that takes seconds to build."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+PAIRS = [
+    (name, algorithm) if name in QUICK else large(name, algorithm)
+    for name, found in REFERENCE.items()
+    for algorithm in found
+    if algorithm != "input_shape"
+]
 
 
 def imported(path):
@@ -177,13 +191,13 @@ def test_the_formulas_of_this_file_give_the_originals_figures():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["ResNet101", "ResNet50V2", "VGG19", "MobileNet", "DenseNet169"])
+@pytest.mark.parametrize("name", [large("ResNet101"), large("ResNet50V2"), "VGG19", "MobileNet", large("DenseNet169")])
 def test_flops_of_further_networks_by_hand(name, seeded):
     np.testing.assert_equal(km.FLOPs()(seeded(name)), BY_HAND[name])
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["InceptionResNetV2", "NASNetMobile"])
+@pytest.mark.parametrize("name", ["MobileNetV2", large("InceptionResNetV2"), large("NASNetMobile")])
 def test_flops_of_networks_that_are_too_long_to_write_down(name, seeded):
     """From the shapes of the kernels and outputs alone."""
     total = 0
@@ -195,7 +209,7 @@ def test_flops_of_networks_that_are_too_long_to_write_down(name, seeded):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["ResNet101", "VGG19", "MobileNet"])
+@pytest.mark.parametrize("name", [large("ResNet101"), "VGG19", "MobileNet"])
 def test_alive_counts_of_further_networks_by_hand(name, seeded):
     model = seeded(name)
     scores = {layer.name: norms(layer) for layer in model.layers if type(layer) in (layers.Conv2D, layers.Dense)}
@@ -249,17 +263,20 @@ def test_the_table_in_the_readme_is_that_of_the_results():
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "pairs"),
-    {
-        "MobileNet": [("GroupLasso", "Latency P100"), ("Gamma", "ModelSize"), ("Gamma", "Latency Others")],
-        "InceptionV3": [("GroupLasso", "FLOPs"), ("Gamma", "FLOPs")],
-        "NASNetMobile": [("Gamma", "Latency V100")],
-    }.items(),
+    [
+        ("MobileNet", [("GroupLasso", "Latency P100"), ("Gamma", "ModelSize"), ("Gamma", "Latency Others")]),
+        ("VGG16", [("Gamma", "FLOPs")]),
+        large("InceptionV3", [("GroupLasso", "FLOPs"), ("Gamma", "FLOPs")]),
+        large("NASNetMobile", [("Gamma", "Latency V100")]),
+    ],
 )
 def test_networks_of_the_support_table(name, pairs):
     seed, x, y = support.prepared(name)
     for algorithm, cost in pairs:
         found = support.check(seed, algorithm, support.COSTS[cost], x, y)
-        assert found["result"] == ("no gamma" if (name, algorithm) == ("InceptionV3", "Gamma") else "works"), found
+        assert found["result"] == ("no gamma" if algorithm == "Gamma" and name in km.zoo.WITHOUT_GAMMA else "works"), (
+            found
+        )
 
 
 # The document's example -------------------------------------------------------------------------------------------
@@ -279,16 +296,23 @@ def test_the_structure_of_the_document_rebuilds():
     for key, count in counts.items():
         assert widths.get(key.partition("/")[0], 0) in (count, 0)
     assert len(widths) == sum(count > 0 for count in counts.values()) - 10  # a dead block's last convolution goes too
+    # With weights, the first channels of each layer are carried: what the masked seed computes.
+    small = km.rebuild(seed, GOLDEN / "resnet50_alive_after.json")
+    assert small.count_params() == fresh.count_params() < seed.count_params() / 9
+    masked = km.masked(seed, GOLDEN / "resnet50_alive_after.json")
+    x = np.random.default_rng(0).random((16, 32, 32, 3), np.float32)
+    assert_equal_outputs(*([keras.ops.convert_to_numpy(each(x, training=False))] for each in (small, masked)), 1e-4)
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_the_structure_of_the_document_trains():
+    fresh = km.rebuild(km.zoo.build("ResNet50"), GOLDEN / "resnet50_alive_after.json", weights=False)
     fresh.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", jit_compile=False)
     random = np.random.default_rng(0)
     x, y = random.random((16, 32, 32, 3), np.float32), random.integers(0, 10, 16)
     losses = fresh.fit(x, y, epochs=4, batch_size=16, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    # With weights, the first channels of each layer are carried: what the masked seed computes.
-    small = km.rebuild(seed, GOLDEN / "resnet50_alive_after.json")
-    assert small.count_params() == fresh.count_params() < seed.count_params() / 9
-    masked = km.masked(seed, GOLDEN / "resnet50_alive_after.json")
-    assert_equal_outputs(*([each.predict(x, verbose=0)] for each in (small, masked)), 1e-4)
 
 
 # The class --------------------------------------------------------------------------------------------------------
@@ -380,6 +404,7 @@ def test_validation_uses_the_moving_averages(tmp_path, batch):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_one_hot_labels_are_taken_too(tmp_path, batch):
     x, y = batch
     results = []
@@ -532,6 +557,7 @@ def structure_of_run(log_dir, seed):
     return km.Structure.load(only_run(log_dir) / "structure.json")
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_one_random_seed_gives_one_structure(tmp_path):
     first, second, other = (structure_of_run(tmp_path / f"{number}", seed) for number, seed in enumerate((5, 5, 6)))
     assert sum(first.widths.values()) < sum(first.seed_widths.values())
@@ -539,6 +565,7 @@ def test_one_random_seed_gives_one_structure(tmp_path):
     assert first != other
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_further_options(tmp_path, capsys):
     options = ["--num-epochs", 1, "--log-dir", tmp_path, "--num-classes", 12, "--image-size", 6, "--mixed-precision"]
     options += ["--optimizer", "sgd", "--momentum", 0.5, "--weight-decay", 1e-4, "--schedule", "cosine"]
@@ -553,6 +580,7 @@ def test_further_options(tmp_path, capsys):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_penalty_is_float32_in_mixed_precision(tmp_path, batch):
     results = []
     for mixed in (False, True):
@@ -567,6 +595,7 @@ def test_the_penalty_is_float32_in_mixed_precision(tmp_path, batch):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_a_model_of_ones_own_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = ["--base-model-name", "examples.custom_model:tiny_resnet", "--dataset", "digits", "--limit", 100]
@@ -575,6 +604,7 @@ def test_a_model_of_ones_own_on_the_command_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 def test_small_images_are_enlarged(tmp_path, capsys):
     options = ["--base-model-name", "MobileNet", "--dataset", "digits", "--limit", 20, "--num-epochs", 1]
     assert command(*options, "--log-dir", tmp_path) == 0
@@ -590,7 +620,7 @@ def no_data(monkeypatch):
     def load(*_, **__):
         raise AssertionError("data was loaded")
 
-    monkeypatch.setattr(train, "load", load)
+    monkeypatch.setattr(training, "load", load)
 
 
 BAD = [
@@ -654,7 +684,7 @@ def test_a_bad_value_is_one_line(option, value, no_data, capsys):
 @pytest.mark.once
 def test_every_option_has_a_bad_value_here():
     """But for --dataset, whose mistakes are in test_datasets.py and test_cli.py, and --mixed-precision, which takes none."""
-    options = {"--" + name.rstrip("_").replace("_", "-") for name in inspect.signature(train.train).parameters}
+    options = {"--" + name.replace("_", "-") for name in inspect.signature(Train).parameters}
     assert options == {option for option, _ in BAD if option != "--no-such-option"} | {"--dataset", "--mixed-precision"}
 
 
@@ -674,13 +704,13 @@ def test_gamma_is_refused_before_any_data_is_loaded(name, layer, no_data, capsys
 
 
 @pytest.mark.once
-def test_networks_without_gamma():
+@pytest.mark.parametrize("name", ["VGG19", large("InceptionResNetV2"), large("ConvNeXtTiny")])
+def test_networks_without_gamma(name):
     """All of `keras.applications` in that list: no BatchNormalization there has a scale. One of each family."""
-    for name in ("VGG19", "InceptionResNetV2", "ConvNeXtTiny"):
-        assert name in km.zoo.WITHOUT_GAMMA
-        size = km.zoo.minimum_size(name)
-        with pytest.raises(km.UnsupportedModelError):
-            km.Gamma().sources(km.trace(km.zoo.build(name, input_shape=(size, size, 3))))
+    assert name in km.zoo.WITHOUT_GAMMA
+    size = km.zoo.minimum_size(name)
+    with pytest.raises(km.UnsupportedModelError):
+        km.Gamma().sources(km.trace(km.zoo.build(name, input_shape=(size, size, 3))))
 
 
 @pytest.mark.once

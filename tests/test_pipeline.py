@@ -1,5 +1,7 @@
 """shrink and prune, by what they promise: a smaller model within the budget, and a seed that is left alone."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -48,7 +50,7 @@ def stripes(count, seed):
 def seed():
     keras.utils.set_random_seed(0)
     model = residual()
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(*stripes(192, seed=0), batch_size=32, epochs=8, verbose=0)
     return model
 
@@ -57,21 +59,21 @@ def seed():
 def run(seed, tmp_path_factory):
     """One shrink to half the FLOPs: its result, folder, lines, and what the seed was before."""
     before, optimizer = seed.get_weights(), seed.optimizer
-    folder, lines = tmp_path_factory.mktemp("run"), []
+    folder = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(0)
-    result = km.shrink(
-        seed,
-        "50%",
-        data=stripes(192, seed=0),
-        validation_data=stripes(64, seed=1),
-        epochs=EPOCHS,
-        learning_rate=0.01,
-        batch_size=32,
-        folder=folder,
-        line=lines.append,
-    )
+    lines = io.StringIO()
+    with contextlib.redirect_stdout(lines):
+        result = km.shrink(
+            seed,
+            "50%",
+            stripes(192, seed=0),
+            validation_data=stripes(64, seed=1),
+            recipe=km.Recipe(epochs=EPOCHS, learning_rate=0.01, batch_size=32),
+            run=folder,
+            verbose=2,
+        )
     assert seed.optimizer is optimizer
-    return result, folder, lines, before
+    return result, folder, lines.getvalue().splitlines(), before
 
 
 def test_the_small_model_is_within_the_budget_and_of_its_structure(seed, run):
@@ -174,6 +176,7 @@ class Batches(keras.utils.PyDataset):
         return self.x[part], self.y[part]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_batches_another_cost_and_another_regularizer():
     """A model without BatchNormalization, of logits, whose parameters are to be no more than 200."""
     image = keras.Input((6, 6, 1))
@@ -181,16 +184,16 @@ def test_batches_another_cost_and_another_regularizer():
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, activation="relu", name="conv2")(x))
     seed = keras.Model(image, layers.Dense(3, name="logits")(x))
     result = km.shrink(
-        seed,
-        200,
-        data=Batches(),
+        km.trace(seed, protect=["conv2"]),
+        km.Budget(200, km.ModelSize()),
+        Batches(),
         epochs=3,
-        cost=km.ModelSize(),
         regularizer=km.GroupLasso(),
-        strength=1e-4,
-        optimizer=keras.optimizers.SGD,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        protect=["conv2"],
+        recipe=km.Recipe(
+            strength=1e-4,
+            optimizer=keras.optimizers.SGD,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        ),
     )
     assert result.small.count_params() <= 200 < seed.count_params()
     assert result.structure.widths["conv2"] == 6
@@ -201,7 +204,7 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_trained_or_written(
     seed = residual()
     before = seed.get_weights()
     with pytest.raises(km.BudgetError):
-        km.shrink(seed, "0.5%", data=stripes(8, seed=0), epochs=3, folder=tmp_path / "run")
+        km.shrink(seed, "0.5%", stripes(8, seed=0), epochs=3, run=tmp_path / "run")
     for one, other in zip(seed.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not (tmp_path / "run").exists()
@@ -211,9 +214,9 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_trained_or_written(
 def test_prune_is_the_rebuilt_structure_of_the_budget(name):
     model = models.build(name)
     before = model.get_weights()
-    small = km.prune(model, "50%", regularizer=km.GroupLasso(), cost=km.ModelSize())
+    small = km.prune(model, "50%", scores=km.GroupLasso(), cost=km.ModelSize())
     assert small.count_params() <= 0.5 * model.count_params()
-    structure = km.fit_budget(model, "50%", regularizer=km.GroupLasso(), cost=km.ModelSize())
+    structure = km.fit_budget(model, "50%", scores=km.GroupLasso(), cost=km.ModelSize())
     inputs = models.examples(model)
     for one, other in zip(
         models.outputs(small, inputs), models.outputs(km.masked(model, structure), inputs), strict=True
@@ -224,5 +227,5 @@ def test_prune_is_the_rebuilt_structure_of_the_budget(name):
 
 
 def test_prune_keeps_what_is_protected_and_ties_what_is_tied():
-    small = km.prune(models.build("residual_projection"), "60%", protect=["a1"], tie=[["a1", "b1"]])
+    small = km.prune(km.trace(models.build("residual_projection"), protect=["a1"], tie=[["a1", "b1"]]), "60%")
     assert small.get_layer("a1").filters == small.get_layer("b1").filters == 4

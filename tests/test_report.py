@@ -13,6 +13,7 @@ from keras import layers
 from PIL import Image
 
 import keras_morph as km
+from keras_morph.graph.structure import graph_and_structure
 
 pytestmark = pytest.mark.once
 
@@ -66,7 +67,7 @@ def test_the_figures_are_those_of_the_models(pair, report):
 def test_a_structure_is_reported_as_the_model_that_is_rebuilt_from_it(pair):
     seed, small = pair
     graph = km.trace(seed)
-    structure = km.structure.structure_from({"a1": 2, "a2": 5, "a0": 5, "b1": 0, "b2": 5}, graph)
+    structure = graph_and_structure(graph, {"a1": 2, "a2": 5, "a0": 5, "b1": 0, "b2": 5})[1]
     expected = km.report(seed, small)
     assert km.report(seed, structure) == km.report(graph, structure) == expected
     assert km.report(km.StructureLearner(seed), structure) == expected

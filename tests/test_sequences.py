@@ -63,12 +63,13 @@ def test_nothing_is_pinned_for_want_of_a_score(model):
     assert set(learner.graph.pinned.values()) <= {"model output", "model input", "embedding looks them up as tokens"}
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_shrinking_loses_nothing_in_the_cut(model):
     words = np.random.default_rng(0).integers(0, WORDS, (32, STEPS))
     labels = (words[:, 0] % 2).astype("int32")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     result = km.shrink(
-        model, "50%", data=(words, labels), epochs=3, batch_size=8, regularizer=km.GroupLasso(), loss=loss
+        model, "50%", (words, labels), regularizer=km.GroupLasso(), recipe=km.Recipe(epochs=3, batch_size=8, loss=loss)
     )
     assert km.FLOPs()(result.small) <= 0.5 * km.FLOPs()(model)
     assert 0 < result.structure.widths["recurrent"] < 5

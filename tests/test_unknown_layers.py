@@ -210,11 +210,14 @@ def test_a_layer_that_cannot_be_made_anew_is_shared_and_all_others_are_copies():
     assert shared == {layer.name for layer in model.layers if isinstance(layer, Wrapped)}
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_shrink_trains_a_copy_of_what_can_be_copied():
     model = network(layers.Lambda(twice))
     with models.weights_stay(model):
         x, y = models.examples(model, count=16), np.eye(2)[np.arange(16) % 2]
-        result = km.shrink(model, "60%", data=(x, y), epochs=3, regularizer=km.GroupLasso(), loss="mse", metrics=[])
+        result = km.shrink(
+            model, "60%", (x, y), epochs=3, regularizer=km.GroupLasso(), recipe=km.Recipe(loss="mse", metrics=[])
+        )
         assert km.FLOPs()(result.small) <= 0.6 * km.FLOPs()(model)
 
 

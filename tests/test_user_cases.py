@@ -306,6 +306,7 @@ def case(request):
     return models.randomize(network(), seed=1), free
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", structures.KINDS)
 def test_it_is_exact_and_its_costs_agree(case, kind):
     model, _ = case

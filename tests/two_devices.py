@@ -115,4 +115,4 @@ if __name__ == "__main__":
 
         main(sys.argv[1:])
     else:
-        print(json.dumps(compare(NETWORKS[sys.argv[1]], sys.argv[2])))
+        print(json.dumps({name: compare(NETWORKS[name], sys.argv[2]) for name in sys.argv[3:]}))

@@ -22,9 +22,40 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Call", "ChannelGraph", "GraphBuilder", "Layer", "Partition", "Scope", "Tensor", "Weight", "on_axis"]
+from keras_morph.showing import html_table, shortened
+
+__all__ = [
+    "Call",
+    "ChannelGraph",
+    "GraphBuilder",
+    "Layer",
+    "Partition",
+    "Scope",
+    "Tensor",
+    "Weight",
+    "Wiring",
+    "on_axis",
+]
 
 LARGEST_CACHE = 64  # partitions that a graph remembers: a search closes many structures that lack the same calls
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What a graph was told besides the model: given to `trace`, and kept by graphs and structures.
+
+    Attributes:
+        protect: regular expressions; layers whose whole name matches one keep all their channels.
+        tie: layers that keep the same channels, index by index, for each tuple of names.
+        grouped: how grouped convolutions are narrowed: "whole" conv groups, or "equal" counts in every conv group.
+    """
+
+    protect: tuple[str, ...] = ()
+    tie: tuple[tuple[str, ...], ...] = ()
+    grouped: str = "whole"
+
+    def __str__(self) -> str:
+        return f"protect={list(self.protect)}, tie={[list(names) for names in self.tie]}, grouped={self.grouped!r}"
 
 
 @dataclass(frozen=True)
@@ -252,6 +283,11 @@ class ChannelGraph:
         ties: `(call, one channel, another)` for each pair of channels that a call ties, int64, `(n, 3)`; call -1 stands
             for what holds whichever calls there are.
         pinned_channels: the channels that were pinned themselves, bool, `(num_channels,)`.
+        wiring: what was protected and tied by the user, and how grouped convolutions are narrowed.
+
+    Example:
+        >>> km.trace(model)
+        <ChannelGraph of small: 22 channels of 8 layers in 22 groups, 6 of them pinned>
     """
 
     model: Any
@@ -267,6 +303,7 @@ class ChannelGraph:
     scopes: tuple[Scope, ...]
     ties: np.ndarray
     pinned_channels: np.ndarray
+    wiring: Wiring = Wiring()
 
     @property
     def num_channels(self) -> int:
@@ -388,21 +425,33 @@ class ChannelGraph:
         channels = self.pinned_channels | np.isin(self.group_of, list(extra))
         return replace(self, pinned={**extra, **self.pinned}, pinned_channels=channels)
 
-    def __str__(self) -> str:
-        rows = [
-            f"{self.model.name}: {self.num_channels:,} channels of {len(self.layers)} layers in {self.num_groups:,} "
-            f"groups, {len(self.pinned):,} of them pinned"
-        ]
+    def __repr__(self) -> str:
+        return (
+            f"<ChannelGraph of {self.model.name}: {self.num_channels:,} channels of {len(self.layers)} layers in "
+            f"{self.num_groups:,} groups, {len(self.pinned):,} of them pinned>"
+        )
+
+    def table(self) -> list[tuple[str, str, int, int, str]]:
+        """(layer, class, channels, groups, why some of them are pinned) of each layer that makes channels."""
+        rows = []
         for layer in self.layers:
-            if layer.made is None:
-                continue
-            groups = np.unique(self.group_of[layer.made])
-            reasons = {self.pinned[g] for g in groups.tolist() if g in self.pinned}
-            rows.append(
-                f"  {layer.name:<40} {layer.kind:<18} {len(layer.made):>6} channels in {len(groups):>6} groups"
-                + (f"  pinned: {'; '.join(sorted(reasons))}" if reasons else "")
-            )
-        return "\n".join(rows)
+            if layer.made is not None:
+                groups = np.unique(self.group_of[layer.made])
+                reasons = {self.pinned[g] for g in groups.tolist() if g in self.pinned}
+                rows.append((layer.name, layer.kind, len(layer.made), len(groups), "; ".join(sorted(reasons))))
+        return rows
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {name:<40} {kind:<18} {channels:>6} channels in {groups:>6} groups"
+            + (f"  pinned: {reasons}" if reasons else "")
+            for name, kind, channels, groups, reasons in self.table()
+        ]
+        return "\n".join([repr(self)[1:-1].removeprefix("ChannelGraph of "), *shortened(lines, "layers")])
+
+    def _repr_html_(self) -> str:
+        head = ("layer", "kind", "channels", "groups", "pinned")
+        return html_table(repr(self)[1:-1], head, self.table())
 
 
 class GraphBuilder:

@@ -15,6 +15,7 @@ from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional
 from keras.src.ops import core, image, nn
@@ -31,12 +32,14 @@ __all__ = [
     "activations",
     "as_if_training",
     "call_on",
+    "compiled_with",
     "core",
     "count_names_anew",
     "functional_in",
     "graph_in",
     "image",
     "input_layers",
+    "losses_are_given",
     "mask_of",
     "maths",
     "nn",
@@ -45,10 +48,10 @@ __all__ = [
     "one_or_all",
     "operations_of",
     "parts_of",
+    "place_of",
     "pytorch_modules",
     "recorded_arguments",
     "remade",
-    "share_between_replicas",
     "structs",
     "sync_weights",
     "takes_a_mask",
@@ -228,11 +231,25 @@ def count_names_anew() -> Iterator[None]:
 
 
 def sync_weights(model: keras.Model) -> None:
-    """While JAX trains, the trainer holds the weights: have them back in the variables."""
-    if getattr(model, "_jax_state_synced", True) is False:
+    """While JAX trains, the trainer holds the weights: have them back in the variables.
+
+    Inside a stateless call they are those that the call was given.
+    """
+    if getattr(model, "_jax_state_synced", True) is False and not in_stateless_scope():
         model.jax_state_sync()
 
 
-def share_between_replicas(model: keras.Model, loss: Any) -> Any:
-    """The trainer's own aggregation of a further loss: TensorFlow's replicas together add it once."""
-    return model._aggregate_additional_loss(loss)
+def losses_are_given(model: keras.Model) -> bool:
+    """Whether `losses` are those of the forward pass that JAX's trainer has just made, instead of new ones."""
+    return bool(model._losses_override)
+
+
+def compiled_with(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with, by the names of `compile`'s arguments; empty if it was not."""
+    config = getattr(model, "_compile_config", None) if model.compiled else None
+    return {} if config is None else dict(config.config)
+
+
+def place_of(optimizer: Any, variable: Any) -> int:
+    """Which of its variables an optimizer is asked to update: TensorFlow's hands on what is inside a Keras variable."""
+    return int(optimizer._get_variable_index(variable))

@@ -184,6 +184,7 @@ def penalty_by_definition(graph, regularizer, cost):
     return (differences(table, counts, owners) @ sums).sum(), owner_costs(table, counts, owners).sum()
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize(
     ("name", "regularizer"),

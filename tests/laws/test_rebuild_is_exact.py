@@ -28,6 +28,7 @@ def drawn(name, kind):
     return model, structures.draw(km.trace(model), kind, seed=1)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", structures.KINDS)
 @pytest.mark.parametrize("name", models.PARAMETERS)
 def test_rebuilt_tiny_network_returns_what_the_masked_seed_returns(name, kind):
@@ -37,7 +38,7 @@ def test_rebuilt_tiny_network_returns_what_the_masked_seed_returns(name, kind):
 @given(networks.recipes(), networks.kills, networks.grouped_modes)
 def test_rebuilt_random_network_returns_what_the_masked_seed_returns(recipe, kill, grouped):
     model = networks.build(recipe)
-    assert_exact(model, structures.mixed(km.trace(model, grouped=grouped), *kill), grouped=grouped)
+    assert_exact(model, structures.mixed(km.trace(model, grouped=grouped), *kill))
 
 
 @pytest.mark.parametrize("name", models.PARAMETERS)
@@ -97,6 +98,7 @@ def structure_with(model, **alive):
 # Again, without weights, and closed twice.
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("first", ["half", "dead_branches", "one_layer_dead"])
 @pytest.mark.parametrize("name", models.PARAMETERS)
 def test_the_rebuilt_network_can_be_rebuilt_again_exactly(name, first):
@@ -115,6 +117,7 @@ def test_a_folded_constant_is_narrowed_with_its_channels():
     np.testing.assert_array_equal(after, before[[1, 3]])
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("kind", ["half", "dead_branches", "everything_dead"])
 @pytest.mark.parametrize("name", models.PARAMETERS)
 def test_without_weights_the_rebuilt_network_has_the_same_shapes_and_fresh_weights(name, kind):
@@ -131,6 +134,7 @@ def test_without_weights_the_rebuilt_network_has_the_same_shapes_and_fresh_weigh
 
 
 @pytest.mark.once
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", structures.KINDS)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_closing_a_closed_structure_changes_nothing(name, kind):
@@ -176,11 +180,12 @@ SAVED = [(name, "half") for name in models.NAMES] + [(name, "dead_branches") for
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """Predictions of all saved tiny networks here and elsewhere: (name, kind) -> two lists of arrays."""
+def elsewhere(tmp_path_factory, request):
+    """Predictions of the saved tiny networks of this session here and elsewhere: (name, kind) -> two lists of arrays."""
     folder = tmp_path_factory.mktemp("elsewhere")
+    asked = [item.callspec.params for item in request.session.items if "elsewhere" in item.fixturenames]
     here = {}
-    for name, kind in SAVED:
+    for name, kind in [(case["name"], case["kind"]) for case in asked]:
         small = km.rebuild(*drawn(name, kind))
         inputs = models.examples(small)
         here[name, kind] = models.outputs(small, inputs)
@@ -198,6 +203,7 @@ def elsewhere(tmp_path_factory):
     return here, there
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize(("name", "kind"), SAVED)
 def test_the_saved_network_predicts_the_same_on_another_backend_without_keras_morph(elsewhere, name, kind):
     here, there = elsewhere

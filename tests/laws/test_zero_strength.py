@@ -80,7 +80,11 @@ def assert_strength_0_changes_nothing(name, regularizer, zeroed, xla=False):
 
 
 @pytest.mark.parametrize(
-    "zeroed", [pytest.param(False, id="random", marks=pytest.mark.once), pytest.param(True, id="one channel zero")]
+    "zeroed",
+    [
+        pytest.param(False, id="random", marks=[pytest.mark.once, pytest.mark.slow]),
+        pytest.param(True, id="one channel zero"),
+    ],
 )
 @pytest.mark.parametrize(("name", "regularizer"), CASES)
 def test_strength_0_gives_the_weights_of_plain_fit_to_the_bit(name, regularizer, zeroed):
@@ -88,7 +92,7 @@ def test_strength_0_gives_the_weights_of_plain_fit_to_the_bit(name, regularizer,
 
 
 @pytest.mark.only_on("tensorflow")
-@pytest.mark.parametrize("regularizer", ["GroupLasso", "Gamma"])
+@pytest.mark.parametrize("regularizer", ["GroupLasso", pytest.param("Gamma", marks=pytest.mark.slow)])
 def test_strength_0_gives_the_weights_of_plain_fit_to_the_bit_under_xla(regularizer):
     assert_strength_0_changes_nothing("residual_identity", regularizer, zeroed=True, xla=True)
 

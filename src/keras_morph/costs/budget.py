@@ -1,22 +1,26 @@
 """Budgets: what a network may cost, as a value; read, and turned into limits in the costs' own units."""
 
+import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs.costs import CONSTANT, Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.errors import BudgetError
 
-__all__ = ["Limit", "group_prices", "limits_of", "parse_budget", "split_budget"]
+__all__ = ["Budget", "Limit", "budget_from", "group_prices", "parse_budget", "split_budget"]
 
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+FLOOR = 0.5  # chosen on digits: below it a layer of one channel can cut the network
+COUNTED = ("FLOPs", "parameters", "elements")  # a cost of one's own may well be below 1 in its unit
 NAMED = {cost.__name__: cost for cost in (FLOPs, ModelSize, Activations, Latency)}
 
 
@@ -41,7 +45,18 @@ def parse_budget(budget: str | float, cost: Cost, seed_cost: float, *, bytes_per
         number = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else None
     if number is None or not (math.isfinite(number) and number > 0):
         raise BudgetError(f"{expected}. Received: budget={budget!r}.")
+    if cost.unit in COUNTED and _is_share(budget):
+        share = f"{100 * float(budget):g}%"
+        raise BudgetError(f'{expected}. Received: budget={budget!r}; did you mean "{share}" of the seed?')
     return number
+
+
+def _is_share(budget: str | float) -> bool:
+    """A number below 1 without a unit: of what is counted, nobody wants less than one."""
+    try:
+        return float(budget) < 1
+    except ValueError:  # "50%", "2MB"
+        return False
 
 
 def _examples(cost: Cost) -> str:
@@ -72,33 +87,80 @@ class Limit:
     limit: float
 
 
-def limits_of(
-    graph: ChannelGraph,
-    budget: str | float | Mapping[Cost, str | float],
-    cost: Cost,
-    *,
-    bytes_per_parameter: int = 4,
-) -> list[Limit]:
-    """A budget as limits.
+@dataclass(frozen=True)
+class Budget:
+    """What a network may cost, and how it is kept.
 
     Args:
-        graph: the traced seed.
-        budget: what `parse_budget` reads, for `cost` or for the cost that its unit or a name behind it says ("2MB" is
-            ModelSize); several of them with commas or "and" between ("50% FLOPs, 2MB"); or `{cost: budget}`.
-        cost: what the budget is for where it does not say.
-        bytes_per_parameter: bytes of one saved parameter.
+        amount: `"50%"` of the seed, `"300M"`, `"2MB"` (parameters, at `bytes_per_parameter`), `"5ms"`, or a number in the
+            cost's own unit (FLOPs, parameters, elements, seconds); for the cost that its unit or a name behind it says;
+            several of them with commas or "and" between (`"50% FLOPs, 2MB"`); or `{cost: amount}`.
+        cost: what an amount is for where it does not say; by default the learner's cost, or FLOPs().
+        round_to: channels that lie in the same places live in multiples of this, or all of them.
+        floor: layers that every path goes through keep at least this share of the width that they had if all layers were
+            narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
+            channel or two; 0 to 1. It is halved until the budget is met.
+        per_cost: scores are divided by price ** per_cost: at 0 the strongest channels live, at 1 those that are the
+            strongest for what they cost.
+        bytes_per_parameter: bytes of one saved parameter, for amounts such as "2MB".
 
     Raises:
         BudgetError: if it cannot be read.
+
+    Example:
+        >>> km.Budget("50% FLOPs, 2MB", round_to=8).amounts()
+        [(FLOPs(), '50%'), (ModelSize(), '2MB')]
     """
-    return [
-        Limit(one, parse_budget(text, one, one(graph), bytes_per_parameter=bytes_per_parameter))
-        for one, text in split_budget(budget, cost)
-    ]
+
+    amount: str | float | Mapping[Cost, str | float]
+    cost: Cost | None = None
+    _: KW_ONLY
+    round_to: int = 1
+    floor: float = FLOOR
+    per_cost: float = 0.0
+    bytes_per_parameter: int = 4
+
+    def __post_init__(self) -> None:
+        if type(self.round_to) is not int or self.round_to < 1:
+            raise BudgetError(f"Expected a whole number round_to of at least 1. Received: round_to={self.round_to}.")
+        if not 0 <= self.floor <= 1:
+            raise BudgetError(f"Expected a floor from 0 to 1. Received: floor={self.floor}.")
+        if not 0 <= self.per_cost < math.inf:
+            raise BudgetError(f"Expected a finite per_cost of at least 0. Received: per_cost={self.per_cost}.")
+        if not self.bytes_per_parameter > 0:
+            raise BudgetError(
+                f"Expected bytes_per_parameter above 0. Received: bytes_per_parameter={self.bytes_per_parameter}."
+            )
+
+    def amounts(self, cost: Cost | None = None) -> list[tuple[Cost, str | float]]:
+        """One (cost, amount) for each cost.
+
+        Args:
+            cost: what an amount is for where neither it nor the budget says; FLOPs() by default.
+        """
+        return split_budget(self.amount, self.cost or cost or FLOPs())
+
+    def limits(self, graph: ChannelGraph, cost: Cost | None = None) -> list[Limit]:
+        """The amounts in the units of their costs, for a graph; cost as in `amounts`.
+
+        Raises:
+            BudgetError: if one cannot be read.
+        """
+        return [
+            Limit(one, parse_budget(amount, one, one(graph), bytes_per_parameter=self.bytes_per_parameter))
+            for one, amount in self.amounts(cost)
+        ]
+
+
+def budget_from(budget: Any, cost: Cost | None = None) -> Budget:
+    """A Budget, from one or from an amount; an amount that does not say what for is for this cost."""
+    if not isinstance(budget, Budget):
+        return Budget(budget, cost)
+    return budget if budget.cost is not None or cost is None else replace(budget, cost=cost)
 
 
 def split_budget(budget: str | float | Mapping[Cost, str | float], cost: Cost) -> list[tuple[Cost, str | float]]:
-    """A budget as one (cost, budget) for each cost; see `limits_of`."""
+    """An amount as one (cost, amount) for each cost; see `Budget`."""
     if isinstance(budget, Mapping):
         budgets = list(budget.items())
     elif isinstance(budget, str):
@@ -117,6 +179,11 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
     amount, _, name = text.strip().rpartition(" ")
     if amount and name in NAMED:
         return (cost if cost.name == name else NAMED[name]()), amount
+    if amount and (meant := _meant(name)):
+        raise BudgetError(
+            f"Expected the name of a cost: {', '.join(NAMED)}. Received: budget={text!r}; "
+            f'did you mean "{amount} {meant}"?'
+        )
     unit = text.strip().lstrip("0123456789.eE+- ")
     if unit in BYTES and unit != "B" and cost.unit != "parameters":
         return ModelSize(), text
@@ -125,17 +192,20 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
     return cost, text
 
 
+def _meant(name: str) -> str | None:
+    """The cost whose name was written in another case, or nearly."""
+    lower = {known.lower(): known for known in NAMED}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return lower[close[0]] if close else None
+
+
 def group_prices(graph: ChannelGraph, limits: Sequence[Limit]) -> np.ndarray:
     """What each group costs in the whole seed, as a share of the limits, float64, `(num_groups,)`, above 0."""
     counts = graph.counts(np.ones(graph.num_groups, bool))
-    owners = len(graph.calls) + len(graph.layers)
     vector, group, count = graph.pairs
     prices = np.zeros(graph.num_groups)
     for limit in limits:
-        table = limit.cost.monomials(graph)
-        by_vector = np.zeros(len(graph.vectors) + 1)  # the last one is CONSTANT's
-        for side, price in zip((table.a, table.b), table.prices(counts, owners), strict=True):
-            np.add.at(by_vector, np.where(side == CONSTANT, len(graph.vectors), side), price)
+        by_vector = limit.cost.table(graph).prices(counts)
         prices += np.bincount(group, weights=by_vector[vector] * count, minlength=graph.num_groups) / limit.limit
     free = prices[prices > 0]
     return np.maximum(prices, free.min() if len(free) else 1.0)

@@ -1,16 +1,17 @@
 """What a network costs at given numbers of alive channels, and what one more channel would cost.
 
-Every cost is a table of monomials `coefficient * n_a * n_b` in the alive entries of two id vectors (either may be
-absent), summed per call of a layer; a roofline is the larger of two such sums. Totals, prices and the terms of the
-penalty all follow from the table, so a cost of your own is one method.
+A cost answers these two questions by a Table. That of a formula is made of monomials `coefficient * n_a * n_b` in the alive
+entries of two id vectors (either may be absent), summed per call of a layer; a roofline is the larger of two such sums. A cost
+of your own is one method: `monomials`, or `table` where it is no formula (a staircase, a measurement).
 """
 
 import warnings
 import weakref
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
+import keras
 import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Layer
@@ -18,10 +19,11 @@ from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
-from keras_morph.graph.structure import structure_from
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.structure import graph_and_structure
+from keras_morph.graph.tracing import graph_of
+from keras_morph.saving import Configured
 
-__all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials"]
+__all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials", "Table"]
 
 _WARNED: Any = weakref.WeakKeyDictionary()  # model -> names of the costs whose uncounted layers were named
 
@@ -67,10 +69,49 @@ class Monomials:
         return scale * n[self.b] * (self.a != CONSTANT), scale * n[self.a] * (self.b != CONSTANT)
 
 
-class Cost(ABC):
-    """A cost is a name, a unit and a table of monomials.
+class Table(Protocol):
+    """The answers of a cost for one graph, at given numbers of alive entries of each vector, int64, `(vectors,)`."""
+
+    def costs(self, counts: np.ndarray) -> np.ndarray:
+        """What each call and, behind them, each layer costs if it is present, float64, `(len(calls) + len(layers),)`."""
+
+    def prices(self, counts: np.ndarray) -> np.ndarray:
+        """What one more entry of each vector would cost, float64, `(vectors,)`."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The Table of monomials."""
+
+    monomials: Monomials
+    owners: int
+    vectors: int
+
+    def costs(self, counts: np.ndarray) -> np.ndarray:
+        return self.monomials.branch_sums(counts, self.owners).max(axis=1)
+
+    def prices(self, counts: np.ndarray) -> np.ndarray:
+        by_vector = np.zeros(self.vectors + 1)  # the last one is CONSTANT's
+        sides = (self.monomials.a, self.monomials.b)
+        for side, price in zip(sides, self.monomials.prices(counts, self.owners), strict=True):
+            np.add.at(by_vector, np.where(side == CONSTANT, self.vectors, side), price)
+        return by_vector[:-1]
+
+
+class Cost(Configured, ABC):
+    """A cost is a name, a unit, and a Table of what it answers for a graph.
 
     Calling it gives the cost of a model: `FLOPs()(model)`, or of a structure of it: `FLOPs()(model, structure)`.
+
+    Example:
+        >>> class Multiplications(km.FLOPs):
+        ...     unit = "multiplications"
+        ...     def monomials(self, graph):
+        ...         table = super().monomials(graph)
+        ...         return dataclasses.replace(table, coefficient=table.coefficient / 2)
+        >>> seed = km.zoo.digits_resnet()
+        >>> Multiplications()(seed) == km.FLOPs()(seed) / 2
+        True
     """
 
     unit: str
@@ -79,21 +120,31 @@ class Cost(ABC):
     def name(self) -> str:
         return type(self).__name__
 
-    @abstractmethod
-    def monomials(self, graph: ChannelGraph) -> Monomials:
-        """The table for one model."""
+    def monomials(self, graph: ChannelGraph) -> Monomials | None:
+        """The formula of one graph; None where the cost is none, and has a `table` of its own."""
+        return None
+
+    def table(self, graph: ChannelGraph) -> Table:
+        """What it answers for one graph."""
+        monomials = self.monomials(graph)
+        if monomials is None:
+            raise NotImplementedError(f"{type(self).__name__} needs a method `monomials` or `table`.")
+        return Formula(monomials, len(graph.calls) + len(graph.layers), len(graph.vectors))
 
     def __call__(self, model: Any, structure: Any = None) -> float:
-        """Cost in `unit` of a Keras model or ChannelGraph, or of a structure of it.
+        """Cost in `unit` of a model, or of a structure of it.
 
         Args:
-            model: a functional or Sequential model, or its ChannelGraph.
+            model: a functional or Sequential model, its ChannelGraph, or a StructureLearner.
             structure: a Structure, counts per layer, or a path to either; None for all channels.
         """
-        graph = trace(model)
+        if structure is None:
+            graph = graph_of(model)
+            alive = np.ones(graph.num_groups, np.int64)
+        else:
+            graph, structure = graph_and_structure(model, structure)
+            alive = structure.copies(graph)
         self._name_uncounted(graph)
-        whole = np.ones(graph.num_groups, bool)
-        alive = whole if structure is None else structure_from(structure, graph).copies(graph)
         return self.total(graph, close(graph, alive))
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
@@ -118,8 +169,7 @@ class Cost(ABC):
 
     def per_owner(self, graph: ChannelGraph, closed: Closed) -> np.ndarray:
         """Cost of each call and, behind them, each layer, float64, `(len(calls) + len(layers),)`."""
-        owners = len(closed.present)
-        return self.monomials(graph).branch_sums(closed.counts, owners).max(axis=1) * closed.present
+        return self.table(graph).costs(closed.counts) * closed.present
 
     def per_layer(self, graph: ChannelGraph, closed: Closed) -> np.ndarray:
         """Cost of each layer, float64, `(len(layers),)`."""
@@ -161,6 +211,7 @@ def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int
     return followed + [(macs, CONSTANT, CONSTANT, number) for macs, number in counting.fixed_multiply_adds(graph)]
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class FLOPs(Cost):
     """Floating point operations of one forward pass for one example.
 
@@ -168,6 +219,11 @@ class FLOPs(Cost):
     (at every step), and of attention's projections, at the model's input shape; lookups, biases, normalization,
     activations, pooling and products of two tensors count 0. What a layer computes whose channels are not followed (inside
     a wrapper, quantized, with LoRA) is a fixed cost; where it cannot be counted, `uncounted` names it.
+
+    Example:
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
+        >>> km.FLOPs()(seed)  # 6 x 6 positions, 3 x 3 x 1 inputs, 4 channels, 2 per multiply-add
+        2592.0
     """
 
     unit = "FLOPs"
@@ -179,8 +235,15 @@ class FLOPs(Cost):
         return counting.uncounted(graph)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class ModelSize(Cost):
-    """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`)."""
+    """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`).
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> km.ModelSize()(seed) == seed.count_params()
+        True
+    """
 
     unit = "parameters"
 
@@ -195,8 +258,15 @@ class ModelSize(Cost):
         return Monomials.table(rows)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Activations(Cost):
-    """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels)."""
+    """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels).
+
+    Example:
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
+        >>> km.Activations()(seed)  # 6 x 6 positions of 4 channels
+        144.0
+    """
 
     unit = "elements"
 
@@ -214,6 +284,7 @@ class Activations(Cost):
         )
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Latency(Cost):
     """Roofline seconds of one forward pass: per layer `max(flops / peak, bytes / bandwidth)`.
 
@@ -223,6 +294,11 @@ class Latency(Cost):
     Args:
         hardware: a name of `keras_morph.costs.hardware.HARDWARE` or a Hardware.
         batch_size: examples that pass at once; the result is for the whole batch.
+
+    Example:
+        >>> seconds = km.Latency("V100")(km.zoo.digits_resnet())
+        >>> f"{1e6 * seconds:.2f} microseconds"
+        '0.20 microseconds'
     """
 
     unit = "seconds"
@@ -250,6 +326,13 @@ class Latency(Cost):
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         return counting.uncounted(graph)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"hardware_": asdict(self.hardware), "batch_size": self.batch_size}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Latency":
+        return cls(Hardware(**config["hardware_"]), batch_size=config["batch_size"])
 
     def __repr__(self) -> str:
         return f"Latency({self.hardware.name!r})"

@@ -15,13 +15,17 @@ from keras_morph.layers.rules import Routed, Rule, rests_at_activation
 __all__ = ["is_masked", "is_steady", "is_zeroed", "needs_masks"]
 
 
-def is_zeroed(operation: Any, rule: Rule | None, routed: Routed, operands: Sequence[Tensor]) -> bool:
-    """Whether dead channels of a call's results are exactly zero."""
-    if rule is None:
-        return True  # all pinned: nothing dies
-    if routed.zero is not None:
+def is_zeroed(operation: Any, rule: Rule | None, routed: Routed, operands: Sequence[Tensor]) -> tuple[bool, ...]:
+    """Whether dead channels of each of a call's results are exactly zero."""
+    if isinstance(routed.zero, tuple) and rule is not None:
         return routed.zero
-    return rule.zero(operation) and _are_zeroed(operation, rule, operands)
+    if rule is None:
+        zeroed = True  # all pinned: nothing dies
+    elif routed.zero is not None:
+        zeroed = bool(routed.zero)
+    else:
+        zeroed = rule.zero(operation) and _are_zeroed(operation, rule, operands)
+    return (zeroed,) * len(routed.results)
 
 
 def _are_zeroed(operation: Any, rule: Rule, operands: Sequence[Tensor]) -> bool:

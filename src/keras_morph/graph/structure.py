@@ -5,21 +5,24 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_morph.channels import ChannelGraph
+from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.errors import StructureMismatchError
 from keras_morph.graph.closure import close
+from keras_morph.graph.tracing import graph_of, known_graph, trace
 from keras_morph.keras_internals import to_snake_case
 from keras_morph.runs import write_json
+from keras_morph.showing import html_table, shortened
 
-__all__ = ["Structure", "fingerprint", "identities", "structure_from"]
+__all__ = ["Structure", "fingerprint", "graph_and_structure", "identities"]
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # structures of format 1 know neither their wiring nor what their layers read
 
 # What TensorFlow calls the operation in which a layer makes its channels: the Model Zoo's keys are operation names.
 OPERATION_NAMES = {"SeparableConv2D": "separable_conv2d", "Conv2DTranspose": "conv2d_transpose"}
@@ -101,6 +104,13 @@ class Structure:
         kinds: layer -> class name.
         identities: layer -> its name in `identities`; empty in a structure of an earlier version.
         connections: identity -> a hash of what the layer reads, by which an error says what differs.
+        wiring: that of the graph; None in a structure of an earlier version.
+
+    Example:
+        >>> structure = km.fit_budget(model, "50%")
+        >>> structure.save("structure.json")
+        >>> km.Structure.load("structure.json") == structure
+        True
     """
 
     seed: str
@@ -110,6 +120,7 @@ class Structure:
     kinds: Mapping[str, str]
     identities: Mapping[str, str] = field(default_factory=dict)
     connections: Mapping[str, str] = field(default_factory=dict)
+    wiring: Wiring | None = None
 
     @property
     def widths(self) -> dict[str, int]:
@@ -134,12 +145,17 @@ class Structure:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        alive, whole = sum(self.widths.values()), sum(self.seed_widths.values())
+        return f"<Structure of {self.seed}: {alive:,} of {whole:,} channels in {len(self.alive):,} layers>"
+
     def __str__(self) -> str:
-        rows = [
-            f"structure of {self.seed}: {sum(self.widths.values()):,} of {sum(self.seed_widths.values()):,} channels"
-        ]
-        rows += [f"  {layer:<40} {width:>6} of {self.seed_widths[layer]:>6}" for layer, width in self.widths.items()]
-        return "\n".join(rows)
+        rows = [f"  {layer:<40} {width:>6} of {self.seed_widths[layer]:>6}" for layer, width in self.widths.items()]
+        return "\n".join([repr(self)[1:-1], *shortened(rows, "layers")])
+
+    def _repr_html_(self) -> str:
+        rows = [(layer, self.kinds[layer], width, self.seed_widths[layer]) for layer, width in self.widths.items()]
+        return html_table(repr(self)[1:-1], ("layer", "kind", "alive", "of"), rows)
 
     def save(self, path: str | Path) -> None:
         """Write `structure.json`, whole or not at all."""
@@ -148,6 +164,7 @@ class Structure:
             {
                 "format": FORMAT,
                 "seed": {"name": self.seed, "fingerprint": self.fingerprint},
+                "wiring": asdict(self.wiring or Wiring()),
                 **({"expanded": True} if self.is_expanded else {}),
                 "layers": {
                     layer: {
@@ -171,8 +188,8 @@ class Structure:
         """
         data = _read_json(path)
         try:
-            if data["format"] != FORMAT:
-                raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: {FORMAT}.")
+            if data["format"] not in READABLE:
+                raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: one of {READABLE}.")
             layers, expanded = data["layers"], data.get("expanded") is True
             alive = {name: _whole_numbers(layer["alive"], name) for name, layer in layers.items()}
             widths = {name: int(layer["width"]) for name, layer in layers.items()}
@@ -180,7 +197,8 @@ class Structure:
             own = {name: str(layer.get("identity", name)) for name, layer in layers.items()}
             connections = {str(name): str(value) for name, value in data.get("connections", {}).items()}
             seed = data["seed"]
-            structure = cls(str(seed["name"]), str(seed["fingerprint"]), alive, widths, kinds, own, connections)
+            wiring = _wiring_from(data["wiring"]) if data["format"] > 1 else None
+            structure = cls(str(seed["name"]), str(seed["fingerprint"]), alive, widths, kinds, own, connections, wiring)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, StructureMismatchError):
                 raise
@@ -221,6 +239,21 @@ class Structure:
             {name: layer.kind for name, layer in made.items()},
             {name: own for name, own in identities(graph).items() if name in made},
             _connections(graph),
+            graph.wiring,
+        )
+
+    def wiring_in(self, graph: ChannelGraph) -> Wiring:
+        """The wiring with the layer names of a graph, where Keras has counted on since it was made."""
+        wiring = self.wiring or graph.wiring
+        here = {identity: name for name, identity in identities(graph).items()}
+        names = {layer: here.get(self.identities.get(layer, layer), layer) for layer in self.alive}
+        if all(layer == name for layer, name in names.items()):
+            return wiring
+        matched = [layer for layer in names if any(re.fullmatch(pattern, layer) for pattern in wiring.protect)]
+        return replace(
+            wiring,
+            protect=tuple(re.escape(names[layer]) for layer in matched),
+            tie=tuple(tuple(names.get(layer, layer) for layer in layers) for layers in wiring.tie),
         )
 
     def named_as(self, graph: ChannelGraph) -> "Structure":
@@ -283,17 +316,50 @@ def _whole_numbers(values: Any, layer: str) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def structure_from(source: Any, graph: ChannelGraph) -> Structure:
-    """A structure, from whatever a user has: a Structure, `{layer: count}`, or the path of either's JSON file."""
-    if isinstance(source, Structure):
-        return source.named_as(graph)
+def _wiring_from(data: Any) -> Wiring:
+    protect, tie, grouped = data["protect"], data["tie"], data["grouped"]
+    lists = [protect, tie, *tie]
+    if not all(isinstance(x, list) for x in lists) or grouped not in ("whole", "equal"):
+        raise TypeError(f"wiring is {data!r}")
+    return Wiring(tuple(map(str, protect)), tuple(tuple(map(str, names)) for names in tie), grouped)
+
+
+def graph_and_structure(model: Any, source: Any) -> tuple[ChannelGraph, Structure]:
+    """The graph of a model with the wiring of a structure, and the structure in its layer names.
+
+    Args:
+        model: a Keras model, a ChannelGraph or a StructureLearner.
+        source: a Structure, counts per layer, or the path of either's JSON file.
+
+    Raises:
+        StructureMismatchError: if the structure is not one of this model.
+    """
+    graph = graph_of(model)
+    source = _read(source)
+    if not isinstance(source, Structure):
+        origin, counts = source
+        return graph, _from_counts(graph, counts, origin)
+    structure = source.named_as(graph)
+    wiring = source.wiring_in(graph)
+    if wiring != graph.wiring:
+        if known_graph(model) not in (None, model):
+            raise StructureMismatchError(
+                f"The structure was made with another wiring than that of {model.name}. Expected: {graph.wiring}. "
+                f"Received: {wiring}."
+            )
+        graph = trace(graph.model, protect=wiring.protect, tie=wiring.tie, grouped=wiring.grouped)
+    return graph, structure
+
+
+def _read(source: Any) -> Any:
+    """A Structure, or where counts come from and what they are."""
     if isinstance(source, (str, Path)):
         data = _read_json(source)
-        if isinstance(data, dict) and "format" in data:
-            return Structure.load(source).named_as(graph)
-        return _from_counts(graph, data, str(source))
+        return Structure.load(source) if isinstance(data, dict) and "format" in data else (str(source), data)
     if isinstance(source, Mapping):
-        return _from_counts(graph, source, "counts")
+        return "counts", source
+    if isinstance(source, Structure):
+        return source
     raise StructureMismatchError(
         f"Expected a Structure, counts per layer, or the path of a file with either. Received: {source!r}."
     )

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight
+from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight, Wiring
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.chains import Chain, chained
 from keras_morph.graph.composites import local_names, recordings_in
@@ -31,11 +31,11 @@ from keras_morph.layers.rules import (
     variable,
 )
 
-__all__ = ["trace"]
+__all__ = ["graph_of", "known_graph", "trace"]
 
 
 def trace(
-    model: keras.Model | ChannelGraph,
+    model: Any,
     *,
     protect: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
@@ -43,8 +43,11 @@ def trace(
 ) -> ChannelGraph:
     """Follow every channel of a model: who makes it, what ties it, who reads it.
 
+    What is given here, the wiring, belongs to the graph and to every structure that is made of it: hand on the graph.
+
     Args:
-        model: a functional or Sequential model that is built. A ChannelGraph is handed back as it is.
+        model: a functional or Sequential model that is built. A ChannelGraph is handed back as it is, and so is the graph of
+            a StructureLearner.
         protect: regular expressions; layers whose whole name matches one keep all their channels.
         tie: lists of layer names; the layers of one list keep the same channels, index by index.
         grouped: how grouped convolutions are narrowed: "whole" conv groups, or "equal" counts in every conv group.
@@ -57,20 +60,55 @@ def trace(
 
     Raises:
         UnsupportedModelError: if the model has no graph (a subclassed model, or one that is not built).
-        KerasMorphError: if `protect` or `tie` name layers that are not there, or `grouped` is neither.
+        KerasMorphError: if `protect` or `tie` name layers that are not there, `grouped` is neither, or a graph or learner
+            is given that was made with another wiring.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(),
+        ...                           keras.layers.Dense(2)])
+        >>> km.trace(model).num_groups
+        9
     """
-    if isinstance(model, ChannelGraph):
-        return model
     if grouped not in ("whole", "equal"):
         raise KerasMorphError(f'Expected grouped="whole" or grouped="equal". Received: grouped={grouped!r}.')
+    wiring = Wiring(_texts("protect", protect), tuple(_texts("tie", names) for names in tie), grouped)
+    known = known_graph(model)
+    if known is not None:
+        if wiring not in (Wiring(), known.wiring):
+            raise KerasMorphError(
+                f"{known.model.name} was traced before, and its graph keeps its wiring. Expected: protect, tie and grouped "
+                f"where the model is traced first. Received: {wiring}, and a graph with {known.wiring}."
+            )
+        return known
     function = functional_in(model)
     tracer = _Tracer(function, grouped)
     tracer.run(function)
-    _protect(tracer.graph, protect)
-    _tie(tracer.graph, tie)
-    graph = tracer.finish(model)
+    _protect(tracer.graph, wiring.protect)
+    _tie(tracer.graph, wiring.tie)
+    graph = tracer.finish(model, wiring)
     warn_of_unknown(graph)
     return graph
+
+
+def _texts(option: str, values: Any) -> tuple[str, ...]:
+    """Strings; a single one is not taken for a list of letters."""
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        example = 'protect=["head.*"]' if option == "protect" else 'tie=[["left", "right"]]'
+        raise KerasMorphError(f"Expected a list of strings, such as {example}. Received: {option}={values!r}.")
+    return tuple(values)
+
+
+def graph_of(model: Any) -> ChannelGraph:
+    """The graph of whatever stands for a model: a ChannelGraph, a StructureLearner, or a Keras model, which is traced."""
+    return trace(model)
+
+
+def known_graph(model: Any) -> ChannelGraph | None:
+    """The graph that is or comes with what stands for a model; None for a Keras model."""
+    if isinstance(model, ChannelGraph):
+        return model
+    graph = getattr(model, "graph", None)
+    return graph if isinstance(graph, ChannelGraph) else None
 
 
 class _Tracer:
@@ -206,7 +244,7 @@ class _Tracer:
         rule = given.rule if routed.followed else None
         self.pin_what_is_used_otherwise(node, flow, routed, given.masks)
         if name in self.layers:
-            self.share(name, routed)
+            self.share(name, routed, flow)
         else:
             weights = _weights(node.operation, rule, routed, flow.inputs, self.graph) if rule else ()
             made = self.graph.made.get(name)
@@ -283,12 +321,12 @@ class _Tracer:
         operands = [self.tensors[number] for number in inputs]
         seen = operands if mode == "join" or len(set(inputs)) == 1 else [self.as_seen(t, routed) for t in operands]
         zeroed = is_zeroed(node.operation, rule, routed, seen)
-        steady = zeroed or is_steady(node.operation, rule, mode, seen)
+        steady = is_steady(node.operation, rule, mode, seen)
         rows = max((tensor.rows for tensor in operands), default=1.0) * routed.rows
         numbers = []
-        for (ids, axis), source, spec in zip(routed.results, node.outputs, specs, strict=True):
+        for (ids, axis), source, spec, zero in zip(routed.results, node.outputs, specs, zeroed, strict=True):
             masked = is_masked(node, source, operands)
-            tensor = Tensor(self.graph.vector(ids), axis, tuple(spec.shape), rows, masked, zeroed, steady)
+            tensor = Tensor(self.graph.vector(ids), axis, tuple(spec.shape), rows, masked, zero, zero or steady)
             numbers.append(self.place(source, spec, tensor))
         return tuple(numbers)
 
@@ -299,9 +337,14 @@ class _Tracer:
             return tensor
         return replace(tensor, zeroed=False, steady=False)
 
-    def share(self, name: str, routed: Routed) -> None:
+    def share(self, name: str, routed: Routed, flow: Flow) -> None:
         """A layer that is called again has the same weights and config, hence the same channels along their axes."""
-        rule = self.layers[name].rule
+        rule, weights = self.layers[name].rule, self.layers[name].weights
+        unlike = bool(weights) and any(weight.whole for weight in weights) != routed.padded
+        if unlike or (rule is None and routed.followed):
+            earlier = [ids for ids in self.sides[name].values() if ids is not None]
+            for ids in (*earlier, *(signal.ids for signal in flow.inputs), *(ids for ids, _ in routed.results)):
+                self.graph.pin(ids, f"{name} is called in two ways that do not agree")
         if rule is not None and not (rule.weights or rule.narrow or rule.width):
             return  # one Dropout or ReLU for many tensors
         for token in {*self.sides[name], *routed.sides}:
@@ -366,7 +409,7 @@ class _Tracer:
                 lonely = made[members[group_of[made]] == 0]
                 self.graph.pin(lonely, f"{name} makes them, and no structure says how many")
 
-    def finish(self, model: Any) -> ChannelGraph:
+    def finish(self, model: Any, wiring: Wiring) -> ChannelGraph:
         inputs = self.ends(self.function.inputs, "model input")
         outputs = self.ends(self.function.outputs, "model output")
         self.pin_what_unknown_layers_hold()
@@ -389,6 +432,7 @@ class _Tracer:
             scopes=tuple(self.scopes),
             ties=self.graph.ties(),
             pinned_channels=self.graph.pinned_channels(),
+            wiring=wiring,
         )
 
 

@@ -10,6 +10,7 @@ Where it is another constant, a sum over one operand is computed at full width.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from keras import layers
 
@@ -175,4 +176,18 @@ for _module, _names in ZERO_STAYS_ZERO.items():
         TABLE[_kind] = replace(TABLE[_kind], zero=always)
 for _kind in (LayerScale, CustomScaleLayer):
     TABLE[_kind] = replace(TABLE[_kind], zero=always)
+
+
+def _keeps_zero(operation: Any) -> bool:
+    """Those whose arguments say whether zero stays zero."""
+    if getattr(operation, "pad_to_aspect_ratio", False):
+        return not operation.fill_value
+    initial = getattr(operation, "initial", None)
+    if initial is not None:  # the result of a maximum or minimum of nothing
+        return initial <= 0 if isinstance(operation, (numeric.Max, numeric.Amax)) else initial >= 0
+    return not (getattr(operation, "threshold", 0) and getattr(operation, "negative_slope", 0))
+
+
+for _kind in (layers.ReLU, layers.Resizing, image.Resize, numeric.Max, numeric.Min):
+    TABLE[_kind] = replace(TABLE[_kind], zero=_keeps_zero)
 TABLE[layers.Activation] = replace(TABLE[layers.Activation], zero=zero_at_zero)

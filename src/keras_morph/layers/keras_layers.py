@@ -142,7 +142,8 @@ def _normalized_together(flow: Flow) -> Routed:
     if signal.axis not in axes:
         return Routed([(signal.ids, signal.axis)], mode="strict")
     routed = together(flow, "normalizes over channels")
-    return replace(routed, sides={"in": signal.ids}, zero=len(axes) == 1) if routed.padded else routed
+    cut = len(axes) == 1 and getattr(flow.operation, "gamma", getattr(flow.operation, "scale", None)) is not None
+    return replace(routed, sides={"in": signal.ids}, zero=cut) if routed.padded else routed
 
 
 def _axes(flow: Flow) -> set[int]:
@@ -163,7 +164,7 @@ def _over_several_axes(operation: Any) -> Rule | None:
     return None if isinstance(operation.axis, int) or len(operation.axis) == 1 else Rule(_normalized_together, "strict")
 
 
-def _narrow_mean(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_mean(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "epsilon": config["epsilon"] * (result.shape[result.axis] or 0) / max(len(kept), 1)}
 
 
@@ -172,7 +173,7 @@ def _rescale_mean(width: int, kept: int) -> dict[str, float]:
     return {"scale": math.sqrt(width / max(kept, 1))}
 
 
-def _narrow_norm_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_norm_groups(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     width = result.shape[result.axis] or 0
     groups = width if config["groups"] == -1 else config["groups"]
     return {**config, "groups": max(1, len(kept) * groups // max(width, 1))}
@@ -186,7 +187,19 @@ def _activated(flow: Flow) -> Routed:
 def _softmaxed(flow: Flow) -> Routed:
     signal, axis = flow.inputs[0], flow.operation.axis
     axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [axis])}
-    return together(flow, "mixes channels (softmax)") if signal.axis in axes else same(flow)
+    if signal.axis in axes:
+        return together(flow, "mixes channels (softmax)")
+    # What a softmax makes of a constant depends on how many there are.
+    return same(flow) if all(a and signal.shape[a] for a in axes) else replace(same(flow), mode="strict")
+
+
+def _rescaled(flow: Flow) -> Routed:
+    """By numbers that may differ along other axes than that of the channels."""
+    signal, operation = flow.inputs[0], flow.operation
+    shapes = [np.shape(operation.scale), np.shape(operation.offset)]
+    from_end = signal.rank - signal.axis
+    spatial = any(math.prod(shape) > (shape[-from_end] if len(shape) >= from_end else 1) for shape in shapes)
+    return replace(same(flow), mode="strict" if spatial else None)
 
 
 def _pooled_globally(flow: Flow) -> Routed:
@@ -228,25 +241,25 @@ def _vector_repeated(flow: Flow) -> Routed:
 # Configs that hold more than a width.
 
 
-def _narrow_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_groups(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     width = config["filters"] // config["groups"]
     alive, count = np.unique(kept // width, return_counts=True)
     groups = len(kept) // width if np.all(count % width == 0) else len(alive)  # copies of whole groups are groups
     return {**config, "groups": groups, "filters": len(kept)}
 
 
-def _narrow_projection(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_projection(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "projection_dim": len(kept)}
 
 
-def _narrow_target(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_target(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     target = list(config["target_shape"])
     if target[result.axis - 1] != -1:
         target[result.axis - 1] = len(kept)
     return {**config, "target_shape": tuple(target)}
 
 
-def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_constants(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     """Rescaling's scale and offset may hold one number per channel."""
     from_end = len(result.shape) - result.axis
 
@@ -355,7 +368,7 @@ ROWS: dict[type, Rule] = {
     layers.Reshape: Rule(reshaped, "uniform", narrow=_narrow_target),
     layers.Permute: Rule(_permuted, "uniform"),
     layers.RepeatVector: Rule(_vector_repeated, "uniform"),
-    layers.Rescaling: Rule(same, "uniform", narrow=_narrow_constants),
+    layers.Rescaling: Rule(_rescaled, "uniform", narrow=_narrow_constants),
     layers.Normalization: Rule(
         partial(together, reason="holds a mean and variance per channel in its config"), "strict"
     ),

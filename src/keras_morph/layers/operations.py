@@ -48,11 +48,13 @@ def _combined(flow: Flow) -> Routed:
     return Routed([(signal.ids, signal.axis)], mode="strict" if spatial else "uniform")
 
 
-def _constants(args: tuple, kwargs: Any) -> list[Any]:
+def _constants(args: tuple[Any, ...], kwargs: Any) -> list[Any]:
     return [x for x in (*args, *kwargs.values()) if not isinstance(x, keras.KerasTensor) and np.ndim(x) > 0]
 
 
-def _narrow_arrays(args: tuple, kwargs: dict, call: Rewriting) -> tuple[tuple, dict]:
+def _narrow_arrays(
+    args: tuple[Any, ...], kwargs: dict[str, Any], call: Rewriting
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Constants with one number per channel keep those of the alive channels."""
     from_end, width = len(call.operand.shape) - call.operand.axis, call.operand.shape[call.operand.axis]
 
@@ -72,7 +74,7 @@ def _picked(flow: Flow, positions: list[np.ndarray], axis: int) -> Routed:
     return Routed([(ids[p], axis) for p in positions], gathers=tuple(positions))
 
 
-def _key(args: tuple, kwargs: Any, rank: int) -> list[Any]:
+def _key(args: tuple[Any, ...], kwargs: Any, rank: int) -> list[Any]:
     """The key of `x[key]`, one entry per axis and new axis."""
     key = args[1] if len(args) > 1 else kwargs["key"]
     entries = list(key) if isinstance(key, (tuple, list)) else [key]
@@ -98,7 +100,9 @@ def _indexed(flow: Flow) -> Routed:
     return fresh(flow, "is indexed in a way that we do not know")
 
 
-def _whole_channels(args: tuple, kwargs: dict, call: Rewriting) -> tuple[tuple, dict]:
+def _whole_channels(
+    args: tuple[Any, ...], kwargs: dict[str, Any], call: Rewriting
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The key of `x[key]` with all channels; picking them comes afterwards."""
     entries, axis = _key(args, kwargs, len(call.operand.shape)), 0
     for number, entry in enumerate(entries):
@@ -297,7 +301,7 @@ def _unstacked(flow: Flow) -> Routed:
     return Routed([(signal.ids, signal.axis - (axis < signal.axis))] * len(flow.output_shapes))
 
 
-def _reshape_narrowed(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _reshape_narrowed(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     shape = [config["newshape"]] if isinstance(config["newshape"], int) else list(config["newshape"])
     if shape[result.axis] != -1:
         shape[result.axis] = len(kept)
@@ -307,7 +311,10 @@ def _reshape_narrowed(config: dict, kept: np.ndarray, result: Tensor) -> dict:
 def _softmaxed(flow: Flow) -> Routed:
     signal, axis = flow.inputs[0], flow.operation.axis
     axes = {a % signal.rank for a in (axis if isinstance(axis, (list, tuple)) else [-1 if axis is None else axis])}
-    return together(flow, "mixes channels (softmax)") if signal.axis in axes else same(flow)
+    if signal.axis in axes:
+        return together(flow, "mixes channels (softmax)")
+    # What a softmax makes of a constant depends on how many there are.
+    return same(flow) if all(a and signal.shape[a] for a in axes) else replace(same(flow), mode="strict")
 
 
 def _padded(flow: Flow) -> Routed:
@@ -317,15 +324,21 @@ def _padded(flow: Flow) -> Routed:
     width = flow.output_shapes[0][signal.axis] or 0
     if width != len(signal.ids) + before + after:
         return fresh(flow, "pads its channel axis by a number that we do not know")
+    value = flow.args[3] if len(flow.args) > 3 else flow.kwargs.get("constant_values")
+    zero = signal.zeroed and (value is None or not np.any(value)) and flow.operation.mode in PADS_ZEROS_TO_ZEROS
     if not before and not after:
-        return same(flow)
+        return replace(same(flow), zero=zero)
     made = flow.graph.make(flow.name, before + after, "padding")
     flow.graph.pin(made, f"{flow.name} pads with them")
-    return Routed([(np.concatenate([made[:before], signal.ids, made[before:]]), signal.axis)], mode="strict")
+    return Routed([(np.concatenate([made[:before], signal.ids, made[before:]]), signal.axis)], mode="strict", zero=zero)
 
 
-def _pads_with_zeros(operation: Any) -> bool:
-    return operation.mode == "constant" or operation.mode in ("reflect", "symmetric")
+PADS_ZEROS_TO_ZEROS = ("constant", "reflect", "symmetric")
+
+
+def _clipped(flow: Flow) -> Routed:
+    bounds = flow.operation.x_min, flow.operation.x_max
+    return together(flow, "clips by arrays") if any(np.size(bound) > 1 for bound in bounds) else same(flow)
 
 
 def _taken_along_axis(flow: Flow) -> Routed:
@@ -371,7 +384,7 @@ OPERATION_ROWS: dict[type, Rule] = {
                 nn.Gelu,
             ),
             *(nn.Celu, nn.TanhShrink, nn.HardTanh, nn.HardShrink, nn.Threshold, numeric.Absolute, numeric.Arctan),
-            *(numeric.Ceil, numeric.Clip, numeric.Cos, numeric.Exp, numeric.Expm1, numeric.Floor, numeric.Log),
+            *(numeric.Ceil, numeric.Cos, numeric.Exp, numeric.Expm1, numeric.Floor, numeric.Log),
             *(
                 numeric.Log1p,
                 numeric.Negative,
@@ -450,7 +463,8 @@ OPERATION_ROWS: dict[type, Rule] = {
     numeric.ExpandDims: Rule(_expanded, "uniform"),
     numeric.Squeeze: Rule(_squeezed, "uniform"),
     numeric.Reshape: Rule(reshaped, "uniform", narrow=_reshape_narrowed),
-    numeric.Pad: Rule(_padded, "strict", zero=_pads_with_zeros),
+    numeric.Pad: Rule(_padded, "strict"),
+    numeric.Clip: Rule(_clipped, "uniform"),
     numeric.TakeAlongAxis: Rule(_taken_along_axis, "strict"),
     nn.Softmax: Rule(_softmaxed, "uniform"),
     nn.LogSoftmax: Rule(_softmaxed, "uniform"),

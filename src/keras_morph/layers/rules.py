@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
@@ -73,7 +74,7 @@ class Flow:
     output_shapes: list[tuple[int | None, ...]]
     graph: GraphBuilder
     default_axis: Callable[[int], int]
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     grouped: str = "whole"
     names: tuple[str, ...] = ()
@@ -104,7 +105,8 @@ class Routed:
             which the rebuilt call takes the operand's entries for what is alive; -1 for all others. Empty where there is none.
         padded: whether the rebuilt call fills the operand up to its full width, with the values that dead channels have in
             the masked seed, and picks what is alive of the result. Then weights that lie along the operand stay whole.
-        zero: whether dead channels of the results are exactly zero; None where that follows from the row and the operands.
+        zero: whether dead channels of the results are exactly zero, for all or for each of them; None where that follows from
+            the row and the operands.
         hidden: ids of the channels inside the layer, of which one has to stay, or None.
         followed: False where the row does not say what this call does: the layer is then one that we do not know.
     """
@@ -117,7 +119,7 @@ class Routed:
     rows: float = 1.0
     takes: tuple[int, ...] = ()
     padded: bool = False
-    zero: bool | None = None
+    zero: bool | tuple[bool, ...] | None = None
     hidden: Ids | None = None
     followed: bool = True
 
@@ -179,6 +181,15 @@ class Rule:
             whether it makes zeros of zero weights.
         absorbs: whether its result is zero already where one of its operands is.
         shifts: whether a number or an array beside a single operand makes something else of zero.
+
+    Example:
+        >>> from keras_morph.layers.rules import same
+        >>> class Scale(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.slope = self.add_weight(shape=(shape[-1],), name="slope")
+        ...     def call(self, inputs):
+        ...         return inputs * self.slope
+        >>> km.register_rule(Scale, km.Rule(same, "uniform", {"slope": "in"}))
     """
 
     flow: Callable[[Flow], Routed]
@@ -189,8 +200,10 @@ class Rule:
     width: str | None = None
     scale: str | None = None
     rescale: Callable[[int, int], Mapping[str, float]] | None = None
-    narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
-    rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
+    narrow: Callable[[dict[str, Any], np.ndarray, Tensor], dict[str, Any]] | None = None
+    rewrite: Callable[[tuple[Any, ...], dict[str, Any], Rewriting], tuple[tuple[Any, ...], dict[str, Any]]] | None = (
+        None
+    )
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
     mixes: bool = False
     masks: tuple[str, ...] = ()
@@ -202,7 +215,7 @@ class Rule:
         """The row of one instance of the class."""
         return (self.variant(operation) if self.variant else None) or self
 
-    def narrowed(self, config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrowed(self, config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         """The config of a copy that keeps these channels."""
         if self.narrow:
             config = self.narrow(config, kept, result)
@@ -270,12 +283,16 @@ def merged(flow: Flow) -> Routed:
     rank = max(signal.rank for signal in signals)
     if any(signal.rank != rank for signal in signals):
         return fresh(flow, "merges operands with different numbers of axes")
+    if isinstance(flow.operation, keras.Layer) and len(tree.flatten((flow.args, flow.kwargs))) > len(signals):
+        if len(signals) > 1:
+            return fresh(flow, "merges an array")
+        return replace(together(flow, "merges an array"), zero=False)
     axes = {signal.axis for signal in signals}
     widest = max(signals, key=lambda signal: len(signal.ids))
     if len(axes) > 1:  # those of an operand that is not pinned anyway, nor broadcast
         result, default = flow.output_shapes[0], flow.default_axis(rank)
 
-        def suits(signal: Signal) -> tuple:
+        def suits(signal: Signal) -> tuple[Any, ...]:
             pinned, whole = flow.graph.is_pinned(signal.ids), tuple(signal.shape[1:]) == tuple(result[1:])
             return not pinned, whole, signal.axis == default, len(signal.ids)
 
@@ -319,6 +336,8 @@ def _aligned(flow: Flow) -> list[Signal]:
 
 def joined(flow: Flow) -> Routed:
     first = flow.inputs[0]
+    if any(np.ndim(x) for x in tree.flatten((flow.args, flow.kwargs)) if not isinstance(x, keras.KerasTensor)):
+        return fresh(flow, "joins an array")
     if any(signal.axis != first.axis for signal in flow.inputs):
         return fresh(flow, "joins operands whose channels lie along different axes")
     if flow.operation.axis % first.rank == first.axis:
@@ -326,7 +345,9 @@ def joined(flow: Flow) -> Routed:
     return replace(merged(flow), mode="strict")
 
 
-def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tuple[np.ndarray, int] | None:
+def follow_reshape(
+    axis: int, before: tuple[Any, ...], after: tuple[Any, ...], preferred: int
+) -> tuple[np.ndarray, int] | None:
     """Where the channel axis is after a row-major reshape, or None where it was torn apart.
 
     An element's place in memory says all: channel `(place // inner) % width`, with `inner` elements behind the channel
@@ -358,7 +379,7 @@ def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tu
     return np.arange(after[new]) * behind // inner % width, new
 
 
-def _product(sizes: tuple) -> int | None:
+def _product(sizes: tuple[Any, ...]) -> int | None:
     return None if None in sizes else math.prod(sizes)
 
 
@@ -455,10 +476,16 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
     Args:
         layer_class: the class; it is matched exactly, subclasses need rows of their own.
         rule: a row in full, or
-        like: a class whose row it shares: the same weights under the same names, the same config field for the width.
+        like: a class whose row it shares: the same weights under the same names, the same config field for the width. What
+            it makes of zeros is not taken for granted.
 
     Raises:
         KerasMorphError: if neither or both are given, `like` has no row, or the rule makes no sense.
+
+    Example:
+        >>> class MyConv(keras.layers.Conv2D):
+        ...     pass
+        >>> km.register_rule(MyConv, like=keras.layers.Conv2D)
     """
     if not isinstance(layer_class, type):
         raise KerasMorphError(f"register_rule expects a class of layers. Received: {layer_class!r}, an instance.")
@@ -474,7 +501,12 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
         )
     if rule is not None:
         _check(layer_class, rule)
-    TABLE[layer_class] = rule or TABLE[like]  # type: ignore[index]
+    TABLE[layer_class] = rule or _likened(TABLE[like])  # type: ignore[index]
+
+
+def _likened(rule: Rule) -> Rule:
+    variant = rule.variant and (lambda operation: (found := rule.variant(operation)) and replace(found, zero=never))  # type: ignore[misc]
+    return replace(rule, zero=never, variant=variant)
 
 
 def _check(layer_class: type, rule: Any) -> None:

@@ -76,7 +76,9 @@ def _inside(prefix: str, names: Any) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in names.items()}
 
 
-def _narrow_inside(config: dict, key: str, narrowed: Callable[[dict], dict]) -> dict:
+def _narrow_inside(
+    config: dict[str, Any], key: str, narrowed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     """The config of a wrapper whose layer under `key` is narrowed; without the shape that it was built for."""
     inside = {part: value for part, value in config[key].items() if part != "build_config"}
     return {**config, key: {**inside, "config": narrowed(inside["config"])}}
@@ -100,7 +102,7 @@ def _time_distributed(operation: Any) -> Rule | None:
         routed = inner.flow(replace(flow, operation=operation.layer, inputs=[step], output_shapes=shapes))
         return replace(routed, results=[(ids, axis + 1) for ids, axis in routed.results])
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         step = Tensor(result.vector, result.axis - 1, _step(result.shape))
         return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, step))
 
@@ -117,7 +119,7 @@ def _time_distributed(operation: Any) -> Rule | None:
     )
 
 
-def _step(shape: tuple) -> tuple:
+def _step(shape: tuple[Any, ...]) -> tuple[Any, ...]:
     return shape[:1] + shape[2:]
 
 
@@ -137,7 +139,7 @@ def _bidirectional(operation: Any) -> Rule | None:
         results = [(both if shape[-1] == len(both) else made, len(shape) - 1) for shape in flow.output_shapes]
         return replace(routed[0], results=results)
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         for key in ("layer", "backward_layer"):
             config = _narrow_inside(config, key, lambda inside: {**inside, "units": len(kept)})
         return config
@@ -168,7 +170,7 @@ def _spectral(operation: Any) -> Rule | None:
     def flow(flow: Flow) -> Routed:
         return inner.flow(replace(flow, operation=operation.layer))
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, result))
 
     return Rule(
@@ -228,9 +230,10 @@ def _attended_by(flow: Flow, number: int, repeats: int = 1) -> Routed:
     sides = {name: signal.ids for name, signal in operands.items()}
     sides |= {"out": heads, "keys": heads, "queries": queries, "result": result}
     # The weights of positions, if it is asked for them: one axis of heads, behind that of examples.
-    weights = [(heads, 1)] * (len(flow.output_shapes) - 1)
+    weights = [(queries, 1)] * (len(flow.output_shapes) - 1)
     axis = len(flow.output_shapes[0]) - 1
-    return Routed([(result, axis), *weights], sides, zero=True, hidden=heads)
+    # A dead head attends to all positions alike, or as a mask lets it.
+    return Routed([(result, axis), *weights], sides, zero=(True, *[False] * len(weights)), hidden=heads)
 
 
 def _attention_operands(flow: Flow) -> dict[str, Signal] | None:
@@ -243,11 +246,11 @@ def _attention_operands(flow: Flow) -> dict[str, Signal] | None:
     return {"key": operands["value"], **operands}
 
 
-def _narrow_heads(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_heads(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "output_shape": (result.shape[-1],)}
 
 
-def _narrow_queries(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_queries(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     repeats = config["num_query_heads"] // config["num_key_value_heads"]
     return {**config, "num_query_heads": repeats * len(kept)}
 
@@ -320,7 +323,7 @@ def _einsum_dense(operation: Any) -> Rule | None:
     return Rule(weighted, "make", weights, {"kernel": "outputs"}, narrow=_narrow_last, zero=zero_at_zero)
 
 
-def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_last(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "output_shape": (*config["output_shape"][:-1], len(kept))}
 
 

@@ -1,16 +1,14 @@
 """Widen a structure uniformly until a budget is used: the second half of MorphNet's shrink and expand."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_morph.costs.budget import limits_of
-from keras_morph.costs.costs import Cost, FLOPs
-from keras_morph.errors import BudgetError
+from keras_morph.costs.budget import budget_from
+from keras_morph.costs.costs import Cost
+from keras_morph.errors import BudgetError, KerasMorphError
 from keras_morph.graph.closure import close
-from keras_morph.graph.structure import Structure, structure_from
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.search.selection import same_places
 
 __all__ = ["expand"]
@@ -18,42 +16,41 @@ __all__ = ["expand"]
 FINEST = 1e-4  # of the width multiplier
 
 
-def expand(
-    seed: Any,
-    structure: Any,
-    cost: Cost | None = None,
-    budget: str | float | Mapping[Cost, str | float] = "100%",
-    *,
-    round_to: int = 1,
-    bytes_per_parameter: int = 4,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-) -> Structure:
+def expand(model: Any, structure: Any, cost: Cost | None = None, budget: Any = "100%") -> Structure:
     """The structure with all its widths multiplied by one factor, the largest that a budget allows.
 
     Args:
-        seed: the model that the structure belongs to.
+        model: the seed that the structure belongs to, its ChannelGraph, or a StructureLearner.
         structure: as in `rebuild`.
-        cost: what the budget is for; FLOPs() by default.
-        budget: as in `fit_budget`; "100%" is the cost of the seed.
-        round_to: widths of groups that lie in the same places become multiples of this, or stay what they are.
-        bytes_per_parameter: as in `fit_budget`.
-        protect: as in `trace`.
-        tie: as in `trace`.
+        cost: what the budget is for where it does not say; FLOPs() by default.
+        budget: as in `fit_budget`; "100%" is the cost of the seed. Widths of groups that lie in the same places become
+            multiples of its `round_to`, or stay what they are.
 
     Returns:
-        An expanded structure, for `rebuild(seed, expanded, weights=False)`. It repeats channels of the seed; pinned
+        An expanded structure, for `rebuild(model, expanded, weights=False)`. It repeats channels of the seed; pinned
         channels (inputs, outputs) stay as they are, and grouped convolutions widen by whole groups.
 
     Raises:
         BudgetError: if the structure alone costs more than the budget.
+        KerasMorphError: if it was traced with `grouped="equal"`.
 
     References:
         Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798, section 3.2
+
+    Example:
+        >>> structure = km.fit_budget(model, "50%")
+        >>> wide = km.rebuild(model, km.expand(model, structure), weights=False)
+        >>> km.FLOPs()(wide) <= km.FLOPs()(model)
+        True
     """
-    graph = trace(seed, protect=protect, tie=tie)
-    limits = limits_of(graph, budget, cost or FLOPs(), bytes_per_parameter=bytes_per_parameter)
-    alive = close(graph, structure_from(structure, graph).groups(graph)).alive
+    graph, structure = graph_and_structure(model, structure)
+    if graph.wiring.grouped != "whole":
+        raise KerasMorphError(
+            f'expand expects a graph with grouped="whole". Received: grouped={graph.wiring.grouped!r}.'
+        )
+    budget = budget_from(budget, cost or getattr(model, "target_cost", None))
+    limits, round_to = budget.limits(graph), budget.round_to
+    alive = close(graph, structure.groups(graph)).alive
     kinds = np.where(graph.pinned_mask, -1, same_places(graph))
     members = np.flatnonzero(alive & (kinds >= 0))
     members = members[np.argsort(kinds[members], kind="stable")]
@@ -75,7 +72,7 @@ def expand(
     if share(1.0) > 1:
         raise BudgetError(
             f"The structure of {graph.model.name} costs {share(1.0):.2f} times the budget as it is. "
-            f"Expected: a budget that leaves room to expand. Received: {budget!r}."
+            f"Expected: a budget that leaves room to expand. Received: {budget.amount!r}."
         )
     low, high = 1.0, 2.0
     while share(high) <= 1 and high < 2**20 and len(of_kind):

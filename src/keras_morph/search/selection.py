@@ -1,21 +1,20 @@
 """The alive channels that meet a budget: those of the highest scores."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs.budget import Limit, group_prices, limits_of
+from keras_morph.costs.budget import Limit, budget_from, group_prices
 from keras_morph.costs.costs import Cost, FLOPs
-from keras_morph.errors import BudgetError
+from keras_morph.errors import BudgetError, KerasMorphError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import trace
-from keras_morph.training.learner import StructureLearner
-from keras_morph.training.regularizers import GroupLasso, Regularizer, group_scores, pin_sourceless
+from keras_morph.graph.tracing import graph_of
+from keras_morph.training.regularizers import GroupLasso, check_finite, group_scores, pin_sourceless
 
 __all__ = [
     "Reach",
@@ -25,40 +24,17 @@ __all__ = [
 ]
 
 FULL_ENOUGH = 0.98
-FLOOR = 0.5
 
 
-def fit_budget(
-    model: Any,
-    budget: str | float | Mapping[Cost, str | float],
-    *,
-    regularizer: Regularizer | None = None,
-    cost: Cost | None = None,
-    per_cost: float = 0.0,
-    round_to: int = 1,
-    floor: float = FLOOR,
-    bytes_per_parameter: int = 4,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> Structure:
+def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None = None) -> Structure:
     """The structure of the highest scores that costs no more than a budget.
 
     Args:
-        model: a StructureLearner, whose regularizer and cost are the defaults, or a Keras model as it is.
-        budget: what `limits_of` reads: `"50%"`, `"2MB"`, `"50% FLOPs, 2MB"`, a number, or `{cost: budget}`.
-        regularizer: gives the scores; GroupLasso() by default.
+        model: a StructureLearner, whose regularizer and cost are the defaults; a Keras model as it is; or its ChannelGraph.
+        budget: a Budget, or what one is made of: `"50%"`, `"2MB"`, `"50% FLOPs, 2MB"`, a number, or `{cost: amount}`.
+        scores: one number per group, `(num_groups,)`, the higher the stronger; or a regularizer that reads weights;
+            GroupLasso() by default.
         cost: what the budget is for where it does not say; FLOPs() by default.
-        per_cost: scores are divided by price ** per_cost: at 0 the strongest channels live, at 1 those that are the
-            strongest for what they cost.
-        round_to: channels that lie in the same places live in multiples of this, or all of them.
-        floor: layers that every path goes through keep at least this share of the width that they had if all layers were
-            narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
-            channel or two; 0 to 1. Half as much, and so on, where that is above the budget.
-        bytes_per_parameter: bytes of one saved parameter, for budgets such as "2MB".
-        protect: as in `trace`; a learner has its own.
-        tie: as in `trace`; a learner has its own.
-        grouped: as in `trace`; a learner has its own.
 
     Returns:
         A closed structure, never above the budget. Either 98 % of the budget is used, or no dead group (no `round_to` of
@@ -66,33 +42,46 @@ def fit_budget(
 
     Raises:
         BudgetError: if the budget cannot be read or reached; the message names the reachable minimum.
+        KerasMorphError: if the score of a group that may be removed is NaN or infinite; the message names the first layers.
+
+    Example:
+        >>> structure = km.fit_budget(model, km.Budget("50%", round_to=2))
+        >>> km.FLOPs()(model, structure) <= 0.5 * km.FLOPs()(model)
+        True
     """
-    graph, scores, cost = scored(model, regularizer=regularizer, cost=cost, protect=protect, tie=tie, grouped=grouped)
-    limits = limits_of(graph, budget, cost, bytes_per_parameter=bytes_per_parameter)
-    worth = scores / group_prices(graph, limits) ** per_cost if per_cost else scores
-    return Structure.closed(graph, choose(graph, worth, limits, round_to=round_to, floor=floor), worth)
+    budget = budget_from(budget, cost)
+    graph, values, cost = scored(model, scores, budget.cost)
+    check_finite(graph, values)
+    limits = budget.limits(graph, cost)
+    if budget.per_cost:
+        values = values / group_prices(graph, limits) ** budget.per_cost
+    alive = choose(graph, values, limits, round_to=budget.round_to, floor=budget.floor)
+    return Structure.closed(graph, alive, values)
 
 
-def scored(
-    model: Any,
-    *,
-    regularizer: Regularizer | None = None,
-    cost: Cost | None = None,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> tuple[ChannelGraph, np.ndarray, Cost]:
-    """Graph, comparable score of each group and cost of a learner, or of a Keras model as it is."""
-    if isinstance(model, StructureLearner):
-        cost = cost or model.target_cost
-        if regularizer is None or regularizer is model.regularizer:
-            return model.graph, model.scores(comparable=True), cost
-        graph = model.graph
-    else:
-        graph = trace(model, protect=protect, tie=tie, grouped=grouped)
-    regularizer = regularizer or GroupLasso()
+def scored(model: Any, scores: Any = None, cost: Cost | None = None) -> tuple[ChannelGraph, np.ndarray, Cost]:
+    """Graph, comparable score of each group, and cost, of whatever stands for a model; arguments as in `fit_budget`."""
+    graph = graph_of(model)
+    cost = cost or getattr(model, "target_cost", None) or FLOPs()
+    own = getattr(model, "regularizer", None)
+    if scores is not None and not hasattr(scores, "score"):
+        return graph, _checked(graph, scores), cost
+    if own is not None and scores in (None, own):
+        return graph, model.scores(comparable=True), cost
+    regularizer = scores or GroupLasso()
     graph = pin_sourceless(graph, regularizer)
-    return graph, group_scores(graph, regularizer, comparable=True), cost or FLOPs()
+    return graph, group_scores(graph, regularizer, comparable=True), cost
+
+
+def _checked(graph: ChannelGraph, scores: Any) -> np.ndarray:
+    values = np.asarray(scores, np.float64)
+    if values.shape != (graph.num_groups,):
+        raise KerasMorphError(
+            f"Expected scores of shape ({graph.num_groups},), one per group of {graph.model.name}, or a regularizer. "
+            f"Received: an array of shape {values.shape}."
+        )
+    check_finite(graph, values)
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 @dataclass(frozen=True)
@@ -104,6 +93,10 @@ class Reach:
         seed: that of the whole seed, in its unit.
         minimum: that of the cheapest structure.
         holding: layers that hold the minimum up, the most expensive first: (layer, cost, why it cannot be smaller).
+
+    Example:
+        >>> km.reach(model, km.ModelSize()).minimum < km.ModelSize()(model)
+        True
     """
 
     cost: Cost
@@ -119,27 +112,20 @@ class Reach:
         )
 
 
-def reach(
-    model: Any,
-    cost: Cost | None = None,
-    *,
-    regularizer: Regularizer | None = None,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> Reach:
+def reach(model: Any, cost: Cost | None = None, *, scores: Any = None) -> Reach:
     """How far a cost can fall, before any training.
 
     Args:
-        model: a StructureLearner or a Keras model.
+        model: as in `fit_budget`.
         cost: FLOPs() by default, or the learner's.
-        regularizer: as in `fit_budget`; what it cannot score stays.
-        protect: as in `trace`; a learner has its own.
-        tie: as in `trace`; a learner has its own.
-        grouped: as in `trace`; a learner has its own.
+        scores: as in `fit_budget`; what a regularizer cannot score stays.
+
+    Example:
+        >>> print(km.reach(model))
+        FLOPs: 34,032 FLOPs, at least 2,238 (6.58%), held up by conv 87% (model input), ...
     """
-    graph, scores, cost = scored(model, regularizer=regularizer, cost=cost, protect=protect, tie=tie, grouped=grouped)
-    return _reach(graph, cost, close(graph, graph.pinned_mask, scores))
+    graph, values, cost = scored(model, scores, cost)
+    return _reach(graph, cost, close(graph, graph.pinned_mask, values))
 
 
 def _reach(graph: ChannelGraph, cost: Cost, smallest: Closed) -> Reach:
@@ -169,15 +155,11 @@ def choose(
         scores: one number per group, `(num_groups,)`.
         limits: what each cost may be.
         round_to: groups that lie in the same places live in multiples of this, or all of them.
-        floor: as in `fit_budget`.
+        floor: as in `Budget`.
 
     Returns:
         bool, `(num_groups,)`, closed.
     """
-    if type(round_to) is not int or round_to < 1:
-        raise BudgetError(f"Expected a whole number round_to of at least 1. Received: round_to={round_to}.")
-    if not 0 <= floor <= 1:
-        raise BudgetError(f"Expected a floor from 0 to 1. Received: floor={floor}.")
     budget = _Budget(graph, scores, limits, round_to)
     chosen = budget.close(graph.pinned_mask)
     budget.check_reachable(chosen)
@@ -200,7 +182,7 @@ class _Budget:
 
     def __init__(self, graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], round_to: int) -> None:
         self.graph, self.scores, self.limits, self.round_to = graph, scores, limits, round_to
-        self.tables = [limit.cost.monomials(graph) for limit in limits]
+        self.tables = [limit.cost.table(graph) for limit in limits]
         free = np.flatnonzero(~graph.pinned_mask)
         kinds = same_places(graph)
         held = np.bincount(kinds[graph.pinned_mask], minlength=len(kinds))
@@ -237,8 +219,7 @@ class _Budget:
         return missing == 0
 
     def costs(self, closed: Closed) -> list[float]:
-        owners = len(closed.present)
-        return [float((t.branch_sums(closed.counts, owners).max(axis=1) * closed.present).sum()) for t in self.tables]
+        return [float((table.costs(closed.counts) * closed.present).sum()) for table in self.tables]
 
     def share(self, closed: Closed) -> float:
         """Cost as a share of the budget, of the tightest one."""

@@ -14,7 +14,7 @@ from keras_morph.layers.rules import rests_at_activation
 
 __all__ = ["Constants", "DeadValues", "fold"]
 
-UNKNOWN_SIZE = 32  # stands for a size that is unknown, where a constant is computed
+UNKNOWN_SIZES = (32, 1024)  # stand for a size that is unknown, where a constant is computed
 
 
 class Constants(dict):
@@ -31,18 +31,28 @@ class Constants(dict):
     def _run(self, call: Call) -> list[np.ndarray]:
         if call.gathers or call.moves:
             return [self[call.inputs[0]][order] for order in call.gathers or call.moves]
+        for size in UNKNOWN_SIZES[:-1]:
+            try:
+                return self._results(call, size)
+            except Exception:  # whatever a layer raises on what is too small for it
+                continue
+        return self._results(call, UNKNOWN_SIZES[-1])
+
+    def _results(self, call: Call, size_of_unknown: int) -> list[np.ndarray]:
+        """What a call makes of constants, one number per entry of each result's vector."""
 
         def value(number: int, source: Any) -> Any:
             # A layer that reads nothing alive reads zeros, whatever it would read.
-            return self._spread(number, self.zeros(number) if call.mode == "make" else self[number], source.dtype)
+            values = self.zeros(number) if call.mode == "make" else self[number]
+            return self._spread(number, values, source.dtype, size_of_unknown)
 
-        results = called(call, self.graph.layers[call.layer].operation, value)
+        results = called(call, _inferring(self.graph.layers[call.layer].operation), value)
         return [self._gathered(number, result) for number, result in zip(call.outputs, results, strict=True)]
 
-    def _spread(self, number: int, values: np.ndarray, dtype: Any) -> Any:
+    def _spread(self, number: int, values: np.ndarray, dtype: Any, size_of_unknown: int) -> Any:
         """One example of a tensor that is constant along all axes but its channels'."""
         tensor = self.graph.tensors[number]
-        full = (1, *(size or UNKNOWN_SIZE for size in tensor.shape[1:]))
+        full = (1, *(size or size_of_unknown for size in tensor.shape[1:]))
         return ops.convert_to_tensor(np.broadcast_to(on_axis(values, tensor.axis, len(full)), full), dtype)
 
     def _gathered(self, number: int, result: Any) -> np.ndarray:
@@ -52,6 +62,15 @@ class Constants(dict):
 
     def zeros(self, tensor: int) -> np.ndarray:
         return np.zeros(len(self.graph.channels_of(self.graph.tensors[tensor])))
+
+
+def _inferring(operation: Any) -> Callable[..., Any]:
+    """An operation that is called in inference, whatever its call says: training would change statistics."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return operation(*args, **{**kwargs, "training": False} if "training" in kwargs else kwargs)
+
+    return run
 
 
 class DeadValues(Constants):

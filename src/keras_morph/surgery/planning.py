@@ -14,9 +14,11 @@ A call is left out, or replayed in one of these ways, by what is left of its ope
 and a nested model stays one where all that goes in and out of it is alive; else its calls stand where it was called.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Scope
 from keras_morph.graph.closure import CONSTANT, LIVE, Closed
@@ -58,19 +60,25 @@ class Nested:
         return self.scope.outputs
 
 
-def plan(graph: ChannelGraph, closed: Closed) -> "tuple[Step | Nested, ...]":
-    """What is left of a model's calls, in their order."""
-    return _Planner(graph, closed).steps(0, len(graph.calls), graph.scopes)
+def plan(graph: ChannelGraph, closed: Closed, filling: Callable[[int], np.ndarray]) -> "tuple[Step | Nested, ...]":
+    """What is left of a model's calls, in their order.
+
+    Args:
+        graph: the traced model.
+        closed: what remains of it.
+        filling: what fills a tensor up to its full width, a number for each of its channels.
+    """
+    return _Planner(graph, closed, filling).steps(0, len(graph.calls), graph.scopes)
 
 
 class _Planner:
     """Plans calls in the order in which they run; the first call of a nested model decides for the others."""
 
-    def __init__(self, graph: ChannelGraph, closed: Closed) -> None:
-        self.graph, self.closed = graph, closed
+    def __init__(self, graph: ChannelGraph, closed: Closed, filling: Callable[[int], np.ndarray]) -> None:
+        self.graph, self.closed, self.filling = graph, closed, filling
         present = zip(graph.calls, closed.present.tolist(), strict=False)
         self.made = {tensor for call, runs in present if runs for tensor in call.outputs}
-        self.patterns: dict[tuple, tuple[bool, ...]] = {}
+        self.patterns: dict[tuple, tuple] = {}
 
     def steps(self, start: int, stop: int, scopes: Sequence[Scope]) -> "tuple[Step | Nested, ...]":
         """Steps of some calls, among which there are these nested models, inner ones first."""
@@ -118,9 +126,16 @@ class _Planner:
         """What a nested model does; a layer that is made of layers may do several things."""
         return id(scope.model), id(scope.function), self.pattern(scope) if scope.stepped else None
 
-    def pattern(self, scope: Scope) -> tuple[bool, ...]:
-        """Which calls of a nested model are present."""
-        return tuple(self.closed.present[scope.start : scope.stop].tolist())
+    def pattern(self, scope: Scope) -> tuple:
+        """What is made of a nested model: which of its calls are present, what is alive in them, and what fills them up."""
+        pattern: list[Any] = []
+        for number in range(scope.start, scope.stop):
+            call, present = self.graph.calls[number], bool(self.closed.present[number])
+            vectors = [self.graph.tensors[t].vector for t in (*call.inputs, *call.outputs)] if present else []
+            filled = [self.filling(t).tobytes() for t in call.operands] if present and call.padded else []
+            alive = (self.closed.channels[self.graph.channels_of(vector)].tobytes() for vector in vectors)
+            pattern += [present, *alive, *filled]
+        return tuple(pattern)
 
     def nested(self, scope: Scope, scopes: Sequence[Scope]) -> Nested:
         key = self.key(scope)

@@ -6,7 +6,7 @@ what is alive, at a merge.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from keras_morph.channels import Call, ChannelGraph, Layer, Weight, on_axis
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import LIVE, Closed, close
 from keras_morph.graph.replaying import called, filled, model_like, replay
-from keras_morph.graph.structure import repeated, structure_from
+from keras_morph.graph.structure import graph_and_structure, repeated
 from keras_morph.graph.tracing import trace
 from keras_morph.keras_internals import recorded_arguments, remade, structs
 from keras_morph.layers.rules import Rewriting, variable
@@ -29,25 +29,14 @@ from keras_morph.surgery.planning import Nested, Step, plan
 __all__ = ["masked", "rebuild"]
 
 
-def rebuild(
-    seed: Any,
-    structure: Any,
-    *,
-    weights: bool = True,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> keras.Model:
+def rebuild(model: Any, structure: Any, *, weights: bool = True) -> keras.Model:
     """The model of a structure: narrower layers, dead layers and branches gone.
 
     Args:
-        seed: the model that the structure belongs to, or a StructureLearner.
+        model: the seed that the structure belongs to, its ChannelGraph, or a StructureLearner.
         structure: a Structure, `{layer: count}`, or a path to either's JSON; counts keep the first channels.
         weights: whether the result gets the seed's weights, so that it computes what the masked seed computes, or
             fresh ones.
-        protect: as in `trace`.
-        tie: as in `trace`.
-        grouped: as in `trace`.
 
     Returns:
         A functional model of stock Keras layers and operations, with the seed's name, layer names, inputs and outputs.
@@ -56,35 +45,37 @@ def rebuild(
 
     Raises:
         StructureMismatchError: if the structure is not one of this seed.
+
+    Example:
+        >>> structure = km.fit_budget(model, "50%")
+        >>> small = km.rebuild(model, structure)
+        >>> small.count_params() == km.ModelSize()(model, structure)
+        True
     """
-    graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
+    graph, closed = _closed(model, structure)
     if weights:
         _check_not_expanded(closed)
-    return _Rebuilding(graph, closed, weights, _gates(seed)).model()
+    return _Rebuilding(graph, closed, weights, _gates(model)).model()
 
 
-def masked(
-    seed: Any,
-    structure: Any,
-    *,
-    protect: Sequence[str] = (),
-    tie: Sequence[Sequence[str]] = (),
-    grouped: str = "whole",
-) -> keras.Model:
+def masked(model: Any, structure: Any) -> keras.Model:
     """The seed with every dead channel cut off: what makes it and the rows by which it is read are zero.
 
     Args:
-        seed: the model that the structure belongs to, or a StructureLearner.
+        model: as in `rebuild`.
         structure: as in `rebuild`.
-        protect: as in `trace`.
-        tie: as in `trace`.
-        grouped: as in `trace`.
 
     Returns:
         A copy of the seed, of its full size.
+
+    Example:
+        >>> structure = km.fit_budget(model, "50%")
+        >>> one, other = (each(model, structure).predict(x, verbose=0) for each in (km.rebuild, km.masked))
+        >>> np.allclose(one, other, atol=1e-5)
+        True
     """
-    graph, closed = _closed(seed, structure, protect=protect, tie=tie, grouped=grouped)
-    gates = _gates(seed)
+    graph, closed = _closed(model, structure)
+    gates = _gates(model)
     _check_not_expanded(closed)
     copy = cloned(graph.model)
     with warnings.catch_warnings():
@@ -105,10 +96,9 @@ def _without_config(layer: Layer) -> UnsupportedModelError:
     )
 
 
-def _closed(seed: Any, structure: Any, **options: Any) -> tuple[ChannelGraph, Closed]:
-    own = getattr(seed, "graph", None)
-    graph = own if isinstance(own, ChannelGraph) else trace(seed, **options)
-    return graph, close(graph, structure_from(structure, graph).copies(graph))
+def _closed(model: Any, structure: Any) -> tuple[ChannelGraph, Closed]:
+    graph, structure = graph_and_structure(model, structure)
+    return graph, close(graph, structure.copies(graph))
 
 
 def _check_not_expanded(closed: Closed) -> None:
@@ -118,8 +108,8 @@ def _check_not_expanded(closed: Closed) -> None:
         )
 
 
-def _gates(seed: Any) -> np.ndarray | None:
-    return seed.gate_values() if getattr(seed, "gates", None) is not None else None
+def _gates(model: Any) -> np.ndarray | None:
+    return model.gate_values() if getattr(model, "gates", None) is not None else None
 
 
 def _values(graph: ChannelGraph, layer: Layer, weight: Weight, gates: np.ndarray | None) -> np.ndarray:
@@ -156,7 +146,7 @@ class _Rebuilding:
 
     def model(self) -> keras.Model:
         graph = self.graph
-        replay(plan(graph, self.closed), self.tensors, self.act)
+        replay(plan(graph, self.closed, self.filling), self.tensors, self.act)
         inputs, outputs = [self.tensors[t] for t in graph.inputs], [self.tensors[t] for t in graph.outputs]
         model = model_like(graph.model, inputs, outputs, graph.model.name)
         if self.weights:
@@ -189,7 +179,8 @@ class _Rebuilding:
         # A TimeDistributed's model stands between the calls that move the axis of time.
         sources, results = (first.outputs, last.inputs) if scope.stepped else (scope.inputs, scope.outputs)
         inputs = [self.input_like(*ends) for ends in zip(sources, scope.inputs, scope.function.inputs, strict=True)]
-        name, outer = self.local(scope.name), (self.tensors, self.prefix)
+        again = sum(model == id(scope.model) for model, *_ in self.models)
+        name, outer = self.local(f"{scope.name}_{again}" if again else scope.name), (self.tensors, self.prefix)
         self.tensors, self.prefix = dict(zip(sources, inputs, strict=True)), f"{scope.name}/"
         replay(step.steps, self.tensors, self.act)
         outputs = [self.tensors[t] for t in results]
@@ -256,13 +247,18 @@ class _Rebuilding:
             return x
         places = np.full(width, len(kept))
         places[kept] = np.arange(len(kept))
+        values = self.filling(number)
         widths = [(0, int(axis == tensor.axis)) for axis in range(len(tensor.shape))]
         filled = ops.take(ops.pad(x, widths), places, axis=tensor.axis)
-        values = np.where(places == len(kept), self.dead[number], 0.0) if self.weights else np.zeros(width)
         if not values.any():
             return filled
         shape = (-1, *[1] * (len(tensor.shape) - tensor.axis - 1))
         return ops.add(filled, values.reshape(shape).astype(x.dtype))
+
+    def filling(self, number: int) -> np.ndarray:
+        """What fills a tensor up: for each channel that is dead its value in the masked seed, else 0."""
+        dead = self.closed.channels[self.graph.channels_of(self.graph.tensors[number])] == 0
+        return np.where(dead, self.dead[number], 0.0) if self.weights and dead.any() else np.zeros(len(dead))
 
     def unmasked(self, call: Call, results: list[Any]) -> list[Any]:
         """Results without the mask that what is left of a call may hand on, where the call itself hands on none."""
@@ -322,7 +318,9 @@ class _Rebuilding:
     def copy(self, call: Call) -> Any:
         """The narrower copy of a call's layer; of one without weights a copy for each of its configurations."""
         layer = self.graph.layers[call.layer]
-        config = None if layer.rule is None else self.config(layer, call)
+        rule = layer.rule
+        narrows = rule is not None and (layer.weights or rule.narrow or rule.width)
+        config = self.config(layer, call) if narrows else None
         key = call.layer, "" if layer.weights or config is None else repr(config)
         if key not in self.copies:
             again = sum(number == call.layer for number, _ in self.copies)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.costs.budget import group_prices, limits_of
+from keras_morph.costs.budget import budget_from, group_prices
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.closure import close
 from keras_morph.graph.structure import Structure
@@ -44,6 +45,13 @@ class StructureLog(_OfLearner):
 
     Args:
         folder: usually `RUN/learned_structure`.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, batch_size=64, verbose=0, callbacks=[km.StructureLog("learned_structure")])
+        >>> sorted(path.name for path in Path("learned_structure").iterdir())
+        ['alive_0', 'alive_1']
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -64,18 +72,42 @@ class StructureLog(_OfLearner):
 
 
 class EpochLog(keras.callbacks.Callback):
-    """One row per epoch, in `history.csv` and as a line: accuracy, cost as a share of the seed's, strength, channels.
+    """One row per epoch, in `history.csv` and as a line: loss, accuracy, cost as a share of the seed's, strength, channels.
 
-    Cost, strength and channels are those of a StructureLearner; in `fit` of another model they stay empty.
+    Cost, strength and channels are those of a StructureLearner; in `fit` of another model they stay empty. In a short
+    training no score falls below the threshold, so that these say little: `choice` also tells what a cut would leave now.
 
     Args:
         path: the CSV file, rewritten after each epoch, or None. Rows that are there already are kept.
         phase: what the rows are called, such as "learn".
         line: receives one line of text per epoch, such as `print`, or None.
         structure: the structure whose cost is logged; by default the learner's own at each epoch.
+        choice: from a learner to the structure that a cut now would give, such as
+            `lambda learner: km.fit_budget(learner, "50%")`, or None.
+        left: epochs that are left when this `fit` begins, of all that the run has, for the time that is left.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> log = km.EpochLog(choice=lambda learner: km.fit_budget(learner, "50%"))
+        >>> _ = learner.fit(x, y, verbose=0, callbacks=[log])
+        >>> log.rows[0]["channels"]
+        19
     """
 
-    FIELDS = ("phase", "epoch", "loss", "accuracy", "val_accuracy", "cost_share", "strength", "channels")
+    FIELDS = (
+        "phase",
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_accuracy",
+        "cost_share",
+        "strength",
+        "channels",
+        "scores_left",
+        "channels_after_cut",
+        "changed",
+    )
 
     def __init__(
         self,
@@ -84,10 +116,25 @@ class EpochLog(keras.callbacks.Callback):
         phase: str = "learn",
         line: Callable[[str], Any] | None = None,
         structure: Structure | None = None,
+        choice: Callable[[StructureLearner], Structure] | None = None,
+        left: int | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.phase, self.line, self.structure = path, phase, line, structure
+        self.path, self.phase, self.line, self.structure, self.choice, self.left = (
+            path,
+            phase,
+            line,
+            structure,
+            choice,
+            left,
+        )
         self.rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.started = time.monotonic()
+        if self.choice is not None:
+            self.initial = np.maximum(self.model.scores(), np.finfo(np.float64).tiny)
+            self.chosen = self.choice(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {field: (logs or {}).get(field) for field in self.FIELDS} | {"phase": self.phase, "epoch": epoch + 1}
@@ -97,18 +144,39 @@ class EpochLog(keras.callbacks.Callback):
             row["cost_share"] = learner.target_cost(learner.graph, structure) / learner.target_cost(learner.graph)
             row["strength"] = learner.strength
             row["channels"] = sum(structure.widths.values())
+            if self.choice is not None:
+                row |= self._of_a_cut(learner)
         self.rows.append(row)
         if self.path is not None:
             _append_csv(Path(self.path), row, self.FIELDS)
         if self.line is not None:
-            self.line(_in_words(row, self.params.get("epochs")))
+            self.line(_in_words(row, self.params.get("epochs")) + self._time_left())
+
+    def _of_a_cut(self, learner: StructureLearner) -> dict[str, Any]:
+        """What a cut would leave now, how many channels changed sides since the last epoch, and what is left of scores."""
+        before, self.chosen = self.chosen, self.choice(learner)  # type: ignore[misc]
+        changed = sum(len(np.setxor1d(alive, before.alive[layer])) for layer, alive in self.chosen.alive.items())
+        free = ~learner.graph.pinned_mask
+        left = np.minimum(learner.scores() / self.initial, 1.0)[free]
+        widths = sum(self.chosen.widths.values())
+        return {"scores_left": float(left.mean()), "channels_after_cut": widths, "changed": changed}
+
+    def _time_left(self) -> str:
+        if self.left is None:
+            return ""
+        seconds = (time.monotonic() - self.started) / len(self.rows) * max(0, self.left - len(self.rows))
+        return f"  left {seconds / 60:.0f} min" if seconds >= 120 else f"  left {seconds:.0f} s"
 
 
 def _in_words(row: dict[str, Any], epochs: int | None) -> str:
     parts = [f"{row['phase']:<9} {row['epoch']:>3}/{epochs or '?'}"]
-    parts += [f"{name} {row[name]:.3f}" for name in ("accuracy", "val_accuracy") if row[name] is not None]
+    parts += [f"{name} {row[name]:.3f}" for name in ("loss", "accuracy", "val_accuracy") if row[name] is not None]
     if row["cost_share"] is not None:
         parts.append(f"cost {row['cost_share']:.1%}  strength {row['strength']:.3g}  channels {row['channels']:,}")
+    if row["channels_after_cut"] is not None:
+        parts.append(
+            f"scores {row['scores_left']:.0%}  a cut now leaves {row['channels_after_cut']:,} ({row['changed']:,} changed)"
+        )
     return "  ".join(parts)
 
 
@@ -128,6 +196,13 @@ class StopWithin(_OfLearner):
 
     Args:
         budget: as in `fit_budget`.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = learner.fit(x, y, epochs=3, verbose=0, callbacks=[km.StopWithin("100%")])
+        >>> len(history.epoch)
+        1
     """
 
     def __init__(self, budget: Any) -> None:
@@ -153,6 +228,13 @@ class StrengthController(_OfLearner):
         epochs: epochs until the budget should be met; by default all of `fit`.
         factor: above 1; by default the regularizer's own `strength_factor`, or 1.5.
         slack: what may be missing before the strength is lowered.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, epochs=2, verbose=0, callbacks=[km.StrengthController("50%")])
+        >>> learner.strength > 0
+        True
     """
 
     def __init__(
@@ -169,7 +251,7 @@ class StrengthController(_OfLearner):
             learner.strength = getattr(learner.regularizer, "initial_strength", INITIAL) / learner.target_cost(
                 learner.graph
             )
-        limits = limits_of(learner.graph, self.budget, learner.target_cost)
+        limits = budget_from(self.budget).limits(learner.graph, learner.target_cost)
         self.goal = min(1.0, *(limit.limit / limit.cost(learner.graph) for limit in limits))
         self.prices = group_prices(learner.graph, limits) * ~learner.graph.pinned_mask
         self.initial = np.maximum(learner.scores(), np.finfo(np.float64).tiny)
@@ -195,6 +277,13 @@ class Anneal(_OfLearner):
 
     Args:
         final: temperature in the last epoch.
+
+    Example:
+        >>> learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid())
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, epochs=2, verbose=0, callbacks=[km.Anneal(final=0.5)])
+        >>> learner.temperature
+        0.5
     """
 
     def __init__(self, final: float = 0.1) -> None:
@@ -221,6 +310,15 @@ class FadeOut(_OfLearner):
     Args:
         structure: a structure of the learner's seed.
         steps: optimizer steps until nothing is left; the whole `fit` by default.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> structure = km.fit_budget(learner, "50%")
+        >>> _ = learner.fit(x, y, verbose=0, callbacks=[km.FadeOut(structure)])
+        >>> small = km.rebuild(learner, structure)
+        >>> np.allclose(small.predict(x, verbose=0), learner.predict(x, verbose=0), atol=1e-5)
+        True
     """
 
     def __init__(self, structure: Structure, *, steps: int | None = None) -> None:
@@ -262,5 +360,5 @@ class _Fade:
 
 def share_of_budget(learner: StructureLearner, budget: Any) -> float:
     """Cost of the channels above the threshold as a share of the budget, of the tightest one."""
-    limits, structure = limits_of(learner.graph, budget, learner.target_cost), learner.structure()
+    limits, structure = budget_from(budget).limits(learner.graph, learner.target_cost), learner.structure()
     return max(limit.cost(learner.graph, structure) / limit.limit for limit in limits)

@@ -1,10 +1,11 @@
-"""Gates of LogisticSigmoid: the seed's own layers, wired so that each reads its channels through their gates.
+"""Gates: the seed's own layers, wired so that each reads its channels through their gates.
 
 A channel's gate stands where the channel is read: after its normalization and activation, and behind every merge, so
 that channels that are tied share one. What a gate of 0 leaves is the masked seed.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +16,9 @@ from keras import ops
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.errors import UnsupportedModelError
 from keras_morph.graph.replaying import called, model_like, replay
-from keras_morph.training.regularizers import LogisticSigmoid
+from keras_morph.training.regularizers import Attached, pin_sourceless
 
-__all__ = ["Gates", "gateable", "gated"]
+__all__ = ["Gates", "attach_gates", "gateable", "gated"]
 
 
 def gateable(graph: ChannelGraph) -> np.ndarray:
@@ -43,7 +44,7 @@ def gateable(graph: ChannelGraph) -> np.ndarray:
         closed[groups(call.inputs[len(call.sources) :])] = True  # inside the layer
     if not np.any(read & ~closed):
         raise UnsupportedModelError(
-            f"LogisticSigmoid finds no channel in {graph.model.name} that may be removed and that a convolution or Dense "
+            f"There is nothing to gate: {graph.model.name} has no channel that may be removed and that a convolution or Dense "
             "layer reads."
         )
     return read & ~closed
@@ -54,32 +55,29 @@ def _reads_through_gates(graph: ChannelGraph, call: Call) -> bool:
     return layer.made is not None and len(call.sources) == 1 and any(w.reads is not None for w in layer.weights)
 
 
-class Gates(keras.layers.Layer):
-    """One gate per group. Called on any tensor, it returns all gates and a 1 behind them, float32, `(n + 1,)`.
+class Gates(keras.layers.Layer, ABC):
+    """One learned gate per group, and the scorer of what it gates. A gate of your own is a subclass with one method, `gate`.
+
+    Called on any tensor, it returns all gates and a 1 behind them, float32, `(n + 1,)`. Score and value of a group in inference
+    are `regularizer.score` of its logit.
 
     Args:
         groups: the groups that have a gate, `(n,)`.
-        regularizer: says how they are sampled.
+        regularizer: has `threshold` and `score`.
+        start: of each logit.
     """
 
-    def __init__(self, groups: np.ndarray, regularizer: LogisticSigmoid) -> None:
+    other_axes = ()  # the logits are a source of their own: one number per group, nothing to reduce
+
+    def __init__(self, groups: np.ndarray, regularizer: Any, *, start: float = 0.0) -> None:
         super().__init__(name="gates", dtype="float32")
         self.gated_groups, self.regularizer, self.threshold = groups, regularizer, regularizer.threshold
-        start = np.log(regularizer.initial / (1 - regularizer.initial)) / regularizer.speed
-        self.logits = self.add_weight(
-            name="logits", shape=(len(groups),), initializer=keras.initializers.Constant(start), autocast=False
-        )
-        self.temperature = self._number("temperature", regularizer.temperature)
-        self.sampling = self._number("sampling", 1.0)
-        self.noise = keras.random.SeedGenerator()
+        initializer = keras.initializers.Constant(start)
+        self.logits = self.add_weight(name="logits", shape=(len(groups),), initializer=initializer, autocast=False)
 
-    def _number(self, name: str, value: float) -> Any:
-        initializer = keras.initializers.Constant(value)
-        return self.add_weight(name=name, shape=(), initializer=initializer, trainable=False, autocast=False)
-
-    # Gates are a regularizer whose only source they are themselves.
-
-    other_axes = ()
+    @abstractmethod
+    def gate(self, training: bool) -> Any:
+        """What each group is multiplied by where it is read, float32, `(n,)`; in inference 0 below the threshold."""
 
     def sources(self, graph: ChannelGraph) -> list[Any]:
         return [self]
@@ -95,28 +93,31 @@ class Gates(keras.layers.Layer):
         return self.regularizer.score(weight, axes, xp)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        rule, logits = self.regularizer, ops.multiply(self.logits, self.regularizer.speed)
-        p = ops.sigmoid(logits)
-        if training:
-            uniform = keras.random.uniform(p.shape, 1e-6, 1 - 1e-6, dtype="float32", seed=self.noise)
-            sample = ops.sigmoid((logits + ops.log(uniform) - ops.log1p(-uniform)) / self.temperature)
-            if rule.straight_through:
-                hard = ops.cast(sample > 0.5, "float32")
-                sample = sample + ops.stop_gradient(hard - sample)
-            gates = self.sampling * sample + (1 - self.sampling) * p
-        else:
-            gates = ops.where(p > rule.threshold, p, ops.zeros_like(p))
-        return ops.concatenate([gates, ops.ones(1)])
+        return ops.concatenate([self.gate(bool(training)), ops.ones(1)])
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int]:
         return (len(self.gated_groups) + 1,)
 
     def values(self, num_groups: int) -> np.ndarray:
-        """P of each group, and 1 where a group has no gate, float64, `(num_groups,)`."""
+        """The score of each group, and 1 where a group has no gate, float64, `(num_groups,)`."""
         values = np.ones(num_groups)
         logits = np.asarray(ops.convert_to_numpy(self.logits), np.float64)
         values[self.gated_groups] = self.regularizer.score(logits, (), np)
         return values
+
+
+def attach_gates(graph: ChannelGraph, make: Callable[[np.ndarray], Gates]) -> Attached:
+    """The seed wired through gates.
+
+    Args:
+        graph: the traced seed.
+        make: gives the Gates of some groups.
+
+    Raises:
+        UnsupportedModelError: if no group can be gated.
+    """
+    gates = make(np.flatnonzero(gateable(graph)))
+    return Attached(gated(graph, gates), gates, pin_sourceless(graph, gates))
 
 
 def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:

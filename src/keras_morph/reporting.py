@@ -3,22 +3,21 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, ModelSize
 from keras_morph.errors import UnsupportedModelError
 from keras_morph.graph.closure import close
-from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.structure import Structure, graph_and_structure
+from keras_morph.graph.tracing import graph_of
 from keras_morph.runs import write_atomically, write_json, write_text
+from keras_morph.showing import html_table
 
 __all__ = ["LayerRow", "Report", "report"]
 
@@ -46,7 +45,7 @@ class LayerRow:
     parameters_after: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a smaller model saves.
 
@@ -57,6 +56,14 @@ class Report:
         history: rows of `history.csv`, if any.
         results: lines of the result table, name -> {column: value}, if any.
         uncounted: layers whose FLOPs cannot be counted, such as `mix (Lambda)`.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> found = km.report(seed, km.fit_budget(seed, "50%"))
+        >>> before, after = found.totals["FLOPs"]
+        >>> after <= 0.5 * before
+        True
+        >>> found.save("report")  # report.md, report.json, report.png and report.html
     """
 
     model: str
@@ -65,6 +72,14 @@ class Report:
     history: tuple[dict[str, Any], ...] = ()
     results: dict[str, dict[str, Any]] | None = None
     uncounted: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name} {after / before:.1%}" for name, (before, after) in self.totals.items() if before)
+        return f"<Report of {self.model}: {len(self.rows):,} layers; {shares}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[row.layer, row.kind, row.width, row.width_after, row.flops, row.flops_after] for row in self.rows]
+        return html_table(repr(self)[1:-1], self.HEADER[:6], rows)
 
     def _note(self) -> str:
         return (
@@ -92,6 +107,9 @@ class Report:
 
     def text(self, width: int = 120) -> str:
         """Two tables for a terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
         layers = Table(title=f"{self.model}, layer by layer", title_justify="left")
         for number, name in enumerate(self.HEADER):
             layers.add_column(name, justify="left" if number < 2 else "right", no_wrap=number == 0)
@@ -236,16 +254,25 @@ def report(
 
     Args:
         seed: the model before, its ChannelGraph, or a StructureLearner.
-        small: the model after, or a Structure of the seed.
+        small: the model after, or a structure of the seed as in `rebuild`.
         history: rows per epoch, for the curve of the cost.
         results: name -> {column: value}, shown above everything else.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> print(km.report(seed, km.prune(seed, "50%")).markdown())
+        # DigitsResNet, before and after
+        <BLANKLINE>
+        | cost | before | after | share |
+        | --- | ---: | ---: | ---: |
+        | FLOPs | 1,527,040 | ...
     """
-    before = getattr(seed, "graph", None) or trace(seed)
-    if isinstance(small, Structure):
-        after, alive = before, small.groups(before)
-        widths = small.widths
+    if isinstance(small, (Structure, Mapping, str, Path)):
+        before, structure = graph_and_structure(seed, small)
+        after, alive = before, structure.groups(before)
+        widths = structure.widths
     else:
-        after = trace(small)
+        before, after = graph_of(seed), graph_of(small)
         alive, widths = np.ones(after.num_groups, bool), after.widths
     whole = np.ones(before.num_groups, bool)
     first, second = (_costs(before, whole), _costs(after, alive))

@@ -1,0 +1,172 @@
+"""How to train: everything that a run needs besides the model, the budget and the data, as one value."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_morph.errors import DataError, KerasMorphError
+from keras_morph.keras_internals import compiled_with
+
+__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "fit_on"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How `shrink` trains.
+
+    Args:
+        epochs: of all phases and rounds together, at least 3 for each round.
+        learning_rate: peak learning rate: constant while the structure is learned, then along one cosine to 0.
+        optimizer: a name, a class or function that makes an optimizer from a learning rate or schedule, or an optimizer,
+            whose settings are taken over.
+        loss: as in `compile`; by default what the model was compiled with, or sparse_categorical_crossentropy for an
+            uncompiled classifier that ends in a softmax.
+        metrics: as in `compile`; by default what the model was compiled with, or accuracy.
+        loss_weights: as in `compile`; by default what the model was compiled with.
+        class_weight: as in `fit`.
+        batch_size: examples per step, where the data are arrays.
+        learning: share of the epochs that learn which channels are needed, at most; it ends as soon as those alive meet the
+            budget. 0.4 leaves more than half of the epochs to recover.
+        fading: share of the epochs in which the others fade to zero. The rest fine-tunes.
+        rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
+        strength: factor of the penalty; by default a controller moves it.
+        distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1; for a seed that is trained.
+        phases: functions from a Progress to a Progress; by default `learn, choose, fade, cut, tune` of `pipeline.py`.
+
+    Raises:
+        KerasMorphError: if a value is out of range.
+
+    Example:
+        >>> km.Recipe(epochs=60, learning_rate=1e-3).epochs
+        60
+    """
+
+    epochs: int = 30
+    learning_rate: float = 2e-3
+    optimizer: str | Callable[[Any], keras.optimizers.Optimizer] | keras.optimizers.Optimizer = "adam"
+    loss: Any = None
+    metrics: Any = None
+    loss_weights: Any = None
+    class_weight: Mapping[int, float] | None = None
+    batch_size: int = 64
+    learning: float = 0.4
+    fading: float = 0.3
+    rounds: int = 1
+    strength: float | None = None
+    distillation: float = 0.0
+    phases: Sequence[Callable[[Any], Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.epochs < 3 * self.rounds:
+            raise KerasMorphError(
+                "shrink needs an epoch for each of its three phases. Expected: rounds >= 1 and epochs >= 3 * rounds. "
+                f"Received: rounds={self.rounds}, epochs={self.epochs}."
+            )
+        for name, low, high in (
+            ("learning_rate", 0, np.inf),
+            ("batch_size", 1, np.inf),
+            ("learning", 0, 1),
+            ("fading", 0, 1),
+            ("distillation", 0, 1),
+            ("strength", 0, np.inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high and np.isfinite(value)):
+                raise KerasMorphError(f"Expected {name} from {low} to {high}. Received: {name}={value}.")
+
+    def make_optimizer(self, rate: Any) -> keras.optimizers.Optimizer:
+        """An optimizer with this learning rate or schedule."""
+        if isinstance(self.optimizer, str):
+            return keras.optimizers.get({"class_name": self.optimizer, "config": {"learning_rate": rate}})
+        if isinstance(self.optimizer, keras.optimizers.Optimizer):
+            settings = {**self.optimizer.get_config(), "learning_rate": rate}
+            return type(self.optimizer).from_config(settings)
+        return self.optimizer(rate)
+
+    def objective(self, model: keras.Model) -> dict[str, Any]:
+        """Loss, metrics and loss weights for `compile`; what the recipe leaves open is taken from the model.
+
+        Raises:
+            KerasMorphError: if neither says what the loss is.
+        """
+        compiled = compiled_with(model)
+        given = {"loss": self.loss, "loss_weights": self.loss_weights, "metrics": self.metrics}
+        if self.loss is not None:  # loss weights and metrics of another loss may not fit it
+            compiled = {key: value for key, value in compiled.items() if key == "metrics"}
+        found = {key: compiled.get(key) if value is None else value for key, value in given.items()}
+        if found["loss"] is None:
+            if not _ends_in_softmax(model):
+                raise KerasMorphError(
+                    f"{model.name} is not compiled, and its output is not a softmax, so nobody knows its loss. Expected: a "
+                    "model that was compiled with a loss, or Recipe(loss=...). Received: neither."
+                )
+            found["loss"] = "sparse_categorical_crossentropy"
+        if found["metrics"] is None and not compiled:
+            found["metrics"] = ["accuracy"]
+        # Metrics keep counts: each model has its own.
+        return {key: _copied(value) for key, value in found.items() if value is not None}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, keras.metrics.Metric):
+        return type(value).from_config(value.get_config())
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _ends_in_softmax(model: keras.Model) -> bool:
+    last = model.layers[-1]
+    softmax = isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+    return softmax and len(model.outputs) == 1
+
+
+def cosine(rate: float, steps: int) -> Any:
+    """A learning rate that falls to 0 along a cosine."""
+    return keras.optimizers.schedules.CosineDecay(rate, max(1, steps))
+
+
+def check_labelled(name: str, data: Any) -> None:
+    """Arrays come with labels, as a tuple: `fit` would take a list or dictionary for the inputs of a model without any.
+
+    Raises:
+        DataError: for a bare array, a list or dictionary of arrays, and a tuple of another length.
+    """
+    if isinstance(data, (list, tuple, dict)) and not (isinstance(data, tuple) and len(data) in (2, 3)):
+        received = f"a {type(data).__name__} of {len(data)}"
+    elif hasattr(data, "shape") and hasattr(data, "dtype"):
+        received = f"an array of shape {tuple(data.shape)}"
+    else:
+        return
+    raise DataError(
+        f"{name} expects (x, y), (x, y, sample_weight), or a tf.data.Dataset, PyDataset or the like that gives both. "
+        f"Received: {received}; labels belong to it."
+    )
+
+
+def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
+    """Labels as the loss takes them.
+
+    Raises:
+        DataError: for one-hot labels where the loss expects class numbers.
+    """
+    if not isinstance(data, tuple):
+        return
+    loss, labels = objective["loss"], data[1]
+    name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
+    if name == "sparse_categorical_crossentropy" and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
+        raise DataError(
+            f"Expected class numbers of shape (n,) for {name}. Received: labels of shape {np.shape(labels)}, which look "
+            'one-hot; compile the model with loss="categorical_crossentropy", or give y.argmax(axis=1).'
+        )
+
+
+def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> Any:
+    """`fit` on a pair of arrays or on anything else that `fit` takes."""
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        x, y, *weights = data
+        return model.fit(x, y, sample_weight=weights[0] if weights else None, batch_size=batch_size, **options)
+    return model.fit(data, **options)

@@ -1,0 +1,117 @@
+"""Scores from data, against the derivative that they are."""
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_morph as km
+
+
+def network():
+    image = keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(4, 3, activation="tanh", name="conv1")(image)
+    x = layers.Conv2D(5, 3, activation="tanh", name="conv2")(x)
+    return models.randomize(keras.Model(image, layers.Dense(3, name="dense")(layers.Flatten()(x))), seed=1)
+
+
+def data(n=32):
+    random = np.random.default_rng(0)
+    return random.normal(size=(n, 6, 6, 2)).astype("float32"), random.normal(size=(n, 3)).astype("float32")
+
+
+def loss_where_a_channel_is_scaled(model, layer, channel, factor, x, y):
+    kernel = model.get_layer(layer).kernel
+    before = ops.convert_to_numpy(kernel).copy()
+    after = before.copy()
+    after[..., channel] *= factor
+    kernel.assign(after)
+    value = float(np.mean((np.float64(ops.convert_to_numpy(model(x))) - y) ** 2))
+    kernel.assign(before)
+    return value
+
+
+def test_the_taylor_score_is_the_squared_derivative_along_the_channel():
+    model, (x, y) = network(), data()
+    before = model.get_weights()
+    scores = km.taylor_scores(model, (x, y), loss="mse", batch_size=len(x))
+    graph = km.trace(model)
+    made = {layer.name: layer.made for layer in graph.layers}
+    step = 1e-2
+    for layer, channels in (("conv1", 4), ("conv2", 5)):
+        for channel in range(channels):
+            above, below = (loss_where_a_channel_is_scaled(model, layer, channel, 1 + e, x, y) for e in (step, -step))
+            expected = ((above - below) / (2 * step)) ** 2
+            np.testing.assert_allclose(scores[graph.group_of[made[layer][channel]]], expected, rtol=2e-2, atol=1e-6)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_it_is_the_mean_over_batches_and_takes_what_fit_takes():
+    model, (x, y) = network(), data()
+    halves = [
+        km.taylor_scores(model, (x[part], y[part]), loss="mse", batch_size=16) for part in (slice(16), slice(16, 32))
+    ]
+    expected = np.mean(halves, axis=0)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            part = slice(16 * index, 16 * index + 16)
+            return x[part], y[part]
+
+    np.testing.assert_allclose(km.taylor_scores(model, Batches(), loss="mse", batches=2), expected, rtol=1e-3)
+
+
+@pytest.mark.once
+def test_what_the_loss_depends_on_most_is_kept():
+    model, (x, y) = network(), data()
+    kernel = model.get_layer("dense").kernel
+    values = ops.convert_to_numpy(kernel).copy().reshape(2, 2, 5, 3)
+    values[:, :, [0, 3]] *= 1e-3  # what reads channels 0 and 3 of conv2
+    kernel.assign(values.reshape(kernel.shape))
+    structure = km.fit_budget(model, "60%", scores=km.taylor_scores(model, (x, y), loss="mse"))
+    assert not {0, 3} & set(structure.alive["conv2"].tolist())
+
+
+@pytest.mark.once
+def test_what_has_no_loss_is_one_line():
+    with pytest.raises(km.KerasMorphError, match="not compiled"):
+        km.taylor_scores(network(), data())
+
+
+@pytest.mark.once
+def test_a_staircase_is_a_cost():
+    """In blocks of 4: conv1 of 4 and conv2 of 5 -> 8 channels, images of 2 -> 4, outputs of 3 -> 4."""
+    model = network()
+    cost = km.Staircase(km.FLOPs(), block=4)
+    expected = 2 * (16 * 9 * 4 * 4 + 4 * 9 * 4 * 8 + 20 * 4)  # Flatten reads 20 = 5 x 4
+    np.testing.assert_equal(cost(model), expected)
+    structure = km.fit_budget(model, km.Budget("90%", cost))
+    assert cost(model, structure) <= 0.9 * cost(model)
+    np.testing.assert_equal(cost(model, structure), cost(km.rebuild(model, structure)))
+    assert structure.widths["conv2"] == 4  # the fifth channel costs a block
+
+
+def test_a_learner_is_priced_by_the_staircase_as_it_stands():
+    """Prices are the slope to the next step; conv2 of 5 channels stands on the step of 8, and of 4 on that of 4."""
+    model, (x, _) = network(), data()
+    cost = km.Staircase(km.FLOPs(), block=4)
+    learner = km.StructureLearner(model, regularizer=km.GroupLasso(threshold=0.0), cost=cost, strength=1.0)
+    learner.compile(keras.optimizers.SGD(0.0), "mse")
+    scores, graph = learner.scores(), learner.graph
+    prices = cost.table(graph).prices(graph.counts(np.ones(graph.num_groups, bool)))
+    vector, group, count = graph.pairs
+    by_group = np.bincount(group, weights=prices[vector] * count, minlength=graph.num_groups) * ~graph.pinned_mask
+    np.testing.assert_allclose(float(learner.penalty()), by_group @ scores, rtol=1e-5)
+    kernel = model.get_layer("conv2").kernel
+    values = ops.convert_to_numpy(kernel).copy()
+    values[..., 2] = 0.0
+    kernel.assign(values)
+    before = float(learner.penalty())
+    logs = learner.fit(x, np.zeros((len(x), 3), "float32"), epochs=1, verbose=0).history
+    np.testing.assert_allclose(logs["cost"][-1], 2 * (16 * 9 * 4 * 4 + 4 * 9 * 4 * 4 + 16 * 4), rtol=1e-6)
+    assert logs["penalty"][-1] < before  # conv1 is cheaper now that conv2 lost a block
