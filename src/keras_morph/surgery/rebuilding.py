@@ -267,6 +267,9 @@ class _Replay:
         called = {number for call in graph.calls[scope.start : scope.stop] for number in graph.layer_calls[call.layer]}
         if not called <= own:
             return None  # what it shares with the rest of the network it would have for itself
+        alike = {self.pattern(s) for s in graph.scopes if s.model is scope.model}
+        if len(alike) > 1:
+            return None  # what is made of another call would have layers of its own
         copy = remade(scope.model)
         return None if copy is scope.model else copy
 
@@ -394,7 +397,10 @@ class _Replay:
         layer = self.graph.layers[call.layer]
         rule = layer.rule
         narrows = rule is not None and (layer.weights or rule.narrow or rule.width)
-        config = self.config(layer, call) if narrows else None
+        if narrows and call.padded:  # it works at full width
+            config = layer.operation.get_config()
+        else:
+            config = self.config(layer, call) if narrows else None
         key = call.layer, "" if layer.weights or config is None else repr(config)
         if key not in self.copies:
             again = sum(number == call.layer for number, _ in self.copies)
