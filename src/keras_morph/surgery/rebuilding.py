@@ -397,10 +397,7 @@ class _Replay:
         layer = self.graph.layers[call.layer]
         rule = layer.rule
         narrows = rule is not None and (layer.weights or rule.narrow or rule.width)
-        if narrows and call.padded:  # it works at full width
-            config = layer.operation.get_config()
-        else:
-            config = self.config(layer, call) if narrows else None
+        config = self.config(layer, call) if narrows else None
         key = call.layer, "" if layer.weights or config is None else repr(config)
         if key not in self.copies:
             again = sum(number == call.layer for number, _ in self.copies)
@@ -415,7 +412,8 @@ class _Replay:
             width = self.closed.counts[result.vector] or result.shape[result.axis]
             result = replace(result, shape=(*result.shape[: result.axis], width, *result.shape[result.axis + 1 :]))
         try:
-            return layer.rule.narrowed(layer.operation.get_config(), self.alive(made), result)
+            config = layer.operation.get_config()
+            return config if call.padded else layer.rule.narrowed(config, self.alive(made), result)
         except (NotImplementedError, TypeError) as error:
             raise _without_config(layer) from error
 
