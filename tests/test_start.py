@@ -135,7 +135,7 @@ def test_an_unknown_backend_is_one_line():
 
 def test_a_module_that_is_missing_later_is_not_taken_for_a_backend(tmp_path):
     (tmp_path / "keras.py").touch()
-    code = "import keras; from keras_morph.errors import backend_needed\nwith backend_needed(): import torch.absent"
+    code = "from keras_morph.errors import backend_needed\nimport keras\nwith backend_needed(): import torch.absent"
     assert "ModuleNotFoundError" in python(code, folder=tmp_path).stderr.splitlines()[-1]
 
 

@@ -157,7 +157,9 @@ class _Planner:
 
         The config of a layer made of layers need not tell all that it does.
         """
-        return graph_in(scope.model) is not None and self.keeps_widths(scope) and self.owns_layers(scope)
+        # What is made of another call, of other widths, would have layers of its own.
+        alike = len({self.pattern(s) for s in self.graph.scopes if s.model is scope.model}) == 1
+        return graph_in(scope.model) is not None and self.keeps_widths(scope) and self.owns_layers(scope) and alike
 
     def keeps_widths(self, scope: Scope) -> bool:
         calls = self.graph.calls[scope.start : scope.stop]

@@ -335,7 +335,8 @@ class _Rebuilding:
             width = self.closed.counts[result.vector] or result.shape[result.axis]
             result = replace(result, shape=(*result.shape[: result.axis], width, *result.shape[result.axis + 1 :]))
         try:
-            return layer.rule.narrowed(layer.operation.get_config(), self.alive(made), result)
+            config = layer.operation.get_config()
+            return config if call.padded else layer.rule.narrowed(config, self.alive(made), result)
         except (NotImplementedError, TypeError) as error:
             raise _without_config(layer) from error
 
