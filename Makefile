@@ -22,7 +22,7 @@ test: .venv/.test-$(BACKEND)
 test-all: .venv/.test-$(BACKEND)
 	$(PYTEST) --all $(ARGS)
 
-coverage: .venv/.test-$(BACKEND) .venv/.coverage
+coverage: .venv/.test-$(BACKEND)
 	$(PYTEST) --cov=keras_morph --cov-report=term-missing:skip-covered $(ARGS)
 
 check: .venv/.check

@@ -92,7 +92,7 @@ def main():
     try:
         check()
     except Exception as error:
-        failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise
     finally:
         environment = describe_environment()

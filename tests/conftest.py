@@ -127,6 +127,17 @@ def _seeded():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _table():
+    """Forgets the rows that a test registers: tests of all files share a process."""
+    from keras_morph.layers.rules import TABLE
+
+    before = dict(TABLE)
+    yield
+    TABLE.clear()
+    TABLE.update(before)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _memory():
     """Gives back what one file's networks leave behind: JAX keeps every compiled function, gigabytes of them."""

@@ -104,7 +104,7 @@ def test_history_csv_has_a_row_per_epoch_with_cost_strength_and_channels(tmp_pat
     log = km.EpochLog(tmp_path / "history.csv")
     history = fit(learner, [log], validation_split=0.5)
     assert (tmp_path / "history.csv").read_text().splitlines()[0] == (
-        "phase,epoch,loss,accuracy,val_accuracy,cost_share,strength,channels"
+        "phase,epoch,loss,accuracy,val_accuracy,cost_share,strength,channels,scores_left,channels_after_cut,changed"
     )
     rows = rows_of(tmp_path / "history.csv")
     assert [(row["phase"], row["epoch"], row["channels"], row["accuracy"]) for row in rows] == [
@@ -140,9 +140,11 @@ def test_a_line_per_epoch_is_handed_out():
     lines = []
     model = fresh("plain")
     fit(learner_of(model, strength=0.5), [km.EpochLog(line=lines.append, phase="learn")])
-    assert [line.split() for line in lines] == [
+    said = [line.split() for line in lines]
+    assert [words[:2] + words[4:] for words in said] == [
         ["learn", f"{epoch}/2", "cost", "100.0%", "strength", "0.5", "channels", "12"] for epoch in (1, 2)
     ]
+    assert all(words[2] == "loss" and float(words[3]) > 0 for words in said)
 
 
 def test_the_cost_of_a_structure_that_is_decided_is_logged_instead_of_the_learners_own():

@@ -20,7 +20,8 @@ import typer
 from keras import layers
 
 import keras_morph as km
-from keras_morph.cli import app, main
+from keras_morph.cli import choices, inspecting, main, options
+from keras_morph.cli.app import app
 from keras_morph.runs import save_model
 
 pytestmark = pytest.mark.once
@@ -129,6 +130,22 @@ def test_help_describes_every_option(name):
     for parameter in inspect.signature(registered.callback).parameters.values():
         (option,) = parameter.annotation.__metadata__
         assert len(option.help) > 8, parameter.name
+
+
+@pytest.mark.parametrize(
+    ("shown", "known"),
+    [
+        (options.ALGORITHMS, choices.ALGORITHMS),
+        (options.BASE_MODELS, km.zoo.NAMES),
+        (options.COSTS, choices.COSTS),
+        (options.DATA, km.datasets.NAMES),
+        (options.DEVICES, (*km.HARDWARE, "Others")),
+        (options.OPTIMIZERS, choices.OPTIMIZERS),
+        (options.SCHEDULES, choices.SCHEDULES),
+    ],
+)
+def test_the_help_knows_the_names_without_keras(shown, known):
+    assert list(shown) == list(known)
 
 
 def test_the_help_of_a_command_shows_its_options_and_defaults(capsys):
@@ -313,6 +330,8 @@ MISTAKES = [
     (["shrink", "test_cli:for_three_classes"], ["(None, 3)", "10 classes"]),
     (["shrink", MODEL, "--budget", "half"], ["'half'", "50%"]),
     (["shrink", MODEL, "--budget", "-5%"], ["'-5%'"]),
+    (["shrink", MODEL, "--budget", "0.5"], ["'0.5'", '"50%"']),
+    (["shrink", MODEL, "--budget", "50% Flops"], ["'50% Flops'", '"50% FLOPs"']),
     (["shrink", MODEL, "--budget", "5ms"], ["'5ms'", "hardware"]),
     (["shrink", MODEL, "--budget", "0.1%"], ["reachable minimum"]),
     (["shrink", MODEL, "--cost", "Money"], ["--cost", "Money", "FLOPs"]),
@@ -419,6 +438,6 @@ def test_without_a_command_the_help_is_shown(capsys, monkeypatch):
 
 
 def test_an_error_of_ours_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(km.cli.inspect, "trace", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(inspecting, "gather", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", MODEL])

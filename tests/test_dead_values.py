@@ -132,6 +132,9 @@ CASES = {
     "scores of heads": steps(scores_of_heads(layers.MultiHeadAttention(4, 3, name="heads"))),
     "scores of grouped heads": steps(scores_of_heads(layers.GroupQueryAttention(3, 4, 2, name="heads"))),
     # Arguments say whether zero stays zero.
+    # What works at full width keeps its own epsilon, and what it makes has layers of its own only once.
+    "full width with a large epsilon": vector(lambda a, b: layers.Dense(3)(layers.RMSNormalization(epsilon=0.5)(b))),
+    "one model at two widths": vector(lambda a, b: both(nested(layers.Dense(4)), a, layers.RMSNormalization()(b))),
     "normalized without scale": image(layers.LayerNormalization(scale=False)),
     "group normalized without scale": image(layers.GroupNormalization(1, scale=False)),
     "neither scale nor shift": image(layers.LayerNormalization(scale=False, center=False)),

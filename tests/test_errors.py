@@ -189,6 +189,53 @@ MISTAKES = {
         km.BudgetError,
         ["'half'", '"50%"', "300M"],
     ),
+    "a share as a number": (
+        lambda: km.fit_budget(models.build("plain"), 0.5),
+        km.BudgetError,
+        ["Received: budget=0.5", 'did you mean "50%" of the seed'],
+    ),
+    "a share as a text without its sign": (
+        lambda: km.fit_budget(models.build("plain"), "0.125"),
+        km.BudgetError,
+        ["Received: budget='0.125'", 'did you mean "12.5%" of the seed'],
+    ),
+    "a cost's name in another case": (
+        lambda: km.fit_budget(models.build("plain"), "50% Flops"),
+        km.BudgetError,
+        ["ModelSize", "'50% Flops'", 'did you mean "50% FLOPs"'],
+    ),
+    "a cost's name with a slip, among others": (
+        lambda: km.fit_budget(models.build("plain"), "50% FLOPs, 80% ModelSiz"),
+        km.BudgetError,
+        ["'80% ModelSiz'", 'did you mean "80% ModelSize"'],
+    ),
+    "a unit that is no cost": (
+        lambda: km.fit_budget(models.build("plain"), "50 apples"),
+        km.BudgetError,
+        ["'50 apples'", "300M"],
+    ),
+    "images without labels": (
+        lambda: km.shrink(models.build("plain"), "50%", data=np.zeros((4, 6, 6, 3))),
+        km.DataError,
+        ["data expects (x, y)", "Received: an array of shape (4, 6, 6, 3)", "labels"],
+    ),
+    "validation images without labels": (
+        lambda: km.shrink(
+            models.build("plain"), "50%", data=data(6, 6, 3), validation_data=keras.ops.zeros((4, 6, 6, 3))
+        ),
+        km.DataError,
+        ["validation_data expects (x, y)", "(4, 6, 6, 3)"],
+    ),
+    "images and labels as a list": (
+        lambda: km.shrink(models.build("plain"), "50%", data=list(data(6, 6, 3))),
+        km.DataError,
+        ["data expects (x, y)", "Received: a list of 2"],
+    ),
+    "inputs by name without labels": (
+        lambda: km.shrink(models.build("plain"), "50%", data={"image": np.zeros((4, 6, 6, 3))}),
+        km.DataError,
+        ["data expects (x, y)", "Received: a dict of 1"],
+    ),
     "a budget in another unit": (
         lambda: parse_budget("5ms", km.ModelSize(), 1.0),
         km.BudgetError,

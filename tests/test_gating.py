@@ -125,12 +125,23 @@ def test_options_out_of_range_are_refused(options):
         km.LogisticSigmoid(**options)
 
 
-def test_only_logistic_sigmoid_has_a_temperature():
+def test_only_gates_that_are_sampled_have_a_temperature():
     learner = km.StructureLearner(fresh("plain"))
-    with pytest.raises(km.KerasMorphError, match="Only LogisticSigmoid"):
+    with pytest.raises(km.KerasMorphError, match="such as LogisticSigmoid"):
         learner.temperature = 0.5
     learner = gated("plain")
     with pytest.raises(km.KerasMorphError, match="temperature=0"):
         learner.temperature = 0
     learner.temperature = 0.25
     assert learner.temperature == 0.25
+
+
+def test_a_model_whose_first_input_is_read_late_has_gates():
+    first, image = keras.Input((5,)), keras.Input((6, 6, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(image))
+    x = keras.layers.Concatenate()([keras.layers.Dense(4)(x), first])
+    model = models.randomize(keras.Model([first, image], keras.layers.Dense(2)(x)), seed=1)
+    learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid())
+    learner.gates.logits.assign(np.full(learner.gates.logits.shape, 10.0))
+    inputs = models.examples(model)
+    assert_equal_outputs(models.outputs(learner, inputs), models.outputs(model, inputs))

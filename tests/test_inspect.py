@@ -12,7 +12,7 @@ from keras import layers
 from rich.console import Console
 
 import keras_morph as km
-from keras_morph.cli import inspect, main
+from keras_morph.cli import inspecting, main
 
 pytestmark = pytest.mark.once
 
@@ -55,7 +55,7 @@ def test_json_holds_what_follows_by_hand(capsys):
 
 def test_the_cheapest_structure_is_that_of_the_smallest_budget():
     model = residual()
-    found = inspect.gather(km.trace(model))
+    found = inspecting.gather(km.trace(model))
     least = found["costs"]["FLOPs"]["cheapest"]
     widths = {row["layer"]: row["cheapest"] for row in found["layers"] if row["cheapest"] and row["layer"] != "image"}
     small = km.rebuild(model, km.fit_budget(model, least))
@@ -82,7 +82,7 @@ def test_what_does_not_fit_on_a_terminal_is_paged(height, paged, capsys, monkeyp
     pages = []
     monkeypatch.setattr(pydoc, "pager", pages.append)
     monkeypatch.setattr(
-        inspect, "Console", lambda: Console(force_terminal=True, width=100, height=height, legacy_windows=False)
+        inspecting, "Console", lambda: Console(force_terminal=True, width=100, height=height, legacy_windows=False)
     )
     text = printed(capsys, "test_inspect:residual")
     assert len(pages) == paged
@@ -107,7 +107,7 @@ def test_part_of_a_layer_that_is_pinned_is_counted():
     image = keras.Input((6, 6, 3))
     x = layers.Conv2D(5, 1, name="conv")(image)
     model = keras.Model(image, [x[..., :2], layers.Conv2D(2, 1, name="last")(x)], name="partly")
-    (row,) = [row for row in inspect.gather(km.trace(model))["layers"] if row["layer"] == "conv"]
+    (row,) = [row for row in inspecting.gather(km.trace(model))["layers"] if row["layer"] == "conv"]
     assert row["pinned"] == {"model output": 2}
     assert row["cheapest"] == 2
     np.testing.assert_equal(row["width"], 5)

@@ -259,7 +259,7 @@ PLAIN_LAYERS = [
     Entry(
         layers.Discretization, 0, lambda x: ops.cast(layers.Discretization([-0.3, 0.3])(x), "float32"), UNLESS_STEADY
     ),
-    Entry(layers.CategoryEncoding, 0, lambda x: layers.CategoryEncoding(4, output_mode="multi_hot")(near(x)), True),
+    Entry(layers.CategoryEncoding, 0, lambda x: layers.CategoryEncoding(4, output_mode="multi_hot")(near(x))),
     Entry(layers.CenterCrop, 2, {"height": 3, "width": 2}),
     *[
         Entry(kind, 2, call)

@@ -14,7 +14,8 @@ from exactness import assert_equal_outputs
 from keras import layers
 
 import keras_morph as km
-from keras_morph.cli import main, train
+from keras_morph.cli import main, training
+from keras_morph.cli.train import Train
 from keras_morph.zoo import MorphNetModel
 
 ROOT = Path(__file__).parents[1]
@@ -619,7 +620,7 @@ def no_data(monkeypatch):
     def load(*_, **__):
         raise AssertionError("data was loaded")
 
-    monkeypatch.setattr(train, "load", load)
+    monkeypatch.setattr(training, "load", load)
 
 
 BAD = [
@@ -683,7 +684,7 @@ def test_a_bad_value_is_one_line(option, value, no_data, capsys):
 @pytest.mark.once
 def test_every_option_has_a_bad_value_here():
     """But for --dataset, whose mistakes are in test_datasets.py and test_cli.py, and --mixed-precision, which takes none."""
-    options = {"--" + name.rstrip("_").replace("_", "-") for name in inspect.signature(train.train).parameters}
+    options = {"--" + name.replace("_", "-") for name in inspect.signature(Train).parameters}
     assert options == {option for option, _ in BAD if option != "--no-such-option"} | {"--dataset", "--mixed-precision"}
 
 

@@ -94,3 +94,24 @@ def test_a_staircase_is_a_cost():
     assert cost(model, structure) <= 0.9 * cost(model)
     np.testing.assert_equal(cost(model, structure), cost(km.rebuild(model, structure)))
     assert structure.widths["conv2"] == 4  # the fifth channel costs a block
+
+
+def test_a_learner_is_priced_by_the_staircase_as_it_stands():
+    """Prices are the slope to the next step; conv2 of 5 channels stands on the step of 8, and of 4 on that of 4."""
+    model, (x, _) = network(), data()
+    cost = km.Staircase(km.FLOPs(), block=4)
+    learner = km.StructureLearner(model, regularizer=km.GroupLasso(threshold=0.0), cost=cost, strength=1.0)
+    learner.compile(keras.optimizers.SGD(0.0), "mse")
+    scores, graph = learner.scores(), learner.graph
+    prices = cost.table(graph).prices(graph.counts(np.ones(graph.num_groups, bool)))
+    vector, group, count = graph.pairs
+    by_group = np.bincount(group, weights=prices[vector] * count, minlength=graph.num_groups) * ~graph.pinned_mask
+    np.testing.assert_allclose(float(learner.penalty()), by_group @ scores, rtol=1e-5)
+    kernel = model.get_layer("conv2").kernel
+    values = ops.convert_to_numpy(kernel).copy()
+    values[..., 2] = 0.0
+    kernel.assign(values)
+    before = float(learner.penalty())
+    logs = learner.fit(x, np.zeros((len(x), 3), "float32"), epochs=1, verbose=0).history
+    np.testing.assert_allclose(logs["cost"][-1], 2 * (16 * 9 * 4 * 4 + 4 * 9 * 4 * 4 + 16 * 4), rtol=1e-6)
+    assert logs["penalty"][-1] < before  # conv1 is cheaper now that conv2 lost a block

@@ -4,7 +4,8 @@ import keras
 import models
 import numpy as np
 import pytest
-from exactness import assert_equal_outputs
+import structures
+from exactness import assert_equal_outputs, assert_exact
 from keras import layers, ops
 
 import keras_morph as km
@@ -74,3 +75,14 @@ def test_shrinking_loses_nothing_in_the_cut(model):
     assert 0 < result.structure.widths["recurrent"] < 5
     result.small.set_weights(result.rebuilt_weights)
     assert_equal_outputs(models.outputs(result.small, words), models.outputs(result.learner.seed, words))
+
+
+def test_constants_are_followed_into_a_model_that_is_called_at_every_step():
+    """steps -- dense(6) -- normalized -- at every step: softmax, dense(3) -- last(2): dead channels are no zeros there."""
+    step = keras.Input((6,))
+    inside = keras.Model(step, layers.Dense(3)(layers.Softmax()(step)))
+    x = keras.Input((4, 5))
+    h = layers.TimeDistributed(inside)(layers.BatchNormalization()(layers.Dense(6, name="wide")(x)))
+    model = models.randomize(keras.Model(x, layers.Dense(2)(layers.Flatten()(h))), seed=1)
+    small = assert_exact(model, structures.draw(km.trace(model), "half", seed=1))
+    assert small.get_layer("wide").units < 6

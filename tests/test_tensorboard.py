@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import keras_morph as km
+from keras_morph.cli import main
 
 
 def events(folder):
@@ -117,7 +118,7 @@ def test_events_of_the_class_and_of_the_command(tmp_path):
 
     options = "train --base-model-name two_devices:tiny --dataset digits --limit 100 --num-epochs 1 --log-dir"
     with pytest.raises(SystemExit) as caught:
-        km.cli.main([*options.split(), str(tmp_path / "command")])
+        main([*options.split(), str(tmp_path / "command")])
     assert caught.value.code == 0
     (folder,) = (tmp_path / "command").iterdir()
     found = scalars(folder)

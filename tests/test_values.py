@@ -203,7 +203,7 @@ def test_labels_that_the_loss_does_not_take_are_named():
     x, y = examples(model)
     with pytest.raises(km.DataError, match="one-hot"):
         km.shrink(model, "70%", (x, keras.utils.to_categorical(y)), epochs=3)
-    with pytest.raises(km.DataError, match="bare array"):
+    with pytest.raises(km.DataError, match="labels belong to it"):
         km.shrink(model, "70%", x, epochs=3)
 
 

@@ -1,94 +1,39 @@
 """keras-morph makes Keras 3 models smaller and faster: give it a model and a budget."""
 
 import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from keras_morph.errors import backend_needed
+
+if TYPE_CHECKING:
+    from keras_morph.api import *  # noqa: F403
+    from keras_morph.api import __all__ as __all__
+
+__version__ = "0.1.0"
 
 # Hides TensorFlow's start-up notes, not its warnings; whoever has set the variable keeps what they set.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
-from keras_morph import zoo
-from keras_morph.channels import ChannelGraph
-from keras_morph.costs.budget import Budget
-from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
-from keras_morph.costs.hardware import HARDWARE, Hardware
-from keras_morph.costs.measured import measure
-from keras_morph.costs.stairs import Staircase
-from keras_morph.errors import (
-    BudgetError,
-    DataError,
-    KerasMorphError,
-    StructureMismatchError,
-    UncountedLayerWarning,
-    UnknownLayerWarning,
-    UnsupportedModelError,
-)
-from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import trace
-from keras_morph.layers.rules import Rule, register_rule
-from keras_morph.pipeline import Progress, Shrunk, prune, shrink
-from keras_morph.report import Report, report
-from keras_morph.search.expansion import expand
-from keras_morph.search.scores import taylor_scores
-from keras_morph.search.selection import Reach, fit_budget, reach
-from keras_morph.surgery.rebuilding import masked, rebuild
-from keras_morph.tensorboard import TensorBoardLog
-from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
-from keras_morph.training.distilling import Distiller
-from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe
-from keras_morph.training.regularizers import Gamma, GroupLasso, LogisticSigmoid
-from keras_morph.training.statistics import reestimate_statistics
 
-__all__ = [
-    "HARDWARE",
-    "Activations",
-    "Anneal",
-    "Budget",
-    "BudgetError",
-    "ChannelGraph",
-    "Cost",
-    "DataError",
-    "Distiller",
-    "EpochLog",
-    "FLOPs",
-    "FadeOut",
-    "Gamma",
-    "GroupLasso",
-    "Hardware",
-    "KerasMorphError",
-    "Latency",
-    "LogisticSigmoid",
-    "ModelSize",
-    "Progress",
-    "Reach",
-    "Recipe",
-    "Report",
-    "Rule",
-    "Shrunk",
-    "Staircase",
-    "StopWithin",
-    "StrengthController",
-    "Structure",
-    "StructureLearner",
-    "StructureLog",
-    "StructureMismatchError",
-    "TensorBoardLog",
-    "UncountedLayerWarning",
-    "UnknownLayerWarning",
-    "UnsupportedModelError",
-    "expand",
-    "fit_budget",
-    "masked",
-    "measure",
-    "prune",
-    "reach",
-    "rebuild",
-    "reestimate_statistics",
-    "register_rule",
-    "report",
-    "shrink",
-    "taylor_scores",
-    "trace",
-    "zoo",
-]
+def __getattr__(name: str) -> Any:
+    """Load the public API, and Keras with it, when a name of it is first used: the command line asks for help sooner."""
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with backend_needed():
+        api = import_module("keras_morph.api")
+    names: dict[str, Any] = {each: getattr(api, each) for each in ("__all__", *api.__all__)}
+    globals().update(names)
+    if name not in names:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return names[name]
 
-__version__ = "0.1.0"
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})
+
+
+# Where Keras is there already nothing is won by waiting, and `load_model` has to know a saved learner's class.
+if "keras" in sys.modules:
+    __getattr__("__all__")

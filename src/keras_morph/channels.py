@@ -15,7 +15,7 @@ Channels that are tied form a group, which lives or dies as one.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,18 @@ import numpy as np
 
 from keras_morph.showing import html_table, shortened
 
-__all__ = ["Call", "ChannelGraph", "GraphBuilder", "Layer", "Partition", "Scope", "Tensor", "Weight", "Wiring"]
+__all__ = [
+    "Call",
+    "ChannelGraph",
+    "GraphBuilder",
+    "Layer",
+    "Partition",
+    "Scope",
+    "Tensor",
+    "Weight",
+    "Wiring",
+    "on_axis",
+]
 
 LARGEST_CACHE = 64  # partitions that a graph remembers: a search closes many structures that lack the same calls
 
@@ -178,6 +189,12 @@ class Call:
     padded: bool = False
 
     @property
+    def numbers(self) -> dict[Any, int]:
+        """Keras's own tensors among the arguments, masks included, and the tensors that they stand for."""
+        sources = zip(self.sources, self.operands, strict=True), zip(self.mask_sources, self.masks, strict=True)
+        return dict(itertools.chain(*sources))
+
+    @property
     def operands(self) -> tuple[int, ...]:
         """Numbers of the tensors that the call is given, masks aside."""
         return self.inputs[: len(self.sources)]
@@ -267,6 +284,10 @@ class ChannelGraph:
             for what holds whichever calls there are.
         pinned_channels: the channels that were pinned themselves, bool, `(num_channels,)`.
         wiring: what was protected and tied by the user, and how grouped convolutions are narrowed.
+
+    Example:
+        >>> km.trace(model)
+        <ChannelGraph of small: 22 channels of 8 layers in 22 groups, 6 of them pinned>
     """
 
     model: Any
@@ -359,6 +380,34 @@ class ChannelGraph:
     def widths(self) -> dict[str, int]:
         """Number of channels of each layer that makes channels and has a rule, in order."""
         return {layer.name: len(layer.made) for layer in self.layers if layer.made is not None and layer.rule}
+
+    def channels_of(self, place: "Tensor | int") -> np.ndarray:
+        """Channel id of each entry of a tensor's channel axis, or of the vector of a number."""
+        return self.vectors[place.vector if isinstance(place, Tensor) else place]
+
+    def groups_of(self, place: "Tensor | int") -> np.ndarray:
+        """Group number of each entry of a tensor's channel axis, or of the vector of a number."""
+        return self.group_of[self.channels_of(place)]
+
+    def along(self, weight: Weight, values: np.ndarray) -> dict[int, np.ndarray]:
+        """Each axis of a weight that holds channels, and along it what `values` says of them, `(num_channels,)`."""
+        return {axis: values[self.vectors[vector]] for axis, vector in enumerate(weight.vectors) if vector >= 0}
+
+    def dead_entries(self, copies: np.ndarray) -> Iterator[tuple[Layer, Weight, np.ndarray]]:
+        """What is zero in the masked seed: all that makes or reads a dead channel.
+
+        Args:
+            copies: how often each channel is there, `Closed.channels`.
+
+        Returns:
+            Every weight whose zeros cut channels off, with its layer, and whether each entry is zero, bool, of its shape.
+        """
+        for layer in self.layers:
+            for weight in layer.weights if layer.cuts else ():
+                dead = np.zeros(weight.shape, bool)
+                for axis, along in self.along(weight, copies).items():
+                    dead |= on_axis(along == 0, axis, dead.ndim)
+                yield layer, weight, dead
 
     def counts(self, alive: np.ndarray) -> np.ndarray:
         """Entries of each vector whose group is alive.
@@ -480,6 +529,11 @@ class GraphBuilder:
         for ids, _ in self._pins:
             pinned[ids] = True
         return pinned
+
+
+def on_axis(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """One value per channel, shaped so that it broadcasts to a tensor of a rank whose channels lie along an axis."""
+    return values.reshape([-1 if number == axis else 1 for number in range(rank)])
 
 
 def _connected(size: int, ties: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

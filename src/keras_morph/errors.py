@@ -1,39 +1,153 @@
 """Every error of ours names the layer, file or option, and says what was expected, what was received, what to do."""
 
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "BudgetError",
     "DataError",
     "KerasMorphError",
+    "MissingBackendError",
     "StructureMismatchError",
     "UncountedLayerWarning",
     "UnknownLayerWarning",
     "UnsupportedModelError",
+    "backend_needed",
 ]
+
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 class KerasMorphError(ValueError):
-    """A user's mistake that one clear line explains. The command line prints it and exits 2."""
+    """A user's mistake that one clear line explains. The command line prints it and exits 2.
+
+    Example:
+        >>> try:
+        ...     km.zoo.build("ResNet51")
+        ... except km.KerasMorphError as error:
+        ...     print(error)
+        model: expected the name of an architecture, received 'ResNet51'; did you mean ResNet56 or ...
+    """
 
 
 class UnsupportedModelError(KerasMorphError):
-    """The model cannot be traced, or the regularizer finds nothing to hold on to in it."""
+    """The model cannot be traced, or the regularizer finds nothing to hold on to in it.
+
+    Example:
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
+        >>> km.fit_budget(seed, "50%", scores=km.Gamma())
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.UnsupportedModelError: ...GroupLasso...
+    """
 
 
 class StructureMismatchError(KerasMorphError):
-    """A structure does not belong to the model that it is used with, or its file is damaged."""
+    """A structure does not belong to the model that it is used with, or its file is damaged.
+
+    Example:
+        >>> structure = km.fit_budget(km.zoo.digits_resnet(), "50%")
+        >>> km.rebuild(km.zoo.resnet20(), structure)
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.StructureMismatchError: ...DigitsResNet...
+    """
 
 
 class BudgetError(KerasMorphError):
-    """A budget cannot be read or cannot be reached; in the second case the message names the reachable minimum."""
+    """A budget cannot be read or cannot be reached; in the second case the message names the reachable minimum.
+
+    Example:
+        >>> km.fit_budget(km.zoo.digits_resnet(), "half")
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.BudgetError: Expected a budget for FLOPs in FLOPs, such as "50%", ... Received: budget='half'.
+    """
 
 
 class DataError(KerasMorphError):
-    """Training data is missing, unreadable or of another form than expected."""
+    """Training data is missing, unreadable or of another form than expected.
+
+    Example:
+        >>> km.datasets.load("digit")
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.DataError: ... received 'digit'; did you mean digits?
+    """
+
+
+class MissingBackendError(KerasMorphError, ImportError):
+    """Keras has nothing to compute with: the backend that it is told to use is not installed.
+
+    Example:
+        >>> issubclass(km.MissingBackendError, ImportError)
+        True
+    """
 
 
 class UnknownLayerWarning(UserWarning):
-    """A model has layers that we do not know or cannot follow: they stay as they are, and their channels cannot be removed."""
+    """A model has layers that we do not know or cannot follow: they stay as they are, and their channels cannot be removed.
+
+    Example:
+        >>> class Twice(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.scale = self.add_weight(shape=(shape[-1],))
+        ...     def call(self, inputs):
+        ...         return self.scale * inputs
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), Twice(name="twice")])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     graph = km.trace(seed)
+        >>> "UnknownLayerWarning" in [each.category.__name__ for each in caught]
+        True
+    """
 
 
 class UncountedLayerWarning(UserWarning):
-    """A cost leaves out layers, since nobody can tell what they compute."""
+    """A cost leaves out layers, since nobody can tell what they compute.
+
+    Example:
+        >>> class Opaque(keras.layers.Layer):
+        ...     def call(self, inputs):
+        ...         return keras.ops.convert_to_tensor(np.sort(keras.ops.convert_to_numpy(inputs), axis=1))
+        ...     def compute_output_shape(self, shape):
+        ...         return shape
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), Opaque()])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     flops = km.FLOPs()(seed)
+        >>> "UncountedLayerWarning" in [each.category.__name__ for each in caught]
+        True
+    """
+
+
+@contextmanager
+def backend_needed() -> Iterator[None]:
+    """Around the first import of Keras: without its backend, an error that names our extras instead of a traceback.
+
+    Raises:
+        MissingBackendError: if Keras is told to use a backend that is not installed, or one that it does not know.
+    """
+    try:
+        yield
+    except (ModuleNotFoundError, ValueError) as error:
+        missing = _missing_backend(error)
+        if missing is None or "keras" in sys.modules:  # there only once it has found its backend
+            raise
+        extras = " or ".join(f"'keras-morph[{backend}]'" for backend in BACKENDS)
+        there = [backend for backend in BACKENDS if backend != missing and importlib.util.find_spec(backend)]
+        advice = f"Set KERAS_BACKEND={there[0]}, which is installed" if there else "For jax and torch set KERAS_BACKEND"
+        raise MissingBackendError(
+            f"Keras expects a backend. Received: {missing}, which is not installed. Run pip install {extras}. {advice}."
+        ) from None
+
+
+def _missing_backend(error: Exception) -> str | None:
+    """The backend that an error says Keras has not found."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        return package if package in (*BACKENDS, "openvino") else None
+    _, _, unknown = str(error).partition("Unable to import backend : ")
+    return unknown or None

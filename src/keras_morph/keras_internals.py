@@ -4,7 +4,7 @@ anew, and a few switches. The only file that imports `keras.src` or touches a na
 
 import collections
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional
 from keras.src.ops import core, image, nn
@@ -38,18 +39,19 @@ __all__ = [
     "graph_in",
     "image",
     "input_layers",
+    "losses_are_given",
     "mask_of",
     "maths",
     "nn",
     "nodes_of",
     "numeric",
+    "one_or_all",
     "operations_of",
     "parts_of",
     "place_of",
     "pytorch_modules",
+    "recorded_arguments",
     "remade",
-    "replayed",
-    "share_between_replicas",
     "structs",
     "sync_weights",
     "takes_a_mask",
@@ -111,21 +113,11 @@ def operations_of(function: Any) -> list[Any]:
 
 def tensors_of(args: Any, kwargs: Any) -> Any:
     """The Keras tensors among a call's arguments: a list, or the only one."""
-    return _one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
+    return one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
 
 
-def replayed(function: Any, call: Callable[[Any, tuple, dict], Any], name: str) -> keras.Model:
-    """A functional graph once more, on inputs of its own; the results of a call are those of `call(node, args, kwargs)`."""
-    tensors = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in function.inputs}
-    inputs = list(tensors.values())
-    for node in nodes_of(function):
-        if not node.is_input:
-            args, kwargs = node.arguments.convert(lambda x: tensors[id(x)] if isinstance(x, keras.KerasTensor) else x)
-            tensors.update(zip(map(id, node.outputs), tree.flatten(call(node, args, kwargs)), strict=True))
-    return keras.Model(_one_or_all(inputs), _one_or_all([tensors[id(x)] for x in function.outputs]), name=name)
-
-
-def _one_or_all(values: list[Any]) -> Any:
+def one_or_all(values: list[Any]) -> Any:
+    """As Keras takes tensors: several in a list, a single one as it is."""
     return values if len(values) > 1 else values[0]
 
 
@@ -212,9 +204,14 @@ def as_if_training(layer: Any, training: bool) -> Iterator[None]:
         global_state.set_global_attribute(_CONTEXT, before)
 
 
+def recorded_arguments(*args: Any, **kwargs: Any) -> Any:
+    """Arguments of a call, as Keras records them."""
+    return SymbolicArguments(*args, **kwargs)
+
+
 def call_on(tensors: Sequence[Any]) -> Any:
-    """A call of a layer on some tensors, with `arguments` as Keras records them."""
-    return SimpleNamespace(arguments=SymbolicArguments(*tensors))
+    """A call of a layer on some tensors, with its `arguments`."""
+    return SimpleNamespace(arguments=recorded_arguments(*tensors))
 
 
 @contextmanager
@@ -234,14 +231,17 @@ def count_names_anew() -> Iterator[None]:
 
 
 def sync_weights(model: keras.Model) -> None:
-    """While JAX trains, the trainer holds the weights: have them back in the variables."""
-    if getattr(model, "_jax_state_synced", True) is False:
+    """While JAX trains, the trainer holds the weights: have them back in the variables.
+
+    Inside a stateless call they are those that the call was given.
+    """
+    if getattr(model, "_jax_state_synced", True) is False and not in_stateless_scope():
         model.jax_state_sync()
 
 
-def share_between_replicas(model: keras.Model, loss: Any) -> Any:
-    """The trainer's own aggregation of a further loss: TensorFlow's replicas together add it once."""
-    return model._aggregate_additional_loss(loss)
+def losses_are_given(model: keras.Model) -> bool:
+    """Whether `losses` are those of the forward pass that JAX's trainer has just made, instead of new ones."""
+    return bool(model._losses_override)
 
 
 def compiled_with(model: keras.Model) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.distilling import Distiller
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, check_data, cosine, fit_on
+from keras_morph.training.recipe import Recipe, check_labelled, check_labels, cosine, fit_on
 from keras_morph.training.regularizers import Gamma, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 
@@ -44,6 +44,11 @@ class Shrunk:
         rebuilt_weights: `small.get_weights()` right after the rebuild.
         reestimated_weights: the same with BatchNormalization's statistics estimated anew, before the fine-tuning.
         history: one dictionary per epoch.
+
+    Example:
+        >>> result = km.shrink(model, "50%", (x, y), epochs=3, verbose=0)
+        >>> result.small.count_params() < result.seed.count_params()
+        True
     """
 
     small: keras.Model
@@ -113,8 +118,10 @@ def shrink(
     recipe = recipe or Recipe()
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     graph, budget = graph_of(model), budget_from(budget)
+    for name, given in (("data", data), ("validation_data", validation_data)):
+        check_labelled(name, given)
     objective = recipe.objective(graph.model)
-    check_data(data, objective)
+    check_labels(data, objective)
     training = Training(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from keras import ops
-from tensorboardX import SummaryWriter
 
 from keras_morph.graph.structure import Structure
-from keras_morph.report import report
+from keras_morph.reporting import report
 from keras_morph.training.callbacks import _OfLearner
 
 SCALARS = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -25,6 +24,13 @@ class TensorBoardLog(_OfLearner):
 
     Args:
         folder: usually the run's; `tensorboard --logdir` takes the folder above it.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> learner = km.StructureLearner(seed, regularizer=km.Gamma(), cost=km.FLOPs(), strength=1e-9)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> x, y = np.zeros((8, 8, 8, 1)), np.zeros(8, int)
+        >>> history = learner.fit(x, y, verbose=0, callbacks=[km.TensorBoardLog("runs/first")])
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -32,12 +38,14 @@ class TensorBoardLog(_OfLearner):
         self.folder = Path(folder)
         self.drawn: Structure | None = None
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
+
         self.writer = SummaryWriter(str(self.folder))
         if not self._step():
             self._write_structure(0)
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs, step = logs or {}, self._step()
         if "penalty" in logs:
             self.writer.add_scalar("RegularizationLoss", logs["penalty"], step)
@@ -46,7 +54,7 @@ class TensorBoardLog(_OfLearner):
                 self.writer.add_scalar(name, logs[name], step)
         self._write_structure(step)
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.writer.close()
 
     def _step(self) -> int:
@@ -71,6 +79,6 @@ def _pixels(figure: Any) -> np.ndarray:
     """The figure as uint8, `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib's canvas has no types
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -333,7 +333,7 @@ def named_minimum(error):
 def test_the_minimum_that_an_unreachable_budget_names_is_reachable(name, cost):
     model, cost = models.build(name), COSTS[cost]
     with pytest.raises(km.BudgetError, match="cannot be reached") as error:
-        km.fit_budget(model, 1e-6 * cost(model), cost=cost)
+        km.fit_budget(model, "0.0001%", cost=cost)
     minimum = named_minimum(error)
     structure = km.fit_budget(model, minimum, cost=cost)
     np.testing.assert_allclose(cost(model, structure), minimum, rtol=1e-5)
@@ -345,7 +345,7 @@ def test_the_minimum_that_an_unreachable_budget_names_is_reachable(name, cost):
 def test_the_minimum_that_an_unreachable_budget_of_a_large_network_names_is_reachable(name, cost):
     model, cost = large(name)[1], COSTS[cost]
     with pytest.raises(km.BudgetError, match="cannot be reached") as error:
-        km.fit_budget(model, 1e-6 * cost(model), cost=cost)
+        km.fit_budget(model, "0.0001%", cost=cost)
     structure = km.fit_budget(model, named_minimum(error), cost=cost)
     assert cost(model, structure) <= named_minimum(error)
 

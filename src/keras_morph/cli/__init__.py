@@ -1,36 +1,50 @@
-"""`keras-morph COMMAND`: a thin layer over the API, one file per command."""
+"""`keras-morph COMMAND`: a thin layer over the API, one file per command.
+
+Keras is imported by what a command does, not by its options: help, version, completion and mistakes in writing come first.
+"""
 
 import logging
 import sys
+from typing import Any, NoReturn
 
-import typer
+from keras_morph.errors import KerasMorphError, backend_needed
 
-from keras_morph.cli import inspect, rebuild, report, shrink, train, zoo
-from keras_morph.errors import KerasMorphError
+__all__ = ["main"]
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    help="Make Keras 3 models smaller and faster: learn which channels a model needs, rebuild it without the others.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for command in (train.train, shrink.shrink, inspect.inspect, rebuild.rebuild, report.report, zoo.zoo):
-    app.command()(command)
+INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
+REQUIRED = {"PIL": "pillow"} | {
+    name: name for name in ("keras", "numpy", "typer", "rich", "matplotlib", "tensorboardX")
+}
+"""What is installed with us, and what pip calls it."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
     # TensorFlow warns of every model that it compiles anew, which is what we do for a living.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="keras-morph", standalone_mode=False)
+        with backend_needed():
+            code = _run(arguments)
     except KerasMorphError as error:
         _stop(str(error), 2)
-    except (typer.Abort, KeyboardInterrupt):
-        _stop("interrupted", 130)
+    except KeyboardInterrupt:
+        _stop("interrupted", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
+            raise
+        _stop(f"{error.name} is not installed. Run pip install {REQUIRED[error.name]}.", 2)
+    sys.exit(code or 0)
+
+
+def _run(arguments: list[str] | None) -> Any:
+    import typer  # here, so that an interruption or its absence is one line too
+
+    from keras_morph.cli.app import app
+
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="keras-morph", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except Exception as error:
         # Typer's usage errors; their class lies in click or in Typer, which differs by version.
         if not hasattr(error, "format_message"):
@@ -38,10 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
         if not arguments and len(sys.argv) < 2:
             print(error.format_message())
             sys.exit(2)
-        _stop(f"{error.format_message().rstrip('.')}. See keras-morph --help.", 2)
-    sys.exit(code or 0)
+        raise KerasMorphError(f"{error.format_message().rstrip('.')}. See keras-morph --help.") from error
+    if code == INTERRUPTED:  # newer versions of Typer return it, older ones raise Abort
+        raise KeyboardInterrupt
+    return code
 
 
-def _stop(message: str, code: int) -> None:
+def _stop(message: str, code: int) -> NoReturn:
     print("keras-morph: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

@@ -1,24 +1,21 @@
-"""From what stands on a command line to the objects that it names."""
+"""From command-line arguments to the objects that they name."""
 
 import importlib
 import inspect
 import json
-import math
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import keras
-import typer
 
-from keras_morph import zoo
+from keras_morph.cli.options import check_number
 from keras_morph.costs.costs import Cost, Latency
 from keras_morph.costs.hardware import HARDWARE, Hardware
 from keras_morph.errors import KerasMorphError
 from keras_morph.training.regularizers import Regularizer
-from keras_morph.zoo import morphnet_model
+from keras_morph.zoo import build, minimum_size, morphnet_model
 from keras_morph.zoo.morphnet_model import ALGORITHMS, COSTS, one_of
 
 __all__ = [
@@ -26,12 +23,7 @@ __all__ = [
     "COSTS",
     "OPTIMIZERS",
     "SCHEDULES",
-    "Grouped",
-    "Protect",
-    "Tie",
     "base_model_of",
-    "check_folder",
-    "check_number",
     "cost_of",
     "load_model",
     "one_of",
@@ -39,12 +31,6 @@ __all__ = [
     "regularizer_of",
     "wiring_of",
 ]
-
-Protect = Annotated[list[str] | None, typer.Option(metavar="LAYER", help="keep all its channels; may be repeated")]
-Tie = Annotated[
-    list[str] | None, typer.Option(metavar="LAYER,LAYER", help="these lose the same channels; may be repeated")
-]
-Grouped = Annotated[str, typer.Option(help="grouped convolutions lose whole conv groups, or equal counts in each")]
 
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "sgd": lambda rate, momentum=0.9, **options: keras.optimizers.SGD(
@@ -64,21 +50,6 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
     "linear": lambda rate, steps: keras.optimizers.schedules.PolynomialDecay(rate, steps, end_learning_rate=0.0),
     "exponential": lambda rate, steps: keras.optimizers.schedules.ExponentialDecay(rate, steps, decay_rate=0.01),
 }
-
-
-def check_number(option: str, value: float | None, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    """A finite number from `low` to `high`; with `above`, larger than `low`. None passes: the option was left out."""
-    if value is None or (low <= value <= high and math.isfinite(value) and not (above and value == low)):
-        return
-    expected = f"a number {'above' if above else 'of at least'} {low}" + ("" if high == math.inf else f", up to {high}")
-    raise KerasMorphError(f"{option} expects {expected}. Received: {value}.")
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """A folder that is there or can be made, and can be written."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
 
 
 def regularizer_of(
@@ -163,7 +134,7 @@ def wiring_of(
 def base_model_of(text: str) -> str | Callable[..., keras.Model]:
     """`--base-model-name`: a name of the zoo, or `package.module:function` like one of `keras.applications`."""
     base_model = _imported(text, "--base-model-name") if ":" in text else text
-    zoo.minimum_size(base_model)
+    minimum_size(base_model)
     return base_model
 
 
@@ -178,7 +149,7 @@ def load_model(text: str, *, input_shape: tuple[int, int, int] = (32, 32, 3), cl
         return _load_file(text)
     if ":" in text:
         return _call_function(text, input_shape, classes)
-    return zoo.build(text, input_shape=input_shape, classes=classes)
+    return build(text, input_shape=input_shape, classes=classes)
 
 
 def _load_file(path: str) -> keras.Model:

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.choices import Grouped, check_folder, load_model, wiring_of
-from keras_morph.costs.costs import FLOPs, ModelSize
+from keras_morph.cli.options import Classes, Grouped, ImageSize, check_folder
 from keras_morph.errors import KerasMorphError
-from keras_morph.graph.tracing import trace
-from keras_morph.runs import save_model
-from keras_morph.surgery.rebuilding import rebuild as rebuild_model
+
+__all__ = ["rebuild"]
 
 
 def rebuild(
@@ -18,17 +16,24 @@ def rebuild(
     structure: Annotated[Path, typer.Argument(help="a structure.json, or an alive_STEP file of counts")],
     output: Annotated[Path, typer.Argument(help="the .keras file to write")],
     weights: Annotated[bool, typer.Option(help="carry the seed's weights, or start from fresh ones")] = True,
-    image_size: Annotated[int, typer.Option(help="height and width that a zoo model is built at")] = 32,
-    classes: Annotated[int, typer.Option(help="classes that a zoo model is built with")] = 10,
+    image_size: ImageSize = 32,
+    classes: Classes = 10,
     grouped: Grouped = "whole",
 ) -> None:
     """Rebuild a model from a structure file and save it."""
     if output.suffix != ".keras":
         raise KerasMorphError(f"OUTPUT expects a file name that ends in .keras. Received: {output}.")
     check_folder("the folder of OUTPUT", output.parent)
+
+    from keras_morph.cli.choices import load_model, wiring_of
+    from keras_morph.costs.costs import FLOPs, ModelSize
+    from keras_morph.graph.tracing import trace
+    from keras_morph.runs import save_model
+    from keras_morph.surgery import rebuilding
+
     wiring = wiring_of(grouped=grouped)
     seed = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
-    small = rebuild_model(trace(seed, **wiring) if grouped != "whole" else seed, structure, weights=weights)
+    small = rebuilding.rebuild(trace(seed, **wiring) if grouped != "whole" else seed, structure, weights=weights)
     save_model(small, output)
     flops, size = FLOPs(), ModelSize()
     print(

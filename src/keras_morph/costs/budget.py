@@ -1,5 +1,6 @@
 """Budgets: what a network may cost, as a value; read, and turned into limits in the costs' own units."""
 
+import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 FLOOR = 0.5  # chosen on digits: below it a layer of one channel can cut the network
+COUNTED = ("FLOPs", "parameters", "elements")  # a cost of one's own may well be below 1 in its unit
 NAMED = {cost.__name__: cost for cost in (FLOPs, ModelSize, Activations, Latency)}
 
 
@@ -43,7 +45,18 @@ def parse_budget(budget: str | float, cost: Cost, seed_cost: float, *, bytes_per
         number = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else None
     if number is None or not (math.isfinite(number) and number > 0):
         raise BudgetError(f"{expected}. Received: budget={budget!r}.")
+    if cost.unit in COUNTED and _is_share(budget):
+        share = f"{100 * float(budget):g}%"
+        raise BudgetError(f'{expected}. Received: budget={budget!r}; did you mean "{share}" of the seed?')
     return number
+
+
+def _is_share(budget: str | float) -> bool:
+    """A number below 1 without a unit: of what is counted, nobody wants less than one."""
+    try:
+        return float(budget) < 1
+    except ValueError:  # "50%", "2MB"
+        return False
 
 
 def _examples(cost: Cost) -> str:
@@ -166,12 +179,24 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
     amount, _, name = text.strip().rpartition(" ")
     if amount and name in NAMED:
         return (cost if cost.name == name else NAMED[name]()), amount
+    if amount and (meant := _meant(name)):
+        raise BudgetError(
+            f"Expected the name of a cost: {', '.join(NAMED)}. Received: budget={text!r}; "
+            f'did you mean "{amount} {meant}"?'
+        )
     unit = text.strip().lstrip("0123456789.eE+- ")
     if unit in BYTES and unit != "B" and cost.unit != "parameters":
         return ModelSize(), text
     if unit in SECONDS and cost.unit != "seconds":
         raise BudgetError(f"A budget in seconds needs the hardware. Expected cost=Latency(...). Received: {text!r}.")
     return cost, text
+
+
+def _meant(name: str) -> str | None:
+    """The cost whose name was written in another case, or nearly."""
+    lower = {known.lower(): known for known in NAMED}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return lower[close[0]] if close else None
 
 
 def group_prices(graph: ChannelGraph, limits: Sequence[Limit]) -> np.ndarray:

@@ -8,9 +8,10 @@ of your own is one method: `monomials`, or `table` where it is no formula (a sta
 import warnings
 import weakref
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Layer
@@ -20,6 +21,7 @@ from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import graph_and_structure
 from keras_morph.graph.tracing import graph_of
+from keras_morph.saving import Configured
 
 __all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials", "Table"]
 
@@ -96,14 +98,20 @@ class Formula:
         return by_vector[:-1]
 
 
-class Cost(ABC):
+class Cost(Configured, ABC):
     """A cost is a name, a unit, and a Table of what it answers for a graph.
 
     Calling it gives the cost of a model: `FLOPs()(model)`, or of a structure of it: `FLOPs()(model, structure)`.
 
     Example:
-        >>> km.FLOPs()(model)
-        31652.0
+        >>> class Multiplications(km.FLOPs):
+        ...     unit = "multiplications"
+        ...     def monomials(self, graph):
+        ...         table = super().monomials(graph)
+        ...         return dataclasses.replace(table, coefficient=table.coefficient / 2)
+        >>> seed = km.zoo.digits_resnet()
+        >>> Multiplications()(seed) == km.FLOPs()(seed) / 2
+        True
     """
 
     unit: str
@@ -203,6 +211,7 @@ def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int
     return followed + [(macs, CONSTANT, CONSTANT, number) for macs, number in counting.fixed_multiply_adds(graph)]
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class FLOPs(Cost):
     """Floating point operations of one forward pass for one example.
 
@@ -210,6 +219,11 @@ class FLOPs(Cost):
     (at every step), and of attention's projections, at the model's input shape; lookups, biases, normalization,
     activations, pooling and products of two tensors count 0. What a layer computes whose channels are not followed (inside
     a wrapper, quantized, with LoRA) is a fixed cost; where it cannot be counted, `uncounted` names it.
+
+    Example:
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
+        >>> km.FLOPs()(seed)  # 6 x 6 positions, 3 x 3 x 1 inputs, 4 channels, 2 per multiply-add
+        2592.0
     """
 
     unit = "FLOPs"
@@ -221,8 +235,15 @@ class FLOPs(Cost):
         return counting.uncounted(graph)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class ModelSize(Cost):
-    """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`)."""
+    """Parameters of the model, all of them: kernels, biases, normalization with its statistics (`count_params()`).
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> km.ModelSize()(seed) == seed.count_params()
+        True
+    """
 
     unit = "parameters"
 
@@ -237,8 +258,15 @@ class ModelSize(Cost):
         return Monomials.table(rows)
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Activations(Cost):
-    """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels)."""
+    """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels).
+
+    Example:
+        >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
+        >>> km.Activations()(seed)  # 6 x 6 positions of 4 channels
+        144.0
+    """
 
     unit = "elements"
 
@@ -256,6 +284,7 @@ class Activations(Cost):
         )
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Latency(Cost):
     """Roofline seconds of one forward pass: per layer `max(flops / peak, bytes / bandwidth)`.
 
@@ -265,6 +294,11 @@ class Latency(Cost):
     Args:
         hardware: a name of `keras_morph.costs.hardware.HARDWARE` or a Hardware.
         batch_size: examples that pass at once; the result is for the whole batch.
+
+    Example:
+        >>> seconds = km.Latency("V100")(km.zoo.digits_resnet())
+        >>> f"{1e6 * seconds:.2f} microseconds"
+        '0.20 microseconds'
     """
 
     unit = "seconds"
@@ -292,6 +326,13 @@ class Latency(Cost):
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         return counting.uncounted(graph)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"hardware_": asdict(self.hardware), "batch_size": self.batch_size}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Latency":
+        return cls(Hardware(**config["hardware_"]), batch_size=config["batch_size"])
 
     def __repr__(self) -> str:
         return f"Latency({self.hardware.name!r})"

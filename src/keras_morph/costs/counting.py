@@ -62,7 +62,7 @@ def _of_call(call: Call, layer: Layer) -> int | None:
     return known[key]
 
 
-def _output_shapes(operation: Any, call: Call) -> list[tuple] | None:
+def _output_shapes(operation: Any, call: Call) -> list[tuple[Any, ...]] | None:
     try:
         specs = operation.compute_output_spec(*call.arguments.args, **call.arguments.kwargs)
     except Exception:  # whatever a user's layer raises
@@ -70,7 +70,9 @@ def _output_shapes(operation: Any, call: Call) -> list[tuple] | None:
     return [tuple(spec.shape) for spec in tree.flatten(specs)]
 
 
-def _counted(operation: Any, shapes: list[tuple], results: list[tuple], call: Call | None) -> int | None:
+def _counted(
+    operation: Any, shapes: list[tuple[Any, ...]], results: list[tuple[Any, ...]], call: Call | None
+) -> int | None:
     """Multiply-adds of a layer for one row of the batch, given the shapes that it reads and makes."""
     if isinstance(operation, layers.TimeDistributed):
         inside = [shape[:1] + shape[2:] for shape in shapes]
@@ -102,7 +104,7 @@ def _counted(operation: Any, shapes: list[tuple], results: list[tuple], call: Ca
     return 0 if plain and not operation.weights else None
 
 
-def _of_dense(operation: Any, shape: tuple, result: tuple) -> int | None:
+def _of_dense(operation: Any, shape: tuple[Any, ...], result: tuple[Any, ...]) -> int | None:
     """A Dense layer, whatever is stored of its kernel; a LoRA layer adds two narrow ones."""
     if isinstance(operation, layers.Dense):
         count = _times(result[1:], shape[-1])
@@ -119,7 +121,7 @@ def _of_dense(operation: Any, shape: tuple, result: tuple) -> int | None:
     return count + (_times(shape[1:], rank) or 0) + (_times(result[1:], rank) or 0)
 
 
-def _of_row(operation: Any, row: Any, shapes: list[tuple], results: list[tuple]) -> int | None:
+def _of_row(operation: Any, row: Any, shapes: list[tuple[Any, ...]], results: list[tuple[Any, ...]]) -> int | None:
     """A layer whose row names its weights, though it does not follow this call: all of each, at every position."""
     total = 0
     for name, where in row.multiplies.items():

@@ -21,6 +21,11 @@ class Hardware:
         bandwidth: bytes per second of its main memory.
         precision: number format of weights and activations.
         source: where the numbers come from.
+
+    Example:
+        >>> board = km.Hardware("my board", peak_flops=2e12, bandwidth=25e9, precision="int8", source="data sheet")
+        >>> km.Latency(board)
+        Latency('my board')
     """
 
     name: str

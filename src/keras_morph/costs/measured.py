@@ -44,6 +44,12 @@ def measure(
 
     Returns:
         name -> Measured.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> times = km.measure({"seed": seed, "small": km.prune(seed, "50%")}, batch_size=8, rounds=2, repeats=1)
+        >>> list(times), times["seed"].rounds
+        (['seed', 'small'], 2)
     """
     inputs = {name: _random_inputs(model, batch_size) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_morph.channels import ChannelGraph
@@ -12,6 +13,7 @@ from keras_morph.errors import KerasMorphError
 __all__ = ["Staircase"]
 
 
+@keras.saving.register_keras_serializable("keras_morph")
 class Staircase(Cost):
     """Another cost at counts that are rounded up to whole blocks: odd widths are not paid for, they are wasted.
 
@@ -38,8 +40,9 @@ class Staircase(Cost):
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         return self.cost.uncounted(graph)
 
-    def get_config(self) -> dict[str, Any]:
-        return {"cost": self.cost, "block": self.block}
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Staircase":
+        return cls(keras.saving.deserialize_keras_object(config["cost"]), block=config["block"])
 
     def __repr__(self) -> str:
         return f"Staircase({self.cost!r}, block={self.block})"

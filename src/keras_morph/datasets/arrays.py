@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from keras_morph.errors import DataError
 
@@ -27,6 +26,13 @@ class Dataset:
 
     Images are float32 of shape `(n, height, width, channels)` with values in [0, 1]; labels are int32 of shape `(n,)`
     and index `class_names`.
+
+    Example:
+        >>> images = km.datasets.load("digits", limit=100)
+        >>> images
+        Dataset(digits: 90 training, 10 validation and 100 test images of 8x8x1, 10 classes)
+        >>> images.resized((16, 16)).image_shape
+        (16, 16, 1)
     """
 
     name: str
@@ -197,6 +203,8 @@ def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """Resize float32 images of shape `(n, height, width, channels)` to `size`, smoothly in both directions."""
     if size is None or images.shape[1:3] == size:
         return images
+    from PIL import Image
+
     result = np.empty((len(images), *size, images.shape[3]), np.float32)
     for image, target in zip(images, result, strict=True):
         for channel in range(images.shape[3]):

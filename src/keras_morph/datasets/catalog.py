@@ -52,6 +52,11 @@ def load(
     Raises:
         DataError: In one line, if the data are missing, cannot be read or downloaded, or have another form, or if an
             option is out of range.
+
+    Example:
+        >>> images = km.datasets.load("digits", limit=200)
+        >>> images.x_train.shape, images.y_train.shape
+        ((180, 8, 8, 1), (180,))
     """
     size = _pair(image_size)
     text = os.fspath(name_or_path)

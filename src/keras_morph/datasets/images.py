@@ -14,12 +14,15 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from keras_morph.datasets.arrays import Examples
 from keras_morph.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Encoded = tuple[str, Callable[[], bytes]]
 """One image that is not decoded yet: its name in errors, and what reads it."""
@@ -30,7 +33,7 @@ Found = tuple[Examples, Examples | None, tuple[str, ...]]
 _Parts = dict[str, tuple[str, ...]]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-# What Pillow, zipfile and zlib raise for files that are damaged, encrypted or far too large.
+# What Pillow, zipfile and zlib raise for files that are damaged or encrypted.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -39,7 +42,6 @@ _UNREADABLE = (
     RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -122,19 +124,21 @@ def reason(error: BaseException) -> str:
 
 def _pixels(name: str, read: Callable[[], bytes], size: tuple[int, int] | None) -> np.ndarray:
     """Decode one image into floats of shape `(height, width, 1 or 3)` with values in [0, 1]."""
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(read())) as opened:
             image, white = _plain_mode(opened)
             if size is not None and image.size != size[::-1]:
                 image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         msg = f"{name}: expected an image, received one that cannot be read ({reason(error)}); repair or remove it"
         raise DataError(msg) from error
     pixels = np.asarray(image, np.float32) / np.float32(white)
     return np.atleast_3d(pixels)
 
 
-def _plain_mode(image: Image.Image) -> tuple[Image.Image, int]:
+def _plain_mode(image: "Image.Image") -> "tuple[Image.Image, int]":
     """Convert to grey or RGB, and give the value that means white."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip on the way to 8
         return image.convert("F"), 2**16 - 1

@@ -92,7 +92,13 @@ def _closed(graph: ChannelGraph, channels: np.ndarray, states: np.ndarray, prese
 
 
 class _Closer:
-    """What closing needs of a graph, and the groups that it has to keep."""
+    """What closing needs of a graph, and the groups that it has to keep.
+
+    States are the least fixpoint of one transfer function per mode, run forward over the calls: `FORWARD[mode]` gives the state
+    of a call's results from those of its operands. A call is run once, since its operands are made before it. Where it
+    refuses some of its operands, `BACKWARD[mode]` runs the other way: which operands of a call have to come to life so
+    that its results do. What is kept never falls away again, so that closing ends.
+    """
 
     def __init__(self, graph: ChannelGraph, wanted: np.ndarray, scores: np.ndarray | None) -> None:
         self.graph = graph
@@ -107,77 +113,39 @@ class _Closer:
         self.rank[order] = np.arange(graph.num_groups)
 
     def states(self, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """State of every tensor, and the CONSTANT ones that may not be."""
-        graph = self.graph
-        filled = (counts[self.vectors] > 0) | self.unknown
-        states = np.where(filled, LIVE, EMPTY)
+        """State of every tensor, and those that may not be what they are."""
+        # Before its call is run, a tensor's state says whether it has channels.
+        states = np.where((counts[self.vectors] > 0) | self.unknown, LIVE, EMPTY).tolist()
         blocked: list[int] = []
-        for call in graph.calls:
-            if not filled[list(call.outputs)].any():
-                continue
-            blocked += [tensor for tensor in call.masks if states[tensor] != LIVE]
-            operands = [tensor for tensor in call.inputs if filled[tensor]]
-            constant = [tensor for tensor in operands if states[tensor] == CONSTANT]
-            if call.mode == "make" and not operands:
-                states[list(call.outputs)] = CONSTANT
-            elif call.mode == "strict" and len(operands) < len(call.inputs):
-                blocked += [tensor for tensor in call.inputs if not filled[tensor]]
-            elif not constant:
-                continue
-            elif call.mode in ("uniform", "merge", "join") and len(constant) == len(operands):
-                states[list(call.outputs)] = CONSTANT
-            elif not self._folds(call, operands, constant):
-                blocked += constant
-        blocked += [tensor for tensor in graph.outputs if states[tensor] == CONSTANT]
-        return states, blocked
+        for call in self.graph.calls:
+            filled = [t for t in call.outputs if states[t] != EMPTY]
+            if filled:
+                made, refused = FORWARD[call.mode](self.graph, call, [states[t] for t in call.inputs])
+                for output in filled:
+                    states[output] = made
+                blocked += [t for t in call.masks if states[t] != LIVE]
+                blocked += [t for t in call.inputs if states[t] in refused]
+        blocked += [t for t in self.graph.outputs if states[t] == CONSTANT]
+        return np.array(states), blocked
 
-    def _folds(self, call: Call, operands: list[int], constant: list[int]) -> bool:
-        """Whether what is alive in a merge has the shape of its result by itself, so that constants can be folded."""
-        if call.mode != "merge":
-            return False
-        result = self.graph.tensors[call.outputs[0]]
-        tensors = {t: _aligned(self.graph.tensors[t], len(result.shape)) for t in operands}
-        live = [tensors[t] for t in operands if t not in constant]
-        return _broadcast(live) == _without(result.shape, result.axis) and all(
-            tensor.shape[result.axis] == result.shape[result.axis] for tensor in tensors.values()
-        )
-
-    def keep_path(self, tensor: int, states: np.ndarray, group: int | None = None) -> None:
-        """Keep a path of channels from a tensor that may not be constant up to one that is not.
-
-        Args:
-            tensor: the tensor, CONSTANT or EMPTY.
-            states: states of all tensors.
-            group: the group to follow where several operands are joined; None for all of them.
-        """
-        if states[tensor] == EMPTY:
-            group = self.keep_best(tensor)
-        while states[tensor] != LIVE and tensor in self.maker:
-            call = self.maker[tensor]
-            if call.mode == "make":
-                tensor = call.inputs[0]
-                group = self.keep_best(tensor)
-            elif call.mode == "join" and group is None:
-                for operand in call.inputs:
-                    if states[operand] == CONSTANT:
-                        self.keep_path(operand, states)
-                return
-            elif call.mode == "merge":
-                tensor = max(call.inputs, key=lambda t: (self.size(t), -t))
-            elif call.inputs:
-                tensor = next((t for t in call.inputs if group in self.groups_in(t)), call.inputs[0])
-            else:
-                return
+    def keep_path(self, tensor: int, states: np.ndarray) -> None:
+        """Keep a path of channels from a tensor that may not be CONSTANT or EMPTY up to one that is LIVE."""
+        ahead = [(tensor, self.keep_best(tensor) if states[tensor] == EMPTY else None)]
+        while ahead:
+            tensor, group = ahead.pop()
+            if states[tensor] != LIVE and tensor in self.maker:
+                call = self.maker[tensor]
+                ahead += BACKWARD[call.mode](self, call, states, group)
 
     def keep_best(self, tensor: int) -> int:
         """Keep the best group of a tensor: what of it lies there."""
         groups = self.groups_in(tensor)
         group = int(groups[np.argmin(self.rank[groups])])
-        self.kept[self.graph.vectors[self.graph.tensors[tensor].vector][groups == group]] = True
+        self.kept[self.graph.channels_of(self.graph.tensors[tensor])[groups == group]] = True
         return group
 
     def groups_in(self, tensor: int) -> np.ndarray:
-        return self.graph.group_of[self.graph.vectors[self.graph.tensors[tensor].vector]]
+        return self.graph.groups_of(self.graph.tensors[tensor])
 
     def size(self, tensor: int) -> int:
         return int(np.prod([size or 1 for size in self.graph.tensors[tensor].shape[1:]], dtype=np.int64))
@@ -189,20 +157,17 @@ class _Closer:
             Whether each call and, behind them, each layer runs, bool, `(len(calls) + len(layers),)`; and whether each call
             runs or makes a constant that is folded, bool, `(len(calls),)`: these hold their groups together.
         """
-        graph = self.graph
-        used = np.zeros(len(graph.tensors), bool)
-        used[list(graph.outputs)] = True
+        graph, state, used = self.graph, states.tolist(), set(self.graph.outputs)
         present = np.zeros(len(graph.calls) + len(graph.layers), bool)
         involved = np.zeros(len(graph.calls), bool)
         for number in reversed(range(len(graph.calls))):
             call = graph.calls[number]
-            live = call.mode == "input" or any(used[t] and states[t] == LIVE for t in call.outputs)
-            constant = any(used[t] and states[t] == CONSTANT for t in call.outputs)
-            if live:
+            made = {LIVE} if call.mode == "input" else {state[t] for t in call.outputs if t in used}
+            if LIVE in made:
                 present[number] = present[len(graph.calls) + call.layer] = True
-            if live or constant:
+            if LIVE in made or CONSTANT in made:
                 involved[number] = True
-                used[[t for t in (*call.inputs, *call.masks) if states[t] != EMPTY]] = True
+                used.update(t for t in (*call.inputs, *call.masks) if state[t] != EMPTY)
         return present, involved
 
     def useful(self, parts: Partition, states: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -218,6 +183,93 @@ class _Closer:
         vector, part, _ = parts.pairs
         is_read = np.bincount(part, weights=read[vector], minlength=len(parts.first)) > 0
         return parts.pinned | parts.any(self.kept) | (is_read & parts.any(~constant[graph.owner]))
+
+
+# Forward: the state of a call's results, LIVE or CONSTANT, given those of its operands; and which states it refuses.
+
+Transfer = tuple[int, tuple[int, ...]]
+
+
+def _enters(graph: ChannelGraph, call: Call, operands: list[int]) -> Transfer:
+    return LIVE, ()
+
+
+def _makes(graph: ChannelGraph, call: Call, operands: list[int]) -> Transfer:
+    """Weights read nothing where all is dead, and leave a bias; constants that they read cannot be folded."""
+    return (LIVE, (CONSTANT,)) if LIVE in operands or CONSTANT in operands else (CONSTANT, ())
+
+
+def _needs_all(graph: ChannelGraph, call: Call, operands: list[int]) -> Transfer:
+    return LIVE, (EMPTY,) if EMPTY in operands else (CONSTANT,)
+
+
+def _hands_on(graph: ChannelGraph, call: Call, operands: list[int]) -> Transfer:
+    """What is constant stays so, unless it is joined with what is not."""
+    return (CONSTANT, ()) if CONSTANT in operands and LIVE not in operands else (LIVE, (CONSTANT,))
+
+
+def _merges(graph: ChannelGraph, call: Call, operands: list[int]) -> Transfer:
+    made, refused = _hands_on(graph, call, operands)
+    folds = CONSTANT in operands and made == LIVE and _folds(graph, call, operands)
+    return made, () if folds else refused
+
+
+FORWARD = {
+    "input": _enters,
+    "make": _makes,
+    "strict": _needs_all,
+    "uniform": _hands_on,
+    "join": _hands_on,
+    "merge": _merges,
+}
+
+
+def _folds(graph: ChannelGraph, call: Call, operands: list[int]) -> bool:
+    """Whether what is alive in a merge has the shape of its result by itself, so that constants can be folded."""
+    result = graph.tensors[call.outputs[0]]
+    aligned = [_aligned(graph.tensors[t], len(result.shape)) for t in call.inputs]
+    left = [tensor for tensor, state in zip(aligned, operands, strict=True) if state != EMPTY]
+    live = [tensor for tensor, state in zip(aligned, operands, strict=True) if state == LIVE]
+    return _broadcast(live) == _without(result.shape, result.axis) and all(
+        tensor.shape[result.axis] == result.shape[result.axis] for tensor in left
+    )
+
+
+# Backward: the operands of a call that a path goes on through, each with the group to follow; None stands for all.
+
+Path = list[tuple[int, int | None]]
+
+
+def _through_one(closer: _Closer, call: Call, states: np.ndarray, group: int | None) -> Path:
+    """The operand that holds the group, or else the first."""
+    holding = [t for t in call.inputs if group is not None and group in closer.groups_in(t)]
+    return [(t, group) for t in (*holding, *call.inputs)[:1]]
+
+
+def _through_weights(closer: _Closer, call: Call, states: np.ndarray, group: int | None) -> Path:
+    """Another group, that of the highest score: one channel is enough for all that a layer makes."""
+    return [(call.inputs[0], closer.keep_best(call.inputs[0]))]
+
+
+def _through_joined(closer: _Closer, call: Call, states: np.ndarray, group: int | None) -> Path:
+    """All that is constant, or the operand that holds the group."""
+    if group is not None:
+        return _through_one(closer, call, states, group)
+    return [(t, None) for t in call.inputs if states[t] == CONSTANT]
+
+
+def _through_largest(closer: _Closer, call: Call, states: np.ndarray, group: int | None) -> Path:
+    return [(max(call.inputs, key=lambda t: (closer.size(t), -t)), group)]
+
+
+BACKWARD = {
+    "input": _through_one,
+    "make": _through_weights,
+    "strict": _through_one,
+    "uniform": _through_one,
+    "join": _through_joined,
+    "merge": _through_largest,
+}
 
 
 def _aligned(tensor: Tensor, rank: int) -> Tensor:

@@ -16,15 +16,16 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_morph.graph.replaying import filled, replayed
 from keras_morph.keras_internals import (
     as_if_training,
     call_on,
     graph_in,
     mask_of,
     nodes_of,
+    one_or_all,
     parts_of,
     pytorch_modules,
-    replayed,
     tensors_of,
     to_snake_case,
 )
@@ -150,7 +151,7 @@ class _Refused(Exception):
 
 
 def _key(call: Any) -> str:
-    args, kwargs = call.arguments.convert(lambda x: _spec(x) if isinstance(x, keras.KerasTensor) else x)
+    args, kwargs = filled(call.arguments, _spec)
     return repr((args, sorted(kwargs.items())))
 
 
@@ -159,25 +160,16 @@ def _spec(tensor: Any) -> str:
 
 
 def _record(layer: Any, call: Any) -> Any:
+    """The graph of a layer; refused if that is not all that the layer does."""
     _check_layer(layer, call)
     function, training = _graph(layer, call, training=False), _graph(layer, call, training=True)
-    if {id(v) for v in layer.weights} != {id(v) for v in function.weights}:
-        raise _Refused("has weights of its own")
+    _check_weights(layer, function)
     for node in nodes_of(function):
         _check_call(node)
-    if _steps(training) != _steps(function):
-        raise _Refused("does other things in training than in inference, or each time that it is called")
-    for one, other in zip(nodes_of(function), nodes_of(training), strict=True):
-        fixed = one.arguments.kwargs.get("training")
-        if fixed is not None and fixed is other.arguments.kwargs.get("training"):
-            raise _Refused(f"says itself that {one.operation.name} is called with training={fixed}")
-    if any(_lacks_a_size(node) for node in nodes_of(function)):
-        function = _completed(function)
+    _check_training(function, training)
+    function = _completed(function)
     for ours, theirs in zip(function.outputs, call.outputs, strict=True):
-        sizes = zip(ours.shape, theirs.shape, strict=False)
-        fits = len(ours.shape) == len(theirs.shape) and all(a == b or None in (a, b) for a, b in sizes)
-        if not fits or ours.dtype != theirs.dtype:
-            raise _Refused(f"returns {_spec(theirs)}, and {_spec(ours)} when it is recorded")
+        _check_result(ours, theirs)
     steps = type(layer), _key(call), _steps(function, named=True)
     if steps not in _TRIED:  # the blocks of a transformer are many and alike
         for size in UNKNOWN_SIZES if any(None in x.shape[1:] for x in function.inputs) else UNKNOWN_SIZES[:1]:
@@ -192,6 +184,27 @@ def _check_layer(layer: Any, call: Any) -> None:
     for tensor in call.arguments.keras_tensors:
         if mask_of(tensor) is not None:
             raise _Refused("is given a mask")
+
+
+def _check_weights(layer: Any, function: Any) -> None:
+    if {id(v) for v in layer.weights} != {id(v) for v in function.weights}:
+        raise _Refused("has weights of its own")
+
+
+def _check_training(inference: Any, training: Any) -> None:
+    """Training does the same, but for layers that Keras tells by itself that they are called in training."""
+    if _steps(training) != _steps(inference):
+        raise _Refused("does other things in training than in inference, or each time that it is called")
+    for one, other in zip(nodes_of(inference), nodes_of(training), strict=True):
+        fixed = one.arguments.kwargs.get("training")
+        if fixed is not None and fixed is other.arguments.kwargs.get("training"):
+            raise _Refused(f"says itself that {one.operation.name} is called with training={fixed}")
+
+
+def _check_result(ours: Any, theirs: Any) -> None:
+    fits = len(ours.shape) == len(theirs.shape) and ours.dtype == theirs.dtype
+    if not fits or any(a != b and None not in (a, b) for a, b in zip(ours.shape, theirs.shape, strict=True)):
+        raise _Refused(f"returns {_spec(theirs)}, and {_spec(ours)} when it is recorded")
 
 
 @contextmanager
@@ -216,14 +229,12 @@ def _graph(layer: Any, call: Any, *, training: bool) -> Any:
     inputs: list[Any] = []
 
     def placed(x: Any) -> Any:
-        if not isinstance(x, keras.KerasTensor):
-            return x
         sparse = x.sparse and keras.backend.backend() != "torch"  # which knows no sparse inputs
         inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=sparse, name=f"input_{len(inputs)}"))
         casts = layer.autocast and "float" in x.dtype and x.dtype != layer.compute_dtype
         return ops.cast(inputs[-1], layer.compute_dtype) if casts else inputs[-1]
 
-    args, kwargs = call.arguments.convert(placed)
+    args, kwargs = filled(call.arguments, placed)
     try:
         with as_if_training(layer, training), _nothing_new(layer):
             outputs = layer.call(*args, **{**kwargs, **_training(layer, training)})
@@ -243,21 +254,23 @@ def _steps(function: Any, *, named: bool = False) -> str:
 
     Layers with weights are themselves, or with `named` their classes and shapes.
     """
-    numbers: dict[int, tuple[int, int]] = {}
+    numbers: dict[Any, tuple[int, int]] = {}
     steps = []
     for number, node in enumerate(nodes_of(function)):
-        operation = node.operation
-        args, kwargs = node.arguments.convert(lambda x, n=numbers: n.get(id(x), x))
+        args, kwargs = filled(node.arguments, numbers.__getitem__)
         kwargs.pop("training", None)
-        if getattr(operation, "weights", None) and not named:
-            held: Any = id(operation)
-        elif isinstance(operation, keras.Layer):
-            held = [tuple(weight.shape) for weight in operation.weights]
-        else:
-            held = [(key, value) for key, value in vars(operation).items() if key != "name" and key[0] != "_"]
-        steps.append((type(operation).__name__, held, args, sorted(kwargs.items())))
-        numbers |= {id(x): (number, position) for position, x in enumerate(node.outputs)}
-    return repr((steps, [numbers[id(x)] for x in function.outputs]))
+        steps.append((type(node.operation).__name__, _held(node.operation, named), args, sorted(kwargs.items())))
+        numbers |= {x: (number, position) for position, x in enumerate(node.outputs)}
+    return repr((steps, [numbers[x] for x in function.outputs]))
+
+
+def _held(operation: Any, named: bool) -> Any:
+    """What says which layer or operation it is."""
+    if getattr(operation, "weights", None) and not named:
+        return id(operation)
+    if isinstance(operation, keras.Layer):
+        return [tuple(weight.shape) for weight in operation.weights]
+    return [(key, value) for key, value in vars(operation).items() if key != "name" and key[0] != "_"]
 
 
 def _check_call(node: Any) -> None:
@@ -277,15 +290,17 @@ def _lacks_a_size(node: Any) -> bool:
 
 
 def _completed(function: Any) -> Any:
-    """The same graph with reshapes that need not know the batch size."""
+    """The same graph with reshapes that need not know the batch size; itself where it has no others."""
+    if not any(_lacks_a_size(node) for node in nodes_of(function)):
+        return function
 
-    def call(node: Any, args: tuple, kwargs: dict) -> Any:
+    def run(node: Any, args: tuple, kwargs: dict) -> Any:
         operation = node.operation
         if _lacks_a_size(node):
             operation = type(operation)(_without_batch(tuple(operation.newshape), args[0].shape))
         return operation(*args, **kwargs)
 
-    return replayed(function, call, function.name)
+    return replayed(function, run, function.name)
 
 
 def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int, ...]:
@@ -296,15 +311,11 @@ def _without_batch(shape: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[int,
 
 
 def _try(layer: Any, function: Any, call: Any, unknown: int) -> None:
-    """Hold a recording against the layer itself, on random numbers."""
+    """Hold a recording against the layer itself, on random numbers; sizes that are unknown are this one."""
     random = np.random.default_rng(0)
-    values = []
-    for tensor in function.inputs:
-        shape = [(unknown if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
-        array = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
-        values.append(ops.cast(ops.convert_to_tensor(array.astype("float32")), tensor.dtype))
+    values = [_random(random, tensor, unknown) for tensor in function.inputs]
     given = iter(values)
-    args, kwargs = call.arguments.convert(lambda x: next(given) if isinstance(x, keras.KerasTensor) else x)
+    args, kwargs = filled(call.arguments, lambda _: next(given))
     try:
         expected = tree.flatten(layer(*args, **{**kwargs, **_training(layer, False)}))
     except Exception as error:  # whatever a user's call raises
@@ -312,14 +323,24 @@ def _try(layer: Any, function: Any, call: Any, unknown: int) -> None:
             return  # too small for the layer itself
         raise _Refused(f"fails when it is tried ({_first_line(error)})") from error
     try:
-        received = tree.flatten(function(values if len(values) > 1 else values[0], training=False))
+        received = tree.flatten(function(one_or_all(values), training=False))
     except Exception as error:  # whatever it was that cannot be recorded
         raise _Refused(f"fails when what is recorded is tried ({_first_line(error)})") from error
-    for one, other in zip(received, expected, strict=True):
-        a, b = (np.asarray(ops.convert_to_numpy(x), np.float64) for x in (one, other))
-        tolerance = TOLERANCE.get(keras.backend.standardize_dtype(other.dtype), 0.05) * np.abs(b).max(initial=1e-6)
-        if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance):
-            raise _Refused("does more than what is recorded of it")
+    if not all(_agree(one, other) for one, other in zip(received, expected, strict=True)):
+        raise _Refused("does more than what is recorded of it")
+
+
+def _random(random: np.random.Generator, tensor: Any, unknown: int) -> Any:
+    """Two examples of a tensor: random numbers, or zeros where it does not hold such."""
+    shape = [(unknown if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
+    array = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
+    return ops.cast(ops.convert_to_tensor(array.astype("float32")), tensor.dtype)
+
+
+def _agree(received: Any, expected: Any) -> bool:
+    one, other = (np.asarray(ops.convert_to_numpy(x), np.float64) for x in (received, expected))
+    tolerance = TOLERANCE.get(keras.backend.standardize_dtype(expected.dtype), 0.05) * np.abs(other).max(initial=1e-6)
+    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=tolerance)
 
 
 def _first_line(error: Exception) -> str:

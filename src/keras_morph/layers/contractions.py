@@ -143,9 +143,9 @@ def _divided_by_norm(flow: Flow) -> Routed:
 TABLE_SUM = TABLE[numeric.Sum]
 
 CONTRACTION_ROWS: dict[type, Rule] = {
-    numeric.Matmul: Rule(_multiplied, "strict", zero=always),
+    numeric.Matmul: Rule(_multiplied, "strict", zero=always, absorbs=True),
     numeric.Dot: Rule(_multiplied_all, "strict"),
-    numeric.Einsum: Rule(_summed_by_name, "strict", zero=always),
+    numeric.Einsum: Rule(_summed_by_name, "strict", zero=always, absorbs=True),
     numeric.Sum: replace(TABLE_SUM, flow=_total, zero=always),
     layers.Dot: Rule(_dotted, "strict", zero=always),
     layers.UnitNormalization: Rule(_divided_by_norm, "strict", mixes=True, zero=always),
@@ -153,7 +153,7 @@ CONTRACTION_ROWS: dict[type, Rule] = {
 }
 TABLE.update(CONTRACTION_ROWS)
 
-# What is zero stays zero in them; a Multiply's result is zero where any operand is.
+# What is zero stays zero in them.
 ZERO_STAYS_ZERO = {
     layers: """Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianDropout Identity ActivityRegularization
         ReLU LeakyReLU ELU PReLU MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D

@@ -164,7 +164,7 @@ def _over_several_axes(operation: Any) -> Rule | None:
     return None if isinstance(operation.axis, int) or len(operation.axis) == 1 else Rule(_normalized_together, "strict")
 
 
-def _narrow_mean(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_mean(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "epsilon": config["epsilon"] * (result.shape[result.axis] or 0) / max(len(kept), 1)}
 
 
@@ -173,7 +173,7 @@ def _rescale_mean(width: int, kept: int) -> dict[str, float]:
     return {"scale": math.sqrt(width / max(kept, 1))}
 
 
-def _narrow_norm_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_norm_groups(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     width = result.shape[result.axis] or 0
     groups = width if config["groups"] == -1 else config["groups"]
     return {**config, "groups": max(1, len(kept) * groups // max(width, 1))}
@@ -241,25 +241,25 @@ def _vector_repeated(flow: Flow) -> Routed:
 # Configs that hold more than a width.
 
 
-def _narrow_groups(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_groups(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     width = config["filters"] // config["groups"]
     alive, count = np.unique(kept // width, return_counts=True)
     groups = len(kept) // width if np.all(count % width == 0) else len(alive)  # copies of whole groups are groups
     return {**config, "groups": groups, "filters": len(kept)}
 
 
-def _narrow_projection(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_projection(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "projection_dim": len(kept)}
 
 
-def _narrow_target(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_target(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     target = list(config["target_shape"])
     if target[result.axis - 1] != -1:
         target[result.axis - 1] = len(kept)
     return {**config, "target_shape": tuple(target)}
 
 
-def _narrow_constants(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_constants(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     """Rescaling's scale and offset may hold one number per channel."""
     from_end = len(result.shape) - result.axis
 
@@ -462,9 +462,8 @@ ROWS: dict[type, Rule] = {
         ],
         Rule(_pooled_globally, "uniform", masks=("mask",)),
     ),
-    **dict.fromkeys(
-        [layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum], MERGE
-    ),
+    **dict.fromkeys([layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum], MERGE),
+    layers.Multiply: replace(MERGE, absorbs=True),
 }
 
 TABLE.update(ROWS)

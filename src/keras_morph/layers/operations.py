@@ -48,11 +48,13 @@ def _combined(flow: Flow) -> Routed:
     return Routed([(signal.ids, signal.axis)], mode="strict" if spatial else "uniform")
 
 
-def _constants(args: tuple, kwargs: Any) -> list[Any]:
+def _constants(args: tuple[Any, ...], kwargs: Any) -> list[Any]:
     return [x for x in (*args, *kwargs.values()) if not isinstance(x, keras.KerasTensor) and np.ndim(x) > 0]
 
 
-def _narrow_arrays(args: tuple, kwargs: dict, call: Rewriting) -> tuple[tuple, dict]:
+def _narrow_arrays(
+    args: tuple[Any, ...], kwargs: dict[str, Any], call: Rewriting
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Constants with one number per channel keep those of the alive channels."""
     from_end, width = len(call.operand.shape) - call.operand.axis, call.operand.shape[call.operand.axis]
 
@@ -72,7 +74,7 @@ def _picked(flow: Flow, positions: list[np.ndarray], axis: int) -> Routed:
     return Routed([(ids[p], axis) for p in positions], gathers=tuple(positions))
 
 
-def _key(args: tuple, kwargs: Any, rank: int) -> list[Any]:
+def _key(args: tuple[Any, ...], kwargs: Any, rank: int) -> list[Any]:
     """The key of `x[key]`, one entry per axis and new axis."""
     key = args[1] if len(args) > 1 else kwargs["key"]
     entries = list(key) if isinstance(key, (tuple, list)) else [key]
@@ -98,7 +100,9 @@ def _indexed(flow: Flow) -> Routed:
     return fresh(flow, "is indexed in a way that we do not know")
 
 
-def _whole_channels(args: tuple, kwargs: dict, call: Rewriting) -> tuple[tuple, dict]:
+def _whole_channels(
+    args: tuple[Any, ...], kwargs: dict[str, Any], call: Rewriting
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The key of `x[key]` with all channels; picking them comes afterwards."""
     entries, axis = _key(args, kwargs, len(call.operand.shape)), 0
     for number, entry in enumerate(entries):
@@ -297,7 +301,7 @@ def _unstacked(flow: Flow) -> Routed:
     return Routed([(signal.ids, signal.axis - (axis < signal.axis))] * len(flow.output_shapes))
 
 
-def _reshape_narrowed(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _reshape_narrowed(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     shape = [config["newshape"]] if isinstance(config["newshape"], int) else list(config["newshape"])
     if shape[result.axis] != -1:
         shape[result.axis] = len(kept)
@@ -361,6 +365,7 @@ def _stacked(flow: Flow) -> Routed:
 
 UNARY = Rule(same, "uniform")
 BINARY = Rule(_combined, "merge", rewrite=_narrow_arrays)
+SHIFT = replace(BINARY, shifts=True)
 REDUCTION = Rule(_reduced, "uniform")
 
 OPERATION_ROWS: dict[type, Rule] = {
@@ -416,14 +421,15 @@ OPERATION_ROWS: dict[type, Rule] = {
     ),
     **dict.fromkeys(
         [
-            *(numeric.Add, numeric.Subtract, numeric.Multiply, numeric.Divide, numeric.TrueDivide, numeric.DivideNoNan),
-            *(numeric.Maximum, numeric.Minimum, numeric.Power, numeric.FloorDivide, numeric.Mod, numeric.Arctan2),
-            *(numeric.Logaddexp, numeric.Logaddexp2, numeric.Fmax, numeric.Fmin, numeric.Fmod),
+            *(numeric.Divide, numeric.TrueDivide, numeric.DivideNoNan, numeric.FloorDivide, numeric.Mod, numeric.Power),
+            *(numeric.Logaddexp, numeric.Logaddexp2, numeric.Fmax, numeric.Fmin, numeric.Fmod, numeric.Arctan2),
             *(numeric.LogicalAnd, numeric.LogicalOr, numeric.LogicalXor, numeric.Where),
             *(numeric.Greater, numeric.GreaterEqual, numeric.Less, numeric.LessEqual, numeric.Equal, numeric.NotEqual),
         ],
         BINARY,
     ),
+    **dict.fromkeys([numeric.Add, numeric.Subtract, numeric.Maximum, numeric.Minimum], SHIFT),
+    numeric.Multiply: replace(BINARY, absorbs=True),
     **dict.fromkeys(
         [numeric.Mean, numeric.Max, numeric.Min, numeric.Amax, numeric.Amin, numeric.Any, numeric.All], REDUCTION
     ),

@@ -74,7 +74,7 @@ class Flow:
     output_shapes: list[tuple[int | None, ...]]
     graph: GraphBuilder
     default_axis: Callable[[int], int]
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     grouped: str = "whole"
     names: tuple[str, ...] = ()
@@ -179,6 +179,17 @@ class Rule:
         masks: arguments of its `call` that are masks: they say which steps count, and have no channels.
         zero: `zero(operation) -> bool`, whether what is zero stays zero; of a layer whose weights make or read channels,
             whether it makes zeros of zero weights.
+        absorbs: whether its result is zero already where one of its operands is.
+        shifts: whether a number or an array beside a single operand makes something else of zero.
+
+    Example:
+        >>> from keras_morph.layers.rules import same
+        >>> class Scale(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.slope = self.add_weight(shape=(shape[-1],), name="slope")
+        ...     def call(self, inputs):
+        ...         return inputs * self.slope
+        >>> km.register_rule(Scale, km.Rule(same, "uniform", {"slope": "in"}))
     """
 
     flow: Callable[[Flow], Routed]
@@ -189,18 +200,22 @@ class Rule:
     width: str | None = None
     scale: str | None = None
     rescale: Callable[[int, int], Mapping[str, float]] | None = None
-    narrow: Callable[[dict, np.ndarray, Tensor], dict] | None = None
-    rewrite: Callable[[tuple, dict, Rewriting], tuple[tuple, dict]] | None = None
+    narrow: Callable[[dict[str, Any], np.ndarray, Tensor], dict[str, Any]] | None = None
+    rewrite: Callable[[tuple[Any, ...], dict[str, Any], Rewriting], tuple[tuple[Any, ...], dict[str, Any]]] | None = (
+        None
+    )
     variant: Callable[[Any], "Rule | None"] | None = field(default=None, repr=False)
     mixes: bool = False
     masks: tuple[str, ...] = ()
     zero: Callable[[Any], bool] = field(default=never, repr=False)
+    absorbs: bool = False
+    shifts: bool = False
 
     def of(self, operation: Any) -> "Rule":
         """The row of one instance of the class."""
         return (self.variant(operation) if self.variant else None) or self
 
-    def narrowed(self, config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrowed(self, config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         """The config of a copy that keeps these channels."""
         if self.narrow:
             config = self.narrow(config, kept, result)
@@ -277,7 +292,7 @@ def merged(flow: Flow) -> Routed:
     if len(axes) > 1:  # those of an operand that is not pinned anyway, nor broadcast
         result, default = flow.output_shapes[0], flow.default_axis(rank)
 
-        def suits(signal: Signal) -> tuple:
+        def suits(signal: Signal) -> tuple[Any, ...]:
             pinned, whole = flow.graph.is_pinned(signal.ids), tuple(signal.shape[1:]) == tuple(result[1:])
             return not pinned, whole, signal.axis == default, len(signal.ids)
 
@@ -330,7 +345,9 @@ def joined(flow: Flow) -> Routed:
     return replace(merged(flow), mode="strict")
 
 
-def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tuple[np.ndarray, int] | None:
+def follow_reshape(
+    axis: int, before: tuple[Any, ...], after: tuple[Any, ...], preferred: int
+) -> tuple[np.ndarray, int] | None:
     """Where the channel axis is after a row-major reshape, or None where it was torn apart.
 
     An element's place in memory says all: channel `(place // inner) % width`, with `inner` elements behind the channel
@@ -362,7 +379,7 @@ def follow_reshape(axis: int, before: tuple, after: tuple, preferred: int) -> tu
     return np.arange(after[new]) * behind // inner % width, new
 
 
-def _product(sizes: tuple) -> int | None:
+def _product(sizes: tuple[Any, ...]) -> int | None:
     return None if None in sizes else math.prod(sizes)
 
 
@@ -464,6 +481,11 @@ def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | N
 
     Raises:
         KerasMorphError: if neither or both are given, `like` has no row, or the rule makes no sense.
+
+    Example:
+        >>> class MyConv(keras.layers.Conv2D):
+        ...     pass
+        >>> km.register_rule(MyConv, like=keras.layers.Conv2D)
     """
     if not isinstance(layer_class, type):
         raise KerasMorphError(f"register_rule expects a class of layers. Received: {layer_class!r}, an instance.")

@@ -76,7 +76,9 @@ def _inside(prefix: str, names: Any) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in names.items()}
 
 
-def _narrow_inside(config: dict, key: str, narrowed: Callable[[dict], dict]) -> dict:
+def _narrow_inside(
+    config: dict[str, Any], key: str, narrowed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     """The config of a wrapper whose layer under `key` is narrowed; without the shape that it was built for."""
     inside = {part: value for part, value in config[key].items() if part != "build_config"}
     return {**config, key: {**inside, "config": narrowed(inside["config"])}}
@@ -100,7 +102,7 @@ def _time_distributed(operation: Any) -> Rule | None:
         routed = inner.flow(replace(flow, operation=operation.layer, inputs=[step], output_shapes=shapes))
         return replace(routed, results=[(ids, axis + 1) for ids, axis in routed.results])
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         step = Tensor(result.vector, result.axis - 1, _step(result.shape))
         return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, step))
 
@@ -117,7 +119,7 @@ def _time_distributed(operation: Any) -> Rule | None:
     )
 
 
-def _step(shape: tuple) -> tuple:
+def _step(shape: tuple[Any, ...]) -> tuple[Any, ...]:
     return shape[:1] + shape[2:]
 
 
@@ -137,7 +139,7 @@ def _bidirectional(operation: Any) -> Rule | None:
         results = [(both if shape[-1] == len(both) else made, len(shape) - 1) for shape in flow.output_shapes]
         return replace(routed[0], results=results)
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         for key in ("layer", "backward_layer"):
             config = _narrow_inside(config, key, lambda inside: {**inside, "units": len(kept)})
         return config
@@ -168,7 +170,7 @@ def _spectral(operation: Any) -> Rule | None:
     def flow(flow: Flow) -> Routed:
         return inner.flow(replace(flow, operation=operation.layer))
 
-    def narrow(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+    def narrow(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
         return _narrow_inside(config, "layer", lambda inside: inner.narrowed(inside, kept, result))
 
     return Rule(
@@ -199,39 +201,56 @@ def _convolutional_lstm(operation: Any) -> Rule | None:
 
 
 def _attended(flow: Flow) -> Routed:
-    """MultiHeadAttention and GroupedQueryAttention: a channel is a head, with its queries, keys and values.
+    """MultiHeadAttention: a channel is a head, with its queries, keys and values.
 
     Heads are added up, each with its own softmax, so that one whose rows of the output kernel are zero can go; the values'
     kernel scores it. The channels of the result are others, which a structure names by what they are tied to.
     """
-    operation, operands = flow.operation, dict(zip(flow.names, flow.inputs, strict=True))
-    named = set(operands) in ({"query", "value"}, {"query", "value", "key"}) and len(operands) == len(flow.inputs)
-    rank = len(flow.output_shapes[0])
-    if not named or any((signal.axis, signal.rank) != (rank - 1, rank) for signal in flow.inputs):
+    return _attended_by(flow, flow.operation.num_heads)
+
+
+def _attended_in_groups(flow: Flow) -> Routed:
+    """GroupedQueryAttention: a channel is a head of keys and values, with all the queries that share it."""
+    routed = _attended_by(flow, flow.operation.num_key_value_heads, flow.operation.num_repeats)
+    if routed.followed:
+        flow.graph.pin(routed.results[0][0], f"{flow.name} adds up its heads in it")
+        for signal in flow.inputs:
+            flow.graph.pin(signal.ids, f"{flow.name} makes its result as wide as them")
+    return routed
+
+
+def _attended_by(flow: Flow, number: int, repeats: int = 1) -> Routed:
+    """Attention of a number of heads, each with some queries."""
+    operands = _attention_operands(flow)
+    if operands is None:
         return fresh(flow, "is called with something else than sequences as query, value and key")
-    query, value = operands["query"], operands["value"]
-    key = operands.get("key", value)
     result = flow.graph.make(flow.name, flow.output_shapes[0][-1] or 0, "result")
-    grouped = type(operation) is layers.GroupQueryAttention
-    if grouped:
-        flow.graph.pin(result, f"{flow.name} adds up its heads in it")
-    for signal in flow.inputs if grouped else ():
-        flow.graph.pin(signal.ids, f"{flow.name} makes its result as wide as them")
-    heads = flow.graph.make(flow.name, operation.num_key_value_heads if grouped else operation.num_heads)
-    queries = np.repeat(heads, operation.num_repeats) if grouped else heads
-    sides = {"query": query.ids, "value": value.ids, "key": key.ids, "out": heads, "keys": heads, "queries": queries}
-    sides["result"] = result
+    heads = flow.graph.make(flow.name, number)
+    queries = np.repeat(heads, repeats) if repeats > 1 else heads
+    sides = {name: signal.ids for name, signal in operands.items()}
+    sides |= {"out": heads, "keys": heads, "queries": queries, "result": result}
     # The weights of positions, if it is asked for them: one axis of heads, behind that of examples.
     weights = [(queries, 1)] * (len(flow.output_shapes) - 1)
+    axis = len(flow.output_shapes[0]) - 1
     # A dead head attends to all positions alike, or as a mask lets it.
-    return Routed([(result, rank - 1), *weights], sides, zero=(True, *[False] * len(weights)), hidden=heads)
+    return Routed([(result, axis), *weights], sides, zero=(True, *[False] * len(weights)), hidden=heads)
 
 
-def _narrow_heads(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _attention_operands(flow: Flow) -> dict[str, Signal] | None:
+    """Query, value and key, which is the value where it is not given; None if they are no sequences of vectors."""
+    rank = len(flow.output_shapes[0])
+    operands = dict(zip(flow.names, flow.inputs, strict=True))
+    named = len(operands) == len(flow.inputs) and operands.keys() | {"key"} == {"query", "value", "key"}
+    if not named or any((signal.axis, signal.rank) != (rank - 1, rank) for signal in flow.inputs):
+        return None
+    return {"key": operands["value"], **operands}
+
+
+def _narrow_heads(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "output_shape": (result.shape[-1],)}
 
 
-def _narrow_queries(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_queries(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     repeats = config["num_query_heads"] // config["num_key_value_heads"]
     return {**config, "num_query_heads": repeats * len(kept)}
 
@@ -304,7 +323,7 @@ def _einsum_dense(operation: Any) -> Rule | None:
     return Rule(weighted, "make", weights, {"kernel": "outputs"}, narrow=_narrow_last, zero=zero_at_zero)
 
 
-def _narrow_last(config: dict, kept: np.ndarray, result: Tensor) -> dict:
+def _narrow_last(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
     return {**config, "output_shape": (*config["output_shape"][:-1], len(kept))}
 
 
@@ -330,7 +349,9 @@ SEQUENCE_ROWS: dict[type, Rule] = {
         partial(fresh, reason="is an einsum other than a Dense layer"), "strict", variant=_einsum_dense
     ),
     layers.MultiHeadAttention: ATTENTION,
-    layers.GroupQueryAttention: replace(ATTENTION, width="num_key_value_heads", narrow=_narrow_queries),
+    layers.GroupQueryAttention: replace(
+        ATTENTION, flow=_attended_in_groups, width="num_key_value_heads", narrow=_narrow_queries
+    ),
     layers.Attention: Rule(_weighed, "strict", masks=("mask",)),
     layers.AdditiveAttention: Rule(_weighed, "strict", masks=("mask",)),
 }

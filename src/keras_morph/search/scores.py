@@ -10,7 +10,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import graph_of, trace
 from keras_morph.keras_internals import place_of
 from keras_morph.surgery.copying import cloned
-from keras_morph.training.recipe import Recipe, check_data, fit_on
+from keras_morph.training.recipe import Recipe, check_labelled, check_labels, fit_on
 from keras_morph.training.regularizers import GroupLasso
 
 __all__ = ["taylor_scores"]
@@ -40,14 +40,15 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     """
     graph = graph_of(model)
     objective = Recipe(loss=loss, metrics=[]).objective(graph.model)
-    check_data(data, objective)
+    check_labelled("data", data)
+    check_labels(data, objective)
     copy = cloned(graph.model)
     own = trace(copy)
     sources = GroupLasso().sources(own)
     recorder = _Recorder({id(source.variable): source.axis for source in sources})
     copy.compile(recorder, **{key: value for key, value in objective.items() if key != "metrics"}, jit_compile=False)
-    options = {} if isinstance(data, (tuple, list)) else {"steps_per_epoch": batches}
-    if isinstance(data, (tuple, list)):
+    options = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
+    if isinstance(data, tuple):
         data = tuple(_first(part, batches * batch_size) for part in data)
     fit_on(copy, data, batch_size, epochs=1, verbose=0, **options)
     scores = np.zeros(graph.num_groups)

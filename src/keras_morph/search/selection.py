@@ -14,7 +14,7 @@ from keras_morph.errors import BudgetError, KerasMorphError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of
-from keras_morph.training.regularizers import GroupLasso, group_scores, pin_sourceless
+from keras_morph.training.regularizers import GroupLasso, check_finite, group_scores, pin_sourceless
 
 __all__ = [
     "Reach",
@@ -42,6 +42,7 @@ def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None
 
     Raises:
         BudgetError: if the budget cannot be read or reached; the message names the reachable minimum.
+        KerasMorphError: if the score of a group that may be removed is NaN or infinite; the message names the first layers.
 
     Example:
         >>> structure = km.fit_budget(model, km.Budget("50%", round_to=2))
@@ -50,6 +51,7 @@ def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None
     """
     budget = budget_from(budget, cost)
     graph, values, cost = scored(model, scores, budget.cost)
+    check_finite(graph, values)
     limits = budget.limits(graph, cost)
     if budget.per_cost:
         values = values / group_prices(graph, limits) ** budget.per_cost
@@ -78,12 +80,7 @@ def _checked(graph: ChannelGraph, scores: Any) -> np.ndarray:
             f"Expected scores of shape ({graph.num_groups},), one per group of {graph.model.name}, or a regularizer. "
             f"Received: an array of shape {values.shape}."
         )
-    free = ~graph.pinned_mask
-    if not np.isfinite(values[free]).all():
-        raise KerasMorphError(
-            f"Expected finite scores. Received: {np.sum(~np.isfinite(values[free])):,} that are not, of "
-            f"{free.sum():,} groups that may be removed."
-        )
+    check_finite(graph, values)
     return np.where(np.isfinite(values), values, 0.0)
 
 
@@ -96,6 +93,10 @@ class Reach:
         seed: that of the whole seed, in its unit.
         minimum: that of the cheapest structure.
         holding: layers that hold the minimum up, the most expensive first: (layer, cost, why it cannot be smaller).
+
+    Example:
+        >>> km.reach(model, km.ModelSize()).minimum < km.ModelSize()(model)
+        True
     """
 
     cost: Cost
@@ -121,7 +122,7 @@ def reach(model: Any, cost: Cost | None = None, *, scores: Any = None) -> Reach:
 
     Example:
         >>> print(km.reach(model))
-        FLOPs: 31,652 FLOPs, at least 3,956 (12.50%), held up by output 100% (model output)
+        FLOPs: 34,032 FLOPs, at least 2,238 (6.58%), held up by conv 87% (model input), ...
     """
     graph, values, cost = scored(model, scores, cost)
     return _reach(graph, cost, close(graph, graph.pinned_mask, values))
@@ -138,7 +139,7 @@ def _why_it_stays(graph: ChannelGraph, number: int) -> str:
     """Why a layer cannot be smaller: the reason of the first pinned group among its weights' channels."""
     vectors = [v for weight in graph.layers[number].weights for v in reversed(weight.vectors) if v >= 0]
     for vector in vectors:
-        for group in graph.group_of[graph.vectors[vector]].tolist():
+        for group in graph.groups_of(vector).tolist():
             if group in graph.pinned:
                 return graph.pinned[group]
     return "the only path through it"
@@ -239,7 +240,7 @@ class _Budget:
     def raised(self, smallest: Closed, floor: float) -> Closed:
         """The best channels of what no structure is without, `floor` of a uniform width of them or as many as fit."""
         alike = math.sqrt(min(1.0, *(limit.limit / limit.cost(self.graph) for limit in self.limits)))
-        needed = [np.unique(self.graph.group_of[self.graph.vectors[v]]) for v in np.flatnonzero(smallest.counts)]
+        needed = [np.unique(self.graph.groups_of(v)) for v in np.flatnonzero(smallest.counts).tolist()]
         needed = [groups[np.argsort(-self.scores[groups], kind="stable")] for groups in needed]
         while floor > 0.01:
             alive = smallest.alive.copy()

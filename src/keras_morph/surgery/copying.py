@@ -1,7 +1,6 @@
 """Copies of layers and models, with all that they hold."""
 
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,7 +8,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_morph.graph.composites import local_names, recordings_in
-from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, replayed, tensors_of
+from keras_morph.graph.replaying import replayed
+from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, tensors_of
 from keras_morph.layers.rules import rule_for
 
 __all__ = ["cloned", "transfer"]
@@ -36,67 +36,77 @@ def cloned(model: keras.Model) -> keras.Model:
 
     A layer made of layers becomes a nested functional model of what it does: its config need not tell all of that.
     """
-    copies: dict[Any, tuple[Any, Any]] = {}
-    recordings: dict[int, Any] = {}
-
-    def copied(layer: Any, name: str | None = None) -> Any:
-        recorded = recordings.get(id(layer))
-        followed = recorded is not None and not isinstance(recorded, str)
-        key = id(layer), id(recorded) if followed else None
-        if key not in copies:
-            inner = recorded if followed else graph_in(layer)
-            if inner is not None:
-                outer = dict(recordings)
-                recordings.update(recordings_in(nodes_of(inner)))
-                if followed or (name is not None and rule_for(layer) is None):
-                    copy = _recorded(layer, inner, copied, name or layer.name)
-                else:
-                    copy = _cloned_graph(layer, copied)
-                recordings.clear()
-                recordings.update(outer)
-            else:
-                copy = remade(layer, name, lenient=True)
-            copies[key] = layer, copy
-        return copies[key][1]
-
-    copy = copied(model)
+    copies = _Copies()
+    copy = copies.of(model)
     # Layer by layer: a subclass of a functional model may keep the same layers in another order.
-    for source, target in copies.values():
+    for source, target in copies.known.values():
         if graph_in(target) is None and isinstance(source, keras.layers.Layer):
             transfer(source, target)
     return copy
 
 
-def _cloned_graph(model: keras.Model, copied: Callable[[Any], Any]) -> keras.Model:
-    """`clone_model`, which by itself would call input layers by the names of their tensors."""
-    if isinstance(model, keras.Sequential):
-        return keras.models.clone_model(model, clone_function=copied)
-    replays: set[int] = set()
+class _Copies:
+    """One copy of each layer of a model; of a layer made of layers, one for each graph that is recorded of it."""
 
-    def copy_of(layer: Any) -> Any:
-        copy = copied(layer)
-        if graph_in(copy) is not None and graph_in(layer) is None:
-            replays.add(id(copy))
+    def __init__(self) -> None:
+        self.known: dict[tuple, tuple[Any, Any]] = {}
+        self.recordings: dict[int, Any] = {}  # those of the layers in the graph that is being copied
+
+    def of(self, layer: Any, name: str | None = None) -> Any:
+        recorded = self.recordings.get(id(layer))
+        recorded = None if isinstance(recorded, str) else recorded
+        key = id(layer), None if recorded is None else id(recorded)
+        if key not in self.known:
+            self.known[key] = layer, self.made(layer, name, recorded)
+        return self.known[key][1]
+
+    def made(self, layer: Any, name: str | None, recorded: Any) -> Any:
+        function = graph_in(layer) if recorded is None else recorded
+        if function is None:
+            return remade(layer, name, lenient=True)
+        outer, self.recordings = self.recordings, {**self.recordings, **recordings_in(nodes_of(function))}
+        if recorded is not None or (name is not None and rule_for(layer) is None):
+            copy = self.functional(layer, function, name or layer.name)
+        else:
+            copy = self.of_its_class(layer)
+        self.recordings = outer
         return copy
 
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return layer(tensors_of(args, kwargs)) if id(layer) in replays else layer(*args, **kwargs)
+    def functional(self, layer: Any, function: Any, name: str) -> keras.Model:
+        """A functional model that does what is recorded of a layer, with copies under their local names.
 
-    inputs = tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
-    return keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_of, call_function=call)
+        A nested model in it is called in the same way, under local names too.
+        """
+        names = local_names(function, None if graph_in(layer) is not None else layer)
+
+        def run(node: Any, args: tuple, kwargs: dict) -> Any:
+            return _called(node.operation, self.of(node.operation, names[id(node.operation)]), args, kwargs)
+
+        return replayed(function, run, name)
+
+    def of_its_class(self, model: keras.Model) -> keras.Model:
+        """`clone_model`, which by itself would call input layers by the names of their tensors.
+
+        A replay would lose the class: a Sequential's, or that of a subclass of a functional model.
+        """
+        if isinstance(model, keras.Sequential):
+            return keras.models.clone_model(model, clone_function=self.of)
+        originals: dict[int, Any] = {}
+
+        def copy_of(layer: Any) -> Any:
+            copy = self.of(layer)
+            originals[id(copy)] = layer
+            return copy
+
+        def call(copy: Any, *args: Any, **kwargs: Any) -> Any:
+            return _called(originals[id(copy)], copy, args, kwargs)
+
+        inputs = tree.map_structure(lambda layer: remade(layer).output, input_layers(model))
+        return keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_of, call_function=call)
 
 
-def _recorded(layer: Any, function: Any, copied: Callable[..., Any], name: str) -> keras.Model:
-    """A functional model that does what is recorded of a layer, with copies under their local names.
-
-    A nested model in it is called in the same way, under local names too.
-    """
-    names = local_names(function, None if graph_in(layer) is not None else layer)
-
-    def call(node: Any, args: tuple, kwargs: dict) -> Any:
-        copy = copied(node.operation, names[id(node.operation)])
-        if graph_in(copy) is not None and graph_in(node.operation) is None:
-            return copy(tensors_of(args, kwargs))
-        return copy(*args, **kwargs)
-
-    return replayed(function, call, name)
+def _called(original: Any, copy: Any, args: tuple, kwargs: dict) -> Any:
+    """Call a copy as its original is called; a functional model of what is recorded takes the tensors alone."""
+    if graph_in(copy) is not None and graph_in(original) is None:
+        return copy(tensors_of(args, kwargs))
+    return copy(*args, **kwargs)

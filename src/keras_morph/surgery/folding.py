@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops, tree
+from keras import layers, ops
 
-from keras_morph.channels import Call, ChannelGraph
+from keras_morph.channels import Call, ChannelGraph, on_axis
+from keras_morph.graph.replaying import called, replay
 from keras_morph.keras_internals import CustomScaleLayer
 from keras_morph.layers.rules import rests_at_activation
 
@@ -24,47 +25,52 @@ class Constants(dict):
         self.maker = {output: call for call in graph.calls for output in call.outputs}
 
     def __missing__(self, tensor: int) -> np.ndarray:
-        call = self.maker[tensor]
-        if call.gathers:
-            self.update((t, self[call.inputs[0]][order]) for t, order in zip(call.outputs, call.gathers, strict=True))
-            return self[tensor]
-        if call.arguments is None:  # the axis of time goes or comes back
-            return self.setdefault(tensor, self[call.inputs[0]])
-        if call.moves:
-            return self.setdefault(tensor, self[call.inputs[0]][call.moves[0]])
-        for size in UNKNOWN_SIZES:
-            try:
-                results = self.results(call, size)
-                break
-            except Exception:  # whatever a layer raises on what is too small for it
-                if size == UNKNOWN_SIZES[-1]:
-                    raise
-        for number, values in zip(call.outputs, results, strict=True):
-            self[number] = values
+        replay([self.maker[tensor]], self, self._run)
         return self[tensor]
 
-    def results(self, call: Call, size_of_unknown: int) -> list[np.ndarray]:
+    def _run(self, call: Call) -> list[np.ndarray]:
+        if call.gathers or call.moves:
+            return [self[call.inputs[0]][order] for order in call.gathers or call.moves]
+        for size in UNKNOWN_SIZES[:-1]:
+            try:
+                return self._results(call, size)
+            except Exception:  # whatever a layer raises on what is too small for it
+                continue
+        return self._results(call, UNKNOWN_SIZES[-1])
+
+    def _results(self, call: Call, size_of_unknown: int) -> list[np.ndarray]:
         """What a call makes of constants, one number per entry of each result's vector."""
-        operands = {}
-        for number, source in zip(call.inputs, call.sources, strict=True):
-            operand = self.graph.tensors[number]
+
+        def value(number: int, source: Any) -> Any:
             # A layer that reads nothing alive reads zeros, whatever it would read.
             values = self.zeros(number) if call.mode == "make" else self[number]
-            values = np.moveaxis(values.reshape([1] * (len(operand.shape) - 1) + [-1]), -1, operand.axis)
-            full = (1, *(size or size_of_unknown for size in operand.shape[1:]))
-            operands[id(source)] = ops.convert_to_tensor(np.broadcast_to(values, full), source.dtype)
-        args, kwargs = call.arguments.convert(lambda x: operands[id(x)] if isinstance(x, keras.KerasTensor) else x)
-        if "training" in kwargs:  # it would change statistics, and inference overrides it
-            kwargs = {**kwargs, "training": False}
-        results = tree.flatten(self.graph.layers[call.layer].operation(*args, **kwargs))
-        moved = [
-            np.moveaxis(ops.convert_to_numpy(result), self.graph.tensors[number].axis, -1)
-            for number, result in zip(call.outputs, results, strict=True)
-        ]
-        return [values.reshape(-1, values.shape[-1])[0] for values in moved]
+            return self._spread(number, values, source.dtype, size_of_unknown)
+
+        results = called(call, _inferring(self.graph.layers[call.layer].operation), value)
+        return [self._gathered(number, result) for number, result in zip(call.outputs, results, strict=True)]
+
+    def _spread(self, number: int, values: np.ndarray, dtype: Any, size_of_unknown: int) -> Any:
+        """One example of a tensor that is constant along all axes but its channels'."""
+        tensor = self.graph.tensors[number]
+        full = (1, *(size or size_of_unknown for size in tensor.shape[1:]))
+        return ops.convert_to_tensor(np.broadcast_to(on_axis(values, tensor.axis, len(full)), full), dtype)
+
+    def _gathered(self, number: int, result: Any) -> np.ndarray:
+        """What such a tensor has for each channel."""
+        values = np.moveaxis(ops.convert_to_numpy(result), self.graph.tensors[number].axis, -1)
+        return values.reshape(-1, values.shape[-1])[0]
 
     def zeros(self, tensor: int) -> np.ndarray:
-        return np.zeros(len(self.graph.vectors[self.graph.tensors[tensor].vector]))
+        return np.zeros(len(self.graph.channels_of(self.graph.tensors[tensor])))
+
+
+def _inferring(operation: Any) -> Callable[..., Any]:
+    """An operation that is called in inference, whatever its call says: training would change statistics."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return operation(*args, **{**kwargs, "training": False} if "training" in kwargs else kwargs)
+
+    return run
 
 
 class DeadValues(Constants):

@@ -45,6 +45,13 @@ class StructureLog(_OfLearner):
 
     Args:
         folder: usually `RUN/learned_structure`.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, batch_size=64, verbose=0, callbacks=[km.StructureLog("learned_structure")])
+        >>> sorted(path.name for path in Path("learned_structure").iterdir())
+        ['alive_0', 'alive_1']
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -78,6 +85,14 @@ class EpochLog(keras.callbacks.Callback):
         choice: from a learner to the structure that a cut now would give, such as
             `lambda learner: km.fit_budget(learner, "50%")`, or None.
         left: epochs that are left when this `fit` begins, of all that the run has, for the time that is left.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> log = km.EpochLog(choice=lambda learner: km.fit_budget(learner, "50%"))
+        >>> _ = learner.fit(x, y, verbose=0, callbacks=[log])
+        >>> log.rows[0]["channels"]
+        19
     """
 
     FIELDS = (
@@ -181,6 +196,13 @@ class StopWithin(_OfLearner):
 
     Args:
         budget: as in `fit_budget`.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = learner.fit(x, y, epochs=3, verbose=0, callbacks=[km.StopWithin("100%")])
+        >>> len(history.epoch)
+        1
     """
 
     def __init__(self, budget: Any) -> None:
@@ -206,6 +228,13 @@ class StrengthController(_OfLearner):
         epochs: epochs until the budget should be met; by default all of `fit`.
         factor: above 1; by default the regularizer's own `strength_factor`, or 1.5.
         slack: what may be missing before the strength is lowered.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, epochs=2, verbose=0, callbacks=[km.StrengthController("50%")])
+        >>> learner.strength > 0
+        True
     """
 
     def __init__(
@@ -248,6 +277,13 @@ class Anneal(_OfLearner):
 
     Args:
         final: temperature in the last epoch.
+
+    Example:
+        >>> learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid())
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = learner.fit(x, y, epochs=2, verbose=0, callbacks=[km.Anneal(final=0.5)])
+        >>> learner.temperature
+        0.5
     """
 
     def __init__(self, final: float = 0.1) -> None:
@@ -274,6 +310,15 @@ class FadeOut(_OfLearner):
     Args:
         structure: a structure of the learner's seed.
         steps: optimizer steps until nothing is left; the whole `fit` by default.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> structure = km.fit_budget(learner, "50%")
+        >>> _ = learner.fit(x, y, verbose=0, callbacks=[km.FadeOut(structure)])
+        >>> small = km.rebuild(learner, structure)
+        >>> np.allclose(small.predict(x, verbose=0), learner.predict(x, verbose=0), atol=1e-5)
+        True
     """
 
     def __init__(self, structure: Structure, *, steps: int | None = None) -> None:
@@ -284,7 +329,9 @@ class FadeOut(_OfLearner):
         self.learner.stop_sampling()
         steps = self.steps or (self.params.get("steps") or 100) * (self.params.get("epochs") or 1)
         rate = FADED ** (1 / max(1, steps))
-        self.faded = list(self._dead_entries())
+        graph = self.learner.graph
+        entries = graph.dead_entries(close(graph, self.structure.groups(graph)).channels)
+        self.faded = [(variable(layer.operation, weight.name), dead) for layer, weight, dead in entries if dead.any()]
         self.previous = [(weight, weight.constraint) for weight, _ in self.faded]
         for weight, dead in self.faded:
             weight.constraint = _Fade(np.where(dead, rate, 1.0).astype(np.float32), weight.constraint)
@@ -297,19 +344,6 @@ class FadeOut(_OfLearner):
         for weight, dead in self.faded:
             weight.assign(np.where(dead, 0, ops.convert_to_numpy(weight)))
         self.model.make_train_function(force=True)
-
-    def _dead_entries(self) -> Any:
-        """(variable, bool array of its shape) for every weight that makes or reads a dead channel."""
-        graph = self.learner.graph
-        channels = close(graph, self.structure.groups(graph)).channels
-        for layer in graph.layers:
-            for weight in layer.weights if layer.cuts else ():
-                dead = np.zeros(weight.shape, bool)
-                for axis, vector in enumerate(weight.vectors):
-                    if vector >= 0:
-                        dead[(slice(None),) * axis + (channels[graph.vectors[vector]] == 0,)] = True
-                if dead.any():
-                    yield variable(layer.operation, weight.name), dead
 
 
 class _Fade:

@@ -26,6 +26,11 @@ class Distiller(keras.Model):
 
     References:
         Hinton et al., Distilling the knowledge in a neural network, https://arxiv.org/abs/1503.02531
+
+    Example:
+        >>> student = km.Distiller(km.prune(model, "50%"), model, weight=0.3)
+        >>> student.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = student.fit(x, y, verbose=0)
     """
 
     def __init__(

@@ -1,23 +1,24 @@
-"""Gates of LogisticSigmoid: the seed's own layers, wired so that each reads its channels through their gates.
+"""Gates: the seed's own layers, wired so that each reads its channels through their gates.
 
 A channel's gate stands where the channel is read: after its normalization and activation, and behind every merge, so
 that channels that are tied share one. What a gate of 0 leaves is the masked seed.
 """
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
-from keras_morph.channels import Call, ChannelGraph
+from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.errors import UnsupportedModelError
-from keras_morph.keras_internals import structs
-from keras_morph.training.regularizers import LogisticSigmoid
+from keras_morph.graph.replaying import called, model_like, replay
+from keras_morph.training.regularizers import Attached, pin_sourceless
 
-__all__ = ["Gates", "gateable", "gated"]
+__all__ = ["Gates", "attach_gates", "gateable", "gated"]
 
 
 def gateable(graph: ChannelGraph) -> np.ndarray:
@@ -28,21 +29,22 @@ def gateable(graph: ChannelGraph) -> np.ndarray:
     """
     closed = graph.pinned_mask.copy()
     read = np.zeros(graph.num_groups, bool)
+
+    def groups(tensors: Sequence[int]) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int64), *(graph.groups_of(graph.tensors[t]) for t in tensors)])
+
     for call in graph.calls:
-        groups = [graph.group_of[graph.vectors[graph.tensors[t].vector]] for t in (*call.inputs, *call.outputs)]
-        ends = np.concatenate(groups[: len(call.inputs)]) if call.inputs else np.zeros(0, np.int64)
-        ends = np.setdiff1d(ends, np.concatenate(groups[len(call.inputs) :]))
+        ends = np.setdiff1d(groups(call.inputs), groups(call.outputs))
         read[ends] = True
         if not _reads_through_gates(graph, call):
             closed[ends] = True
         rule = graph.layers[call.layer].rule
         if call.padded or (rule is not None and rule.mixes):  # a gate behind it would come too late
-            closed[np.concatenate(groups[: len(call.inputs)])] = True
-        for hidden in groups[len(call.sources) : len(call.inputs)]:  # inside the layer
-            closed[hidden] = True
+            closed[groups(call.inputs)] = True
+        closed[groups(call.inputs[len(call.sources) :])] = True  # inside the layer
     if not np.any(read & ~closed):
         raise UnsupportedModelError(
-            f"LogisticSigmoid finds no channel in {graph.model.name} that may be removed and that a convolution or Dense "
+            f"There is nothing to gate: {graph.model.name} has no channel that may be removed and that a convolution or Dense "
             "layer reads."
         )
     return read & ~closed
@@ -53,32 +55,29 @@ def _reads_through_gates(graph: ChannelGraph, call: Call) -> bool:
     return layer.made is not None and len(call.sources) == 1 and any(w.reads is not None for w in layer.weights)
 
 
-class Gates(keras.layers.Layer):
-    """One gate per group. Called on any tensor, it returns all gates and a 1 behind them, float32, `(n + 1,)`.
+class Gates(keras.layers.Layer, ABC):
+    """One learned gate per group, and the scorer of what it gates. A gate of your own is a subclass with one method, `gate`.
+
+    Called on any tensor, it returns all gates and a 1 behind them, float32, `(n + 1,)`. Score and value of a group in inference
+    are `regularizer.score` of its logit.
 
     Args:
         groups: the groups that have a gate, `(n,)`.
-        regularizer: says how they are sampled.
+        regularizer: has `threshold` and `score`.
+        start: of each logit.
     """
 
-    def __init__(self, groups: np.ndarray, regularizer: LogisticSigmoid) -> None:
+    other_axes = ()  # the logits are a source of their own: one number per group, nothing to reduce
+
+    def __init__(self, groups: np.ndarray, regularizer: Any, *, start: float = 0.0) -> None:
         super().__init__(name="gates", dtype="float32")
         self.gated_groups, self.regularizer, self.threshold = groups, regularizer, regularizer.threshold
-        start = np.log(regularizer.initial / (1 - regularizer.initial)) / regularizer.speed
-        self.logits = self.add_weight(
-            name="logits", shape=(len(groups),), initializer=keras.initializers.Constant(start), autocast=False
-        )
-        self.temperature = self._number("temperature", regularizer.temperature)
-        self.sampling = self._number("sampling", 1.0)
-        self.noise = keras.random.SeedGenerator()
+        initializer = keras.initializers.Constant(start)
+        self.logits = self.add_weight(name="logits", shape=(len(groups),), initializer=initializer, autocast=False)
 
-    def _number(self, name: str, value: float) -> Any:
-        initializer = keras.initializers.Constant(value)
-        return self.add_weight(name=name, shape=(), initializer=initializer, trainable=False, autocast=False)
-
-    # Gates are a regularizer whose only source they are themselves.
-
-    other_axes = ()
+    @abstractmethod
+    def gate(self, training: bool) -> Any:
+        """What each group is multiplied by where it is read, float32, `(n,)`; in inference 0 below the threshold."""
 
     def sources(self, graph: ChannelGraph) -> list[Any]:
         return [self]
@@ -94,28 +93,31 @@ class Gates(keras.layers.Layer):
         return self.regularizer.score(weight, axes, xp)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        rule, logits = self.regularizer, ops.multiply(self.logits, self.regularizer.speed)
-        p = ops.sigmoid(logits)
-        if training:
-            uniform = keras.random.uniform(p.shape, 1e-6, 1 - 1e-6, dtype="float32", seed=self.noise)
-            sample = ops.sigmoid((logits + ops.log(uniform) - ops.log1p(-uniform)) / self.temperature)
-            if rule.straight_through:
-                hard = ops.cast(sample > 0.5, "float32")
-                sample = sample + ops.stop_gradient(hard - sample)
-            gates = self.sampling * sample + (1 - self.sampling) * p
-        else:
-            gates = ops.where(p > rule.threshold, p, ops.zeros_like(p))
-        return ops.concatenate([gates, ops.ones(1)])
+        return ops.concatenate([self.gate(bool(training)), ops.ones(1)])
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int]:
         return (len(self.gated_groups) + 1,)
 
     def values(self, num_groups: int) -> np.ndarray:
-        """P of each group, and 1 where a group has no gate, float64, `(num_groups,)`."""
+        """The score of each group, and 1 where a group has no gate, float64, `(num_groups,)`."""
         values = np.ones(num_groups)
         logits = np.asarray(ops.convert_to_numpy(self.logits), np.float64)
         values[self.gated_groups] = self.regularizer.score(logits, (), np)
         return values
+
+
+def attach_gates(graph: ChannelGraph, make: Callable[[np.ndarray], Gates]) -> Attached:
+    """The seed wired through gates.
+
+    Args:
+        graph: the traced seed.
+        make: gives the Gates of some groups.
+
+    Raises:
+        UnsupportedModelError: if no group can be gated.
+    """
+    gates = make(np.flatnonzero(gateable(graph)))
+    return Attached(gated(graph, gates), gates, pin_sourceless(graph, gates))
 
 
 def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
@@ -123,44 +125,34 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
     position = np.full(graph.num_groups, len(gates.gated_groups))
     position[gates.gated_groups] = np.arange(len(gates.gated_groups))
     tensors: dict[int, Any] = {}
-    values: Any = None
+    entering = [call for call in graph.calls if call.mode == "input"]
+    replay(entering, tensors, lambda call: _input_of(graph.layers[call.layer]))
+    values = gates(tensors[graph.inputs[0]])
 
-    def through_gates(number: int) -> Any:
+    def as_it_is(number: int, source: Any) -> Any:
+        return tensors[number]
+
+    def through_gates(number: int, source: Any) -> Any:
         tensor, x = graph.tensors[number], tensors[number]
-        places = position[graph.group_of[graph.vectors[tensor.vector]]]
+        places = position[graph.groups_of(tensor)]
         if np.all(places == len(gates.gated_groups)):
             return x
         shape = [-1 if axis == tensor.axis else 1 for axis in range(len(tensor.shape))]
         return ops.multiply(x, ops.cast(ops.reshape(ops.take(values, places), shape), x.dtype))
 
-    for call in graph.calls:
-        if call.mode == "input":
-            original = call.arguments.keras_tensors or graph.layers[call.layer].operation.output
-            original = original[0] if isinstance(original, (list, tuple)) else original
-            name = graph.layers[call.layer].name
-            tensors[call.outputs[0]] = keras.Input(batch_shape=original.shape, dtype=original.dtype, name=name)
-            continue
-        if values is None:
-            values = gates(tensors[graph.inputs[0]])
-        layer = graph.layers[call.layer]
-        if call.compute:  # it stands for several operations
-            results = [call.compute(*(tensors[t] for t in call.operands))]
-        else:
-            read = through_gates if _reads_through_gates(graph, call) else tensors.__getitem__
-            given = {id(source): read(t) for t, source in zip(call.operands, call.sources, strict=True)}
-            given |= {id(source): tensors[t] for t, source in zip(call.masks, call.mask_sources, strict=True)}
-            args, kwargs = call.arguments.convert(
-                lambda x, g=given: g[id(x)] if isinstance(x, keras.KerasTensor) else x
-            )
-            results = tree.flatten(layer.operation(*args, **kwargs))
-        tensors.update(zip(call.outputs, results, strict=True))
-    ins, outs = structs(graph.model)
+    def run(call: Call) -> list[Any]:
+        read = through_gates if _reads_through_gates(graph, call) else as_it_is
+        return called(call, graph.layers[call.layer].operation, read)
+
+    replay([call for call in graph.calls if call.mode != "input"], tensors, run)
+    inputs, outputs = [tensors[t] for t in graph.inputs], [tensors[t] for t in graph.outputs]
     with _unique_names(graph):
-        return keras.Model(
-            tree.pack_sequence_as(ins, [tensors[t] for t in graph.inputs]),
-            tree.pack_sequence_as(outs, [tensors[t] for t in graph.outputs]),
-            name=f"{graph.model.name}_gated",
-        )
+        return model_like(graph.model, inputs, outputs, f"{graph.model.name}_gated")
+
+
+def _input_of(layer: Layer) -> Any:
+    original = layer.operation.output
+    return keras.Input(batch_shape=original.shape, dtype=original.dtype, name=layer.name)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
-"""Learning a structure while training: a Keras model around the seed whose loss contains the penalty."""
+"""Learning a structure while training: a Keras model around the seed whose losses contain the penalty."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -9,22 +12,29 @@ from keras import ops
 from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import graph_of
-from keras_morph.keras_internals import share_between_replicas, sync_weights
-from keras_morph.training.gates import Gates, gateable, gated
+from keras_morph.graph.tracing import graph_of, trace
+from keras_morph.keras_internals import losses_are_given, sync_weights
+from keras_morph.saving import serialized
 from keras_morph.training.penalty import Penalty
-from keras_morph.training.regularizers import GroupLasso, LogisticSigmoid, Regularizer, group_scores, pin_sourceless
+from keras_morph.training.regularizers import GroupLasso, Regularizer, attached, check_finite, group_scores
 
 __all__ = ["StructureLearner"]
 
+# (learner, its penalty) while a loss is computed. By thread: each of TensorFlow's replicas has its own penalty.
+_COUNTED: ContextVar[tuple[Any, Any]] = ContextVar("counted", default=(None, None))
 
+PARTS = ("seed", "regularizer", "cost", "dtype")  # what is saved of a learner besides its numbers
+OVERRIDES = ("train_step", "test_step", "compute_loss", "compute_metrics")  # what a seed's class may do in its own way
+
+
+@keras.saving.register_keras_serializable("keras_morph")
 class StructureLearner(keras.Model):
-    """A model that learns which channels it needs, under plain `compile` and `fit`.
+    """A model that learns which channels it needs, under plain `compile` and `fit`, or in a training loop of your own.
 
     It computes what the seed computes and trains the seed's own weights in place; its loss is the compiled one plus
-    `strength * sum of price * score`. Two metrics are added: `penalty` (strength included) and `cost` (that of the
-    channels alive by the threshold, in the cost's unit, before closing). `val_loss` contains the penalty: watch
-    `val_accuracy`.
+    `strength * sum of price * score`, which `losses` contains. Two metrics are added: `penalty` (strength included) and
+    `cost` (that of the channels alive by the threshold, in the cost's unit, before closing). `val_loss` contains the
+    penalty: watch `val_accuracy`. It is saved and loaded as any Keras model, seed, regularizer and cost included.
 
     Args:
         seed: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied.
@@ -35,7 +45,15 @@ class StructureLearner(keras.Model):
 
     Raises:
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
-        KerasMorphError: if the strength is negative or not finite.
+        KerasMorphError: if the strength is negative or not finite; if the seed's class has a `train_step` or `compute_loss` of
+            its own, which would not be called.
+
+    Example:
+        >>> learner = km.StructureLearner(model, regularizer=km.Gamma(), cost=km.FLOPs(), strength=1e-6)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> _ = learner.fit(x, y, verbose=0)
+        >>> learner.structure().widths
+        {'conv': 8, 'last': 8, 'head': 3}
     """
 
     def __init__(
@@ -50,22 +68,29 @@ class StructureLearner(keras.Model):
         graph = graph_of(seed)
         seed = graph.model
         super().__init__(name=name or f"{seed.name}_learner")
+        _check_steps(seed, type(self))
         self.seed = seed
         self.regularizer = regularizer or GroupLasso()
         self.target_cost = cost or FLOPs()
-        self.gates, self._network = None, seed
-        if isinstance(self.regularizer, LogisticSigmoid):
-            self.gates = Gates(np.flatnonzero(gateable(graph)), self.regularizer)
-            self._network = gated(graph, self.gates)
-        self._scorer = self.gates or self.regularizer
-        self.graph = pin_sourceless(graph, self._scorer)
+        parts = attached(self.regularizer, graph)
+        self.graph, self.gates, self._network, self._scorer = parts.graph, parts.gates, parts.network, parts.scorer
         self._penalty = Penalty(self.graph, self._scorer, self.target_cost)
         self._strength = self.add_weight(
             name="strength", shape=(), dtype="float32", initializer="zeros", trainable=False, autocast=False
         )
+        if not self._penalty.is_formula:
+            scored = (len(self._penalty.scored),)
+            self._penalty.held = [
+                self.add_weight(
+                    name=name, shape=shape, dtype="float32", initializer="zeros", trainable=False, autocast=False
+                )
+                for name, shape in (("prices", scored), ("held_cost", ()))
+            ]
+            self.renew_prices()
         self.penalty_tracker = keras.metrics.Mean(name="penalty")
         self.cost_tracker = keras.metrics.Mean(name="cost")
         self.strength = strength
+        self.built = True  # all weights are there, so that an optimizer's state can be loaded before any call
 
     @property
     def strength(self) -> float:
@@ -82,45 +107,72 @@ class StructureLearner(keras.Model):
 
     @property
     def temperature(self) -> float:
-        """Temperature of LogisticSigmoid's samples; it can be set while training."""
+        """Temperature of the samples of a gate, such as LogisticSigmoid's; it can be set while training."""
         sync_weights(self)
-        return float(ops.convert_to_numpy(self._gates().temperature))
+        return float(ops.convert_to_numpy(self._temperature()))
 
     @temperature.setter
     def temperature(self, value: float) -> None:
         if not 0 < value < float("inf"):
             raise KerasMorphError(f"Expected a finite temperature above 0. Received: temperature={value}.")
         sync_weights(self)
-        self._gates().temperature.assign(value)
+        self._temperature().assign(value)
 
-    def _gates(self) -> Gates:
-        if self.gates is None:
-            raise KerasMorphError(f"Only LogisticSigmoid has a temperature. Received: {self.regularizer!r}.")
-        return self.gates
+    def _temperature(self) -> Any:
+        if not hasattr(self.gates, "temperature"):
+            raise KerasMorphError(
+                "Expected a regularizer whose gates have a temperature, such as LogisticSigmoid. "
+                f"Received: {self.regularizer!r}."
+            )
+        return self.gates.temperature
 
     def stop_sampling(self) -> None:
-        """Let LogisticSigmoid's gates be their p while training too, once the structure is chosen."""
-        if self.gates is not None:
+        """Let gates that are sampled be constant while training too, once the structure is chosen."""
+        if hasattr(self.gates, "stop_sampling"):
             sync_weights(self)
-            self.gates.sampling.assign(0.0)
+            self.gates.stop_sampling()
 
-    def build(self, input_shape: Any = None) -> None:
-        self.built = True
+    def renew_prices(self) -> None:
+        """Take prices and cost at the present counts, where the cost is no formula; `fit` does so before each epoch."""
+        if not self._penalty.is_formula:
+            sync_weights(self)
+            for held, value in zip(self._penalty.held, self._penalty.renewed(), strict=True):
+                held.assign(value)
+
+    def fit(self, *args: Any, callbacks: Any = None, **options: Any) -> Any:
+        """As in Keras."""
+        if not self._penalty.is_formula:
+            renewal = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: self.renew_prices())
+            callbacks = [*(callbacks if isinstance(callbacks, (list, tuple)) else filter(None, [callbacks])), renewal]
+        return super().fit(*args, callbacks=callbacks, **options)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self._network(inputs, training=training)
 
+    def penalty(self) -> Any:
+        """`strength * sum of price * score` at the current weights: a float32 scalar tensor, differentiable."""
+        sync_weights(self)
+        return ops.multiply(self._strength, self._penalty()[0])
+
+    @property
+    def losses(self) -> list[Any]:
+        """Keras's losses of the seed (`add_loss`, weight regularizers), and behind them the penalty."""
+        others = super().losses
+        if losses_are_given(self):
+            return others
+        learner, counted = _COUNTED.get()
+        return [*others, counted if learner is self else self.penalty()]
+
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         penalty, cost = self._penalty()
-        penalty = self._strength * penalty
+        penalty = ops.multiply(self._strength, penalty)
         self.penalty_tracker.update_state(penalty)
         self.cost_tracker.update_state(cost)
-        # The trainer's own aggregation: TensorFlow's replicas together add the penalty once.
-        penalty = share_between_replicas(self, penalty)
-        return penalty if loss is None else loss + ops.cast(penalty, loss.dtype)
+        # Keras adds `losses` by the trainer's own aggregation: TensorFlow's replicas together add the penalty once.
+        with _counted(self, ops.cast(penalty, keras.config.floatx())):
+            return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
 
     def scores(self, *, comparable: bool = False) -> Any:
         """Score of each group, float64, `(graph.num_groups,)`; `comparable` as in `group_scores`."""
@@ -134,6 +186,53 @@ class StructureLearner(keras.Model):
         return np.ones(n) if self.gates is None else self.gates.values(n)
 
     def structure(self) -> Structure:
-        """The structure of the channels whose score is above the threshold, closed."""
+        """The structure of the channels whose score is above the threshold, closed.
+
+        Raises:
+            KerasMorphError: if a score is NaN or infinite.
+        """
         scores = self.scores()
+        check_finite(self.graph, scores)
         return Structure.closed(self.graph, scores > self.regularizer.threshold, scores)
+
+    def get_config(self) -> dict[str, Any]:
+        wiring = self.graph.wiring
+        parts = (self.seed, self.regularizer, self.target_cost, self.dtype_policy)
+        return {
+            "name": self.name,
+            **{key: serialized(part) for key, part in zip(PARTS, parts, strict=True)},
+            "strength": self.strength,
+            "wiring": {"protect": list(wiring.protect), "tie": [*map(list, wiring.tie)], "grouped": wiring.grouped},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "StructureLearner":
+        seed, regularizer, cost, policy = (
+            keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects) for key in PARTS
+        )
+        graph = trace(seed, **config["wiring"])
+        learner = cls(graph, regularizer=regularizer, cost=cost, strength=config["strength"], name=config["name"])
+        learner.dtype_policy = policy  # by which `compile` decides whether the loss is scaled
+        return learner
+
+
+@contextmanager
+def _counted(learner: StructureLearner, penalty: Any) -> Iterator[None]:
+    """Inside, the learner's `losses` hold this penalty, so that it is not computed a second time."""
+    token = _COUNTED.set((learner, penalty))
+    try:
+        yield
+    finally:
+        _COUNTED.reset(token)
+
+
+def _check_steps(seed: keras.Model, kind: type[StructureLearner]) -> None:
+    """A learner trains by its own steps: a seed's would be left out without a word."""
+    for method in OVERRIDES:
+        custom = getattr(type(seed), method) not in (getattr(keras.Model, method), getattr(keras.Sequential, method))
+        if custom and getattr(kind, method) is getattr(StructureLearner, method):
+            raise KerasMorphError(
+                f"{seed.name} has a {method} of its own, which a StructureLearner does not call. Expected: a seed of plain "
+                f"Keras methods, a subclass of StructureLearner with that {method} (self.losses contains the penalty), or a "
+                f"training loop of your own with learner.penalty(). Received: {type(seed).__name__}.{method}."
+            )

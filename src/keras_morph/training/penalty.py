@@ -4,7 +4,7 @@
 
 with the alive counts n constant to the gradient (MorphNet, https://arxiv.org/abs/1711.06798, equation 6). Collected by
 group this is a product of two vectors: the group's score and the price of all its entries. A handful of operations,
-however deep the network.
+however deep the network. Where the cost is no formula, prices are constants too, which are renewed as counts change.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs.costs import Cost
-from keras_morph.training.regularizers import Regularizer
+from keras_morph.costs.costs import Cost, Monomials
+from keras_morph.training.regularizers import Regularizer, group_scores
 
 __all__ = ["Penalty"]
 
@@ -39,11 +39,24 @@ class Penalty:
         self.free = (~graph.pinned_mask[scored]).astype(np.float32)
         position = np.full(graph.num_groups, -1)
         position[scored] = np.arange(len(scored))
-        self._lay_out(graph, cost, position)
+        self.graph, self.scored, self.table = graph, scored, cost.table(graph)
+        self.held: Any = None  # variables with the price of each scored group and with the cost, where it is no formula
+        monomials = cost.monomials(graph)
+        self.is_formula = monomials is not None
+        if monomials is not None:
+            self._lay_out(graph, monomials, position)
 
-    def _lay_out(self, graph: ChannelGraph, cost: Cost, position: np.ndarray) -> None:
+    def renewed(self) -> tuple[np.ndarray, float]:
+        """The price of each scored group at the present counts, float64, `(scored,)`, and the cost."""
+        graph = self.graph
+        alive = group_scores(graph, self.regularizer) > self.regularizer.threshold
+        counts = graph.counts(alive | graph.pinned_mask)
+        vector, group, count = graph.pairs
+        prices = np.bincount(group, weights=self.table.prices(counts)[vector] * count, minlength=graph.num_groups)
+        return prices[self.scored] * self.free, float(self.table.costs(counts).sum())
+
+    def _lay_out(self, graph: ChannelGraph, table: Monomials, position: np.ndarray) -> None:
         """Constant index vectors: which scored groups lie in which vector of the cost."""
-        table = cost.monomials(graph)
         used = np.unique(np.concatenate([table.a, table.b]))
         used = used[used >= 0]
         number = np.zeros(len(graph.vectors) + 1, np.int64)
@@ -74,8 +87,12 @@ class Penalty:
     def __call__(self) -> tuple[Any, Any]:
         """(penalty, cost): two float32 scalars; the cost is that of the alive counts before closing."""
         scores = self.scores()
+        if self.held is not None:
+            prices, cost = self.held
+            return ops.sum(ops.multiply(prices, scores)), ops.convert_to_tensor(cost)
         held = ops.stop_gradient(scores)
-        alive = ops.where(held > self.regularizer.threshold, ops.ones_like(held), 1.0 - self.free)
+        # A score that is NaN is not dead.
+        alive = ops.where(held <= self.regularizer.threshold, 1.0 - self.free, ops.ones_like(held))
         counts = self._sum(ops.multiply(ops.take(alive, self.pair_group), self.pair_count), self.pair_vector)
         counts = ops.concatenate([ops.add(counts[:-1], self.fixed), ops.ones(1)])
         a = ops.multiply(ops.take(counts, self.b), self.coefficient)  # derivative of each monomial by its n_a

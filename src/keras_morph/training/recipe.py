@@ -10,7 +10,7 @@ import numpy as np
 from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.keras_internals import compiled_with
 
-__all__ = ["Recipe", "check_data", "cosine", "fit_on"]
+__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "fit_on"]
 
 
 @dataclass(frozen=True)
@@ -129,18 +129,31 @@ def cosine(rate: float, steps: int) -> Any:
     return keras.optimizers.schedules.CosineDecay(rate, max(1, steps))
 
 
-def check_data(data: Any, objective: Mapping[str, Any]) -> None:
-    """Examples and labels, as the loss takes them.
+def check_labelled(name: str, data: Any) -> None:
+    """Arrays come with labels, as a tuple: `fit` would take a list or dictionary for the inputs of a model without any.
 
     Raises:
-        DataError: for inputs without labels, and for one-hot labels where the loss expects class numbers.
+        DataError: for a bare array, a list or dictionary of arrays, and a tuple of another length.
     """
-    if isinstance(data, np.ndarray) or keras.ops.is_tensor(data):
-        raise DataError(
-            f"Expected data=(x, y), or a tf.data.Dataset, PyDataset or DataLoader of such pairs. Received: a bare array of "
-            f"shape {tuple(data.shape)}, without labels."
-        )
-    if not (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
+    if isinstance(data, (list, tuple, dict)) and not (isinstance(data, tuple) and len(data) in (2, 3)):
+        received = f"a {type(data).__name__} of {len(data)}"
+    elif hasattr(data, "shape") and hasattr(data, "dtype"):
+        received = f"an array of shape {tuple(data.shape)}"
+    else:
+        return
+    raise DataError(
+        f"{name} expects (x, y), (x, y, sample_weight), or a tf.data.Dataset, PyDataset or the like that gives both. "
+        f"Received: {received}; labels belong to it."
+    )
+
+
+def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
+    """Labels as the loss takes them.
+
+    Raises:
+        DataError: for one-hot labels where the loss expects class numbers.
+    """
+    if not isinstance(data, tuple):
         return
     loss, labels = objective["loss"], data[1]
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
@@ -153,7 +166,7 @@ def check_data(data: Any, objective: Mapping[str, Any]) -> None:
 
 def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> Any:
     """`fit` on a pair of arrays or on anything else that `fit` takes."""
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+    if isinstance(data, tuple) and len(data) in (2, 3):
         x, y, *weights = data
         return model.fit(x, y, sample_weight=weights[0] if weights else None, batch_size=batch_size, **options)
     return model.fit(data, **options)

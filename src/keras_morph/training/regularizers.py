@@ -1,7 +1,8 @@
 """How strong each channel is, and when it counts as dead.
 
 A regularizer reads one weight per channel (a slice of a kernel, a gamma, or a logit) and gives a score. Channels of a group
-are reduced by their maximum: a group lives while one of its channels does.
+are reduced by their maximum: a group lives while one of its channels does. Attached to a graph, it says which network is
+trained and what scores it: for most the seed and they themselves, for a gate the seed wired through gates and these gates.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,20 @@ import numpy as np
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.layers.rules import variable
+from keras_morph.saving import Configured
 
-__all__ = ["Gamma", "GroupLasso", "LogisticSigmoid", "Regularizer", "Source", "group_scores", "pin_sourceless"]
+__all__ = [
+    "Attached",
+    "Gamma",
+    "GroupLasso",
+    "Regularizer",
+    "Source",
+    "attached",
+    "check_finite",
+    "checked_threshold",
+    "group_scores",
+    "pin_sourceless",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Source:
 
     def groups(self, graph: ChannelGraph) -> np.ndarray:
         """Group number of each channel along the axis."""
-        return graph.group_of[graph.vectors[self.weight.vectors[self.axis]]]
+        return graph.groups_of(self.weight.vectors[self.axis])
 
     @property
     def other_axes(self) -> tuple[int, ...]:
@@ -49,9 +62,11 @@ class Source:
 class Regularizer(Protocol):
     """What a regularizer of your own has to have.
 
-    It may also have `comparable(scores, entries)`, as GroupLasso has, where scores of layers of different sizes have to
-    be scaled before `fit_budget` chooses among them; and `initial_strength` and `strength_factor`: where a StrengthController
-    begins, times the cost of the seed, and the factor by which it goes on.
+    It may also have `attach(graph)`, which returns an Attached where it needs more than the seed's own weights;
+    `comparable(scores, entries)`, as GroupLasso has, where scores of layers of different sizes have to
+    be scaled before `fit_budget` chooses among them; `initial_strength` and `strength_factor`: where a StrengthController
+    begins, times the cost of the seed, and the factor by which it goes on; and `get_config` and `from_config`, without which
+    its learner is not saved whole.
     """
 
     threshold: float
@@ -66,13 +81,51 @@ class Regularizer(Protocol):
         """
 
 
-def _threshold(value: float) -> float:
+@dataclass(frozen=True)
+class Attached:
+    """A regularizer at work on one model.
+
+    Attributes:
+        network: what is trained: the seed itself, or its layers wired through gates.
+        scorer: has the `threshold`, `sources` and `score` of a Regularizer. A gate has `values(num_groups)` too: what each group
+            is multiplied by in inference. One that samples has `stop_sampling()`, and `temperature`, a Keras variable.
+        graph: the traced seed; groups that the scorer has no score for are pinned.
+    """
+
+    network: keras.Model
+    scorer: Any
+    graph: ChannelGraph
+
+    @property
+    def gates(self) -> Any:
+        """The scorer, where it is one of gates; else None."""
+        return None if self.network is self.graph.model else self.scorer
+
+
+def attached(regularizer: Any, graph: ChannelGraph) -> Attached:
+    """A regularizer attached to a graph: by its own `attach`, or as what reads the seed's weights.
+
+    Raises:
+        UnsupportedModelError: if it finds nothing to read.
+    """
+    if hasattr(regularizer, "attach"):
+        return regularizer.attach(graph)
+    return Attached(graph.model, regularizer, pin_sourceless(graph, regularizer))
+
+
+def checked_threshold(value: float) -> float:
+    """A threshold of at least 0.
+
+    Raises:
+        KerasMorphError: if it is not.
+    """
     if not value >= 0:
         raise KerasMorphError(f"Expected a threshold of at least 0. Received: threshold={value}.")
     return float(value)
 
 
-class GroupLasso:
+@keras.saving.register_keras_serializable("keras_morph")
+class GroupLasso(Configured):
     """Root mean square of each channel's kernel, of convolutions and Dense layers alike.
 
     score = (1 - l1_fraction) * sqrt(mean(w^2)) + l1_fraction * mean(|w|), over all axes of the kernel but the output's.
@@ -84,12 +137,16 @@ class GroupLasso:
 
     References:
         Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798
+
+    Example:
+        >>> km.StructureLearner(model, regularizer=km.GroupLasso(threshold=0.05)).scores().shape
+        (22,)
     """
 
     def __init__(self, threshold: float = 1e-2, *, l1_fraction: float = 0.0) -> None:
         if not 0 <= l1_fraction <= 1:
             raise KerasMorphError(f"GroupLasso expects 0 <= l1_fraction <= 1. Received: l1_fraction={l1_fraction}.")
-        self.threshold, self.l1_fraction = _threshold(threshold), float(l1_fraction)
+        self.threshold, self.l1_fraction = checked_threshold(threshold), float(l1_fraction)
 
     def sources(self, graph: ChannelGraph) -> list[Source]:
         return [
@@ -105,7 +162,8 @@ class GroupLasso:
             weight, axes = xp.reshape(weight, (-1, weight.shape[-1])), (0,)
         square = xp.mean(xp.square(weight), axis=axes)
         # The gradient of sqrt at 0 is infinite: a channel that is exactly zero takes the other branch, with gradient 0.
-        norm = xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, xp.ones_like(square))), xp.zeros_like(square))
+        zero = square == 0  # and not `square > 0`, by which NaN would be a score of 0
+        norm = xp.where(zero, xp.zeros_like(square), xp.sqrt(xp.where(zero, xp.ones_like(square), square)))
         if not self.l1_fraction:
             return norm
         return (1 - self.l1_fraction) * norm + self.l1_fraction * xp.mean(_magnitude(weight, xp), axis=axes)
@@ -122,7 +180,8 @@ class GroupLasso:
         return f"GroupLasso(threshold={self.threshold}, l1_fraction={self.l1_fraction})"
 
 
-class Gamma:
+@keras.saving.register_keras_serializable("keras_morph")
+class Gamma(Configured):
     """|gamma| of the BatchNormalizations that a channel passes.
 
     Args:
@@ -130,10 +189,14 @@ class Gamma:
 
     References:
         Gordon et al., MorphNet, https://arxiv.org/abs/1711.06798
+
+    Example:
+        >>> km.fit_budget(model, "50%", scores=km.Gamma()).widths["head"]
+        3
     """
 
     def __init__(self, threshold: float = 1e-2) -> None:
-        self.threshold = _threshold(threshold)
+        self.threshold = checked_threshold(threshold)
 
     def sources(self, graph: ChannelGraph) -> list[Source]:
         found = [
@@ -157,63 +220,9 @@ class Gamma:
         return f"Gamma(threshold={self.threshold})"
 
 
-class LogisticSigmoid:
-    """A learned gate per group, as in FiGS: sampled while training, folded into the weights when rebuilt.
-
-    Each group that may be removed has a logit; p = sigmoid(logit) is its score. Where a layer reads channels they are
-    multiplied by their gates: while training by a sample, sigmoid((logit + logistic noise) / temperature), the same for
-    all channels of the group; in inference by p where p is above the threshold, else by 0. The logits live in the
-    StructureLearner, and only a learner can be scored with them.
-
-    Args:
-        threshold: a group is alive when its p is strictly above.
-        initial: p of every group at the start, in (0, 1).
-        temperature: of the samples; the lower, the closer they are to 0 and 1. `learner.temperature` changes it while
-            training, and so does the callback `Anneal`.
-        straight_through: whether samples are rounded to 0 or 1, their gradients being those of the unrounded ones.
-        speed: factor between the trained variable and the logit, so that logits can move as far as they need within a
-            short training whose learning rate fits the weights.
-
-    References:
-        Gordon et al., Fine-grained stochastic architecture search, https://arxiv.org/abs/2006.09581
-    """
-
-    # Adam gives logits steps of one size, however small the penalty; under a strength that grows they would fall alike.
-    initial_strength, strength_factor = 1.0, 1.0
-
-    def __init__(
-        self,
-        threshold: float = 0.1,
-        *,
-        initial: float = 0.97,
-        temperature: float = 1.0,
-        straight_through: bool = False,
-        speed: float = 10.0,
-    ) -> None:
-        if not 0 < initial < 1:
-            raise KerasMorphError(f"LogisticSigmoid expects 0 < initial < 1. Received: initial={initial}.")
-        for name, value in (("temperature", temperature), ("speed", speed)):
-            if not 0 < value < float("inf"):
-                raise KerasMorphError(f"LogisticSigmoid expects {name} > 0. Received: {name}={value}.")
-        self.threshold, self.initial, self.temperature = _threshold(threshold), float(initial), float(temperature)
-        self.straight_through, self.speed = bool(straight_through), float(speed)
-
-    def sources(self, graph: ChannelGraph) -> list[Any]:
-        raise KerasMorphError(
-            "LogisticSigmoid scores channels by logits that are learned. Expected a StructureLearner that was trained "
-            f"with it. Received: {graph.model.name} as it is; use GroupLasso or Gamma for a model without a learner."
-        )
-
-    def score(self, weight: Any, axes: tuple[int, ...], xp: Any) -> Any:
-        return 1.0 / (1.0 + xp.exp(-self.speed * weight))
-
-    def __repr__(self) -> str:
-        return f"LogisticSigmoid(threshold={self.threshold})"
-
-
 def _magnitude(x: Any, xp: Any) -> Any:
-    # |x| whose gradient at 0 is 0 on every backend (JAX gives 1 for abs).
-    return xp.where(x > 0, x, xp.where(x < 0, -x, xp.zeros_like(x)))
+    # |x| whose gradient at 0 is 0 on every backend (JAX gives 1 for abs), and NaN where x is.
+    return xp.where(x == 0, xp.zeros_like(x), xp.where(x < 0, -x, x))
 
 
 def pin_sourceless(graph: ChannelGraph, regularizer: Regularizer) -> ChannelGraph:
@@ -238,5 +247,23 @@ def group_scores(graph: ChannelGraph, regularizer: Regularizer, *, comparable: b
         each = regularizer.score(weight, source.other_axes, np)
         if scaled is not None:
             each = scaled(each, weight.size // each.size)
-        np.maximum.at(scores, source.groups(graph), each)
+        with np.errstate(invalid="ignore"):  # NaN stays NaN, and whoever chooses by it is told
+            np.maximum.at(scores, source.groups(graph), each)
     return scores
+
+
+def check_finite(graph: ChannelGraph, scores: np.ndarray) -> None:
+    """Every group that may be removed has a score that is a number: NaN is neither alive nor dead.
+
+    Raises:
+        KerasMorphError: if one has not; the message names the first layers.
+    """
+    lost = ~np.isfinite(scores) & ~graph.pinned_mask
+    if not lost.any():
+        return
+    layers = [layer.name for layer in graph.layers if layer.made is not None and lost[graph.group_of[layer.made]].any()]
+    raise KerasMorphError(
+        f"Expected finite scores. Received: NaN or infinity for {lost.sum()} of {len(lost)} groups of {graph.model.name}, "
+        f"first in {', '.join(layers[:3])}. Where a training has diverged, go back to a checkpoint, with a lower learning "
+        "rate or strength."
+    )

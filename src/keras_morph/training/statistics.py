@@ -22,6 +22,10 @@ def reestimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 64
         data: as in `shrink`: a pair of arrays, or whatever `fit` takes as its first argument.
         batch_size: examples per batch, where `data` is a pair of arrays.
         batches: at most so many batches are looked at.
+
+    Example:
+        >>> small = km.prune(model, "50%")
+        >>> km.reestimate_statistics(small, (x, y), batch_size=32)
     """
     norms = [layer for layer in parts_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
     norms = [layer for layer in norms if layer.trainable]

@@ -54,7 +54,12 @@ _SMALL_MINIMUM = 4
 
 
 def known_names() -> tuple[str, ...]:
-    """List every name that `build` takes: the Model Zoo's, the small networks, the rest of `keras.applications`."""
+    """List every name that `build` takes: the Model Zoo's, the small networks, the rest of `keras.applications`.
+
+    Example:
+        >>> {"ResNet50", "DigitsResNet", "EfficientNetB0"} <= set(km.zoo.known_names())
+        True
+    """
     rest = sorted(
         name
         for name, value in vars(keras.applications).items()
@@ -68,6 +73,10 @@ def minimum_size(base_model: str | Callable[..., keras.Model]) -> int:
 
     Raises:
         KerasMorphError: If there is no such architecture.
+
+    Example:
+        >>> km.zoo.minimum_size("InceptionV3")
+        75
     """
     name, _ = _named(base_model)
     if name in SMALL_NETWORKS:
@@ -102,6 +111,11 @@ def build(
     Raises:
         KerasMorphError: If there is no such architecture, if the images are too small for it, if a number is not
             positive, if Keras does not build it on this backend, or if a callable returns no feature maps.
+
+    Example:
+        >>> seed = km.zoo.build("MobileNet", input_shape=(32, 32, 3), classes=7)
+        >>> seed.name, seed.output_shape
+        ('MobileNet', (None, 7))
     """
     name, function = _named(base_model)
     _check_shape(name, input_shape)

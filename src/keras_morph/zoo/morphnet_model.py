@@ -21,7 +21,8 @@ from keras_morph.runs import new_run_folder, write_json
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import masked
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.regularizers import Gamma, GroupLasso, LogisticSigmoid, Regularizer
+from keras_morph.training.logistic_sigmoid import LogisticSigmoid
+from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
 from keras_morph.zoo.applications import build
 
 ALGORITHMS: dict[str, Callable[..., Regularizer]] = {
@@ -95,6 +96,18 @@ class MorphNetModel:
     Raises:
         KerasMorphError: if a value is out of range, or a device is not there.
         UnsupportedModelError: if the regularizer finds nothing to read in the network.
+
+    Example:
+        >>> def base_model(input_shape):
+        ...     image = keras.Input(input_shape)
+        ...     return keras.Model(image, keras.layers.Conv2D(8, 3, activation="relu")(image))
+        >>> model = km.zoo.MorphNetModel(base_model, num_classes=10, num_gpus=0, input_shape=(8, 8, 1))
+        >>> loss, accuracy, cost = model.train(np.zeros((4, 8, 8, 1)), np.zeros(4, int))
+        >>> cost == model.get_model_cost()
+        True
+        >>> model.export_model_config_with_inputs().name
+        'alive_1'
+        >>> model.close()
     """
 
     def __init__(
@@ -254,6 +267,6 @@ class MorphNetModel:
 
     @functools.cached_property
     def _writer(self) -> Any:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
 
         return SummaryWriter(str(self.folder))

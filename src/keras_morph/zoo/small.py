@@ -44,6 +44,10 @@ def resnet_cifar(
 
     Raises:
         KerasMorphError: If no network has this depth.
+
+    Example:
+        >>> km.zoo.resnet_cifar(14, classes=100).output_shape
+        (None, 100)
     """
     blocks, rest = divmod(depth - 2, 6)
     if blocks < 1 or rest:
@@ -71,7 +75,12 @@ def resnet_cifar(
 def resnet20(
     input_shape: Shape = (32, 32, 3), classes: int = 10, *, classifier_activation: str | None = "softmax"
 ) -> keras.Model:
-    """Build ResNet20 of He et al.: 0.27 million parameters and 82 million FLOPs at 32x32."""
+    """Build ResNet20 of He et al.: 0.27 million parameters and 82 million FLOPs at 32x32.
+
+    Example:
+        >>> km.zoo.resnet20().count_params()
+        274042
+    """
     return resnet_cifar(
         20, input_shape=input_shape, classes=classes, classifier_activation=classifier_activation, name="ResNet20"
     )
@@ -80,7 +89,12 @@ def resnet20(
 def resnet56(
     input_shape: Shape = (32, 32, 3), classes: int = 10, *, classifier_activation: str | None = "softmax"
 ) -> keras.Model:
-    """Build ResNet56 of He et al.: 0.86 million parameters and 252 million FLOPs at 32x32."""
+    """Build ResNet56 of He et al.: 0.86 million parameters and 252 million FLOPs at 32x32.
+
+    Example:
+        >>> km.zoo.resnet56().name
+        'ResNet56'
+    """
     return resnet_cifar(
         56, input_shape=input_shape, classes=classes, classifier_activation=classifier_activation, name="ResNet56"
     )
@@ -89,7 +103,13 @@ def resnet56(
 def digits_resnet(
     input_shape: Shape = (8, 8, 1), classes: int = 10, *, classifier_activation: str | None = "softmax"
 ) -> keras.Model:
-    """Build a ResNet8 that learns scikit-learn's digits within seconds: the network of examples and tests."""
+    """Build a ResNet8 that learns scikit-learn's digits within seconds: the network of examples and tests.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> seed.input_shape, seed.count_params()
+        ((None, 8, 8, 1), 78426)
+    """
     return resnet_cifar(
         8, input_shape=input_shape, classes=classes, classifier_activation=classifier_activation, name="DigitsResNet"
     )

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, ModelSize
@@ -58,6 +56,14 @@ class Report:
         history: rows of `history.csv`, if any.
         results: lines of the result table, name -> {column: value}, if any.
         uncounted: layers whose FLOPs cannot be counted, such as `mix (Lambda)`.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> found = km.report(seed, km.fit_budget(seed, "50%"))
+        >>> before, after = found.totals["FLOPs"]
+        >>> after <= 0.5 * before
+        True
+        >>> found.save("report")  # report.md, report.json, report.png and report.html
     """
 
     model: str
@@ -101,6 +107,9 @@ class Report:
 
     def text(self, width: int = 120) -> str:
         """Two tables for a terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
         layers = Table(title=f"{self.model}, layer by layer", title_justify="left")
         for number, name in enumerate(self.HEADER):
             layers.add_column(name, justify="left" if number < 2 else "right", no_wrap=number == 0)
@@ -248,6 +257,15 @@ def report(
         small: the model after, or a structure of the seed as in `rebuild`.
         history: rows per epoch, for the curve of the cost.
         results: name -> {column: value}, shown above everything else.
+
+    Example:
+        >>> seed = km.zoo.digits_resnet()
+        >>> print(km.report(seed, km.prune(seed, "50%")).markdown())
+        # DigitsResNet, before and after
+        <BLANKLINE>
+        | cost | before | after | share |
+        | --- | ---: | ---: | ---: |
+        | FLOPs | 1,527,040 | ...
     """
     if isinstance(small, (Structure, Mapping, str, Path)):
         before, structure = graph_and_structure(seed, small)

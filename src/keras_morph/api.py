@@ -1,0 +1,91 @@
+"""The public API, a line for each name; `keras_morph` loads this file when one of them is used."""
+
+from keras_morph import datasets, zoo
+from keras_morph.channels import ChannelGraph
+from keras_morph.costs.budget import Budget
+from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.hardware import HARDWARE, Hardware
+from keras_morph.costs.measured import measure
+from keras_morph.costs.stairs import Staircase
+from keras_morph.errors import (
+    BudgetError,
+    DataError,
+    KerasMorphError,
+    MissingBackendError,
+    StructureMismatchError,
+    UncountedLayerWarning,
+    UnknownLayerWarning,
+    UnsupportedModelError,
+)
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import trace
+from keras_morph.layers.rules import Rule, register_rule
+from keras_morph.pipeline import Progress, Shrunk, prune, shrink
+from keras_morph.reporting import Report, report
+from keras_morph.search.expansion import expand
+from keras_morph.search.scores import taylor_scores
+from keras_morph.search.selection import Reach, fit_budget, reach
+from keras_morph.surgery.rebuilding import masked, rebuild
+from keras_morph.tensorboard import TensorBoardLog
+from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
+from keras_morph.training.distilling import Distiller
+from keras_morph.training.learner import StructureLearner
+from keras_morph.training.logistic_sigmoid import LogisticSigmoid
+from keras_morph.training.recipe import Recipe
+from keras_morph.training.regularizers import Gamma, GroupLasso
+from keras_morph.training.statistics import reestimate_statistics
+
+__all__ = [
+    "HARDWARE",
+    "Activations",
+    "Anneal",
+    "Budget",
+    "BudgetError",
+    "ChannelGraph",
+    "Cost",
+    "DataError",
+    "Distiller",
+    "EpochLog",
+    "FLOPs",
+    "FadeOut",
+    "Gamma",
+    "GroupLasso",
+    "Hardware",
+    "KerasMorphError",
+    "Latency",
+    "LogisticSigmoid",
+    "MissingBackendError",
+    "ModelSize",
+    "Progress",
+    "Reach",
+    "Recipe",
+    "Report",
+    "Rule",
+    "Shrunk",
+    "Staircase",
+    "StopWithin",
+    "StrengthController",
+    "Structure",
+    "StructureLearner",
+    "StructureLog",
+    "StructureMismatchError",
+    "TensorBoardLog",
+    "UncountedLayerWarning",
+    "UnknownLayerWarning",
+    "UnsupportedModelError",
+    "datasets",
+    "expand",
+    "fit_budget",
+    "masked",
+    "measure",
+    "prune",
+    "reach",
+    "rebuild",
+    "reestimate_statistics",
+    "register_rule",
+    "report",
+    "shrink",
+    "taylor_scores",
+    "trace",
+    "zoo",
+]

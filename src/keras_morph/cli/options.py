@@ -1,0 +1,106 @@
+"""Options that several commands share, and checks of them: nothing here imports Keras, so that `--help` is quick."""
+
+import dataclasses
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keras_morph.costs.hardware import HARDWARE
+from keras_morph.errors import KerasMorphError
+
+__all__ = [
+    "ALGORITHMS",
+    "BASE_MODELS",
+    "COSTS",
+    "DATA",
+    "DEVICES",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Classes",
+    "Grouped",
+    "ImageSize",
+    "Protect",
+    "Tie",
+    "among",
+    "check_folder",
+    "check_number",
+    "command_of",
+    "plain",
+]
+
+# Names of what only Keras can make; a test holds them against the tables that make it.
+ALGORITHMS = ("GroupLasso", "Gamma", "LogisticSigmoid")
+BASE_MODELS = (
+    *("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2", "VGG16", "VGG19", "Xception"),
+    *("InceptionV3", "InceptionResNetV2", "MobileNet", "MobileNetV2", "DenseNet121", "DenseNet169", "DenseNet201"),
+    *("NASNetLarge", "NASNetMobile"),
+)
+COSTS = ("FLOPs", "Latency", "ModelSize", "Activations")
+DATA = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+DEVICES = (*HARDWARE, "Others")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "adamax", "adagrad", "lion")
+SCHEDULES = ("constant", "cosine", "linear", "exponential")
+
+
+def among(choices: Iterable[str], *, show: bool = True) -> dict[str, Any]:
+    """For `typer.Option`: names that the shell completes, and with `show` those of the help; a check is left to `one_of`."""
+    names = tuple(choices)
+    completed = {"autocompletion": lambda incomplete: [name for name in names if name.startswith(incomplete)]}
+    return completed | ({"metavar": f"[{'|'.join(names)}]"} if show else {})
+
+
+ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at")]
+Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with")]
+Protect = Annotated[list[str] | None, typer.Option(metavar="LAYER", help="keep all its channels; may be repeated")]
+Tie = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER,LAYER", help="these lose the same channels; may be repeated")
+]
+Grouped = Annotated[
+    str,
+    typer.Option(
+        help="grouped convolutions lose whole conv groups, or equal counts in each",
+        **among(("whole", "equal"), show=False),
+    ),
+]
+
+
+def check_number(option: str, value: float | None, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """A finite number from `low` to `high`; with `above`, larger than `low`. None passes: the option was left out."""
+    if value is None or (low <= value <= high and math.isfinite(value) and not (above and value == low)):
+        return
+    expected = f"a number {'above' if above else 'of at least'} {low}" + ("" if high == math.inf else f", up to {high}")
+    raise KerasMorphError(f"{option} expects {expected}. Received: {value}.")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """A folder that is there or can be made, and can be written."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """A dataclass of options as plain data, for `config.json`."""
+    values = dataclasses.asdict(options)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def command_of(options: type[Any]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Make a function of a dataclass of options a command: its parameters are the fields, its help is the docstring."""
+
+    def decorate(run: Callable[[Any], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            given = options(**values)
+            given.check()
+            run(given)
+
+        command.__name__, command.__doc__ = run.__name__, options.__doc__
+        command.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]  # what Typer reads
+        return command
+
+    return decorate

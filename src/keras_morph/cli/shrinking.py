@@ -1,0 +1,219 @@
+"""What `shrink` does: check what its options name, train the seed, shrink it, measure and report."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from keras_morph.cli.choices import cost_of, load_model, optimizer_of, regularizer_of, wiring_of
+from keras_morph.cli.options import plain
+from keras_morph.cli.shrink import Shrink
+from keras_morph.costs.budget import Budget, parse_budget
+from keras_morph.costs.costs import Cost, FLOPs, ModelSize
+from keras_morph.costs.measured import Measured, measure
+from keras_morph.datasets import Dataset, load
+from keras_morph.errors import KerasMorphError
+from keras_morph.graph.tracing import trace
+from keras_morph.pipeline import Shrunk
+from keras_morph.pipeline import shrink as shrink_model
+from keras_morph.reporting import report
+from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
+from keras_morph.search.selection import fit_budget, reach
+from keras_morph.training.callbacks import EpochLog
+from keras_morph.training.learner import StructureLearner
+from keras_morph.training.recipe import Recipe, cosine
+from keras_morph.training.regularizers import Regularizer
+
+__all__ = ["run"]
+
+SEED_EPOCHS = 15  # enough for 99 % on digits
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the options name."""
+
+    budget: Budget
+    cost: Cost
+    regularizer: Regularizer
+    optimizer: Callable[..., keras.optimizers.Optimizer]
+    wiring: dict[str, Any]
+
+
+def run(options: Shrink) -> None:
+    """Shrink, and write the run's folder. Everything that can be wrong is found before anything is trained or written."""
+    plan = _planned(options)
+    keras.utils.set_random_seed(options.random_seed)
+    dataset = load(options.data, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
+    seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
+    reaches = _reaches(plan, seed)
+    _check_fits(seed, dataset)
+
+    folder = new_run_folder(options.log_dir)
+    write_json(folder / "config.json", {"command": "shrink", "options": plain(options), **describe_environment()})
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print("\n".join([str(dataset), *reaches, f"run folder: {folder}"]), highlight=False)
+    before = _train_seed(options, plan, seed, dataset, folder)
+    result = _shrunk(options, plan, seed, dataset, folder)
+    if options.rounds == 1:  # later rounds begin with other networks
+        save_model(seed, folder / "seed.keras")
+    times = measure({"seed": seed, "small": result.small}, batch_size=256)
+    results = _results(seed, result, dataset, times)
+    report(seed, result.small, history=before + result.history, results=results).save(folder)
+    console.print(_table(results, times, dataset))
+    console.print(f"small.keras, structure.json, report.html and more are in {folder}", highlight=False)
+
+
+def _planned(options: Shrink) -> _Plan:
+    """Everything that can be wrong without the data and the model is found here."""
+    arguments = ("--cost", "--hardware")
+    cost = cost_of(options.cost, options.hardware, options.peak_flops, options.bandwidth, arguments=arguments)
+    plan = _Plan(
+        Budget(options.budget, cost, round_to=options.round_to, per_cost=options.per_cost),
+        cost,
+        regularizer_of(options.regularizer, options.threshold, argument="--regularizer"),
+        optimizer_of(options.optimizer),
+        wiring_of(options.protect, options.tie, options.grouped),
+    )
+    for part, text in plan.budget.amounts():
+        parse_budget(text, part, 1.0)
+    return plan
+
+
+def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
+    """What can be reached of each part of the budget.
+
+    Raises:
+        BudgetError: if it is less than what is asked for.
+    """
+    untrained = StructureLearner(trace(seed, **plan.wiring), regularizer=plan.regularizer, cost=plan.cost)
+    fit_budget(untrained, plan.budget)
+    return [str(reach(untrained, part)) for part, _ in plan.budget.amounts()]
+
+
+def _train_seed(
+    options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, folder: Path
+) -> list[dict[str, Any]]:
+    """Train the seed, if that is asked for; gives the rows of its history."""
+    default = 0 if options.model.endswith(".keras") else SEED_EPOCHS
+    epochs = default if options.seed_epochs is None else options.seed_epochs
+    if not epochs:
+        return []
+    log = EpochLog(folder / "history.csv", phase="seed", line=print)
+    steps = -(-len(dataset.x_train) // options.batch_size)
+    seed.compile(plan.optimizer(cosine(options.learning_rate, steps * epochs)), _loss_of(seed), metrics=["accuracy"])
+    seed.fit(
+        dataset.x_train,
+        dataset.y_train,
+        batch_size=options.batch_size,
+        epochs=epochs,
+        validation_data=_held_out(dataset),
+        verbose=0,
+        callbacks=[log],
+    )
+    return log.rows
+
+
+def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, folder: Path) -> Shrunk:
+    """The one call of `shrink`."""
+    recipe = Recipe(
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        optimizer=plan.optimizer,
+        loss=_loss_of(seed),
+        metrics=["accuracy"],
+        batch_size=options.batch_size,
+        rounds=options.rounds,
+        strength=options.strength,
+        distillation=options.distillation,
+    )
+    return shrink_model(
+        trace(seed, **plan.wiring),
+        plan.budget,
+        (dataset.x_train, dataset.y_train),
+        validation_data=_held_out(dataset),
+        regularizer=plan.regularizer,
+        recipe=recipe,
+        run=folder,
+        verbose=2,
+    )
+
+
+def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    return (dataset.x_val, dataset.y_val) if len(dataset.x_val) else None
+
+
+def _loss_of(seed: keras.Model) -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(seed))
+
+
+def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
+    """The model takes these images and tells these classes apart."""
+    wanted, given = seed.input_shape, (None, *dataset.image_shape)
+    if len(wanted) != 4 or any(w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)):
+        raise KerasMorphError(
+            f"{seed.name} expects inputs of shape {wanted}. Received: images of {dataset.image_shape}; "
+            "give --image-size, or build the model for these images."
+        )
+    if len(seed.outputs) != 1 or seed.output_shape[-1] != dataset.num_classes:
+        raise KerasMorphError(
+            f"{seed.name} gives outputs of shape {seed.output_shape}. Expected: one score for each of the "
+            f"{dataset.num_classes} classes of {dataset.name}."
+        )
+
+
+def _ends_in_softmax(model: keras.Model) -> bool:
+    last = model.layers[-1]
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
+def _accuracy(model: keras.Model, dataset: Dataset) -> float:
+    predictions = model.predict(dataset.x_test, batch_size=256, verbose=0)
+    return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
+
+
+def _results(
+    seed: keras.Model, result: Shrunk, dataset: Dataset, times: dict[str, Measured]
+) -> dict[str, dict[str, str]]:
+    small = result.small
+    tuned = _accuracy(small, dataset)
+    tuned_weights = small.get_weights()
+    small.set_weights(result.rebuilt_weights)
+    rebuilt = _accuracy(small, dataset)
+    small.set_weights(tuned_weights)
+
+    def row(accuracy: float, model: keras.Model, time: str) -> dict[str, str]:
+        return {
+            "test accuracy": f"{accuracy:.2%}",
+            "FLOPs": f"{FLOPs()(model):,.0f}",
+            "parameters": f"{ModelSize()(model):,.0f}",
+            f"ms / {times[time].batch_size} images": str(times[time]).replace(" ms", ""),
+        }
+
+    return {
+        "seed": row(_accuracy(seed, dataset), seed, "seed"),
+        "trained, before the cut": row(_accuracy(result.learner, dataset), result.learner.seed, "seed"),
+        "rebuilt, right after it": row(rebuilt, small, "small"),
+        "fine-tuned": row(tuned, small, "small"),
+    }
+
+
+def _table(results: dict[str, dict[str, str]], times: dict[str, Measured], dataset: Dataset) -> Table:
+    ratio = times["seed"].median / times["small"].median
+    table = Table(
+        title=f"{dataset.name}, {len(dataset.x_test)} test images; {ratio:.2f}x as fast, "
+        f"median (10 % to 90 %) of {times['seed'].rounds} rounds in alternation",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for column in next(iter(results.values())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, values in results.items():
+        table.add_row(name, *values.values())
+    return table

@@ -1,0 +1,175 @@
+"""What `train` does: check what its options name, train a network under the penalty, log and rebuild its structure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_morph.cli.choices import SCHEDULES, base_model_of, cost_of, one_of, optimizer_of, regularizer_of
+from keras_morph.cli.options import plain
+from keras_morph.cli.train import Train
+from keras_morph.costs.costs import Cost
+from keras_morph.datasets import Dataset, load
+from keras_morph.devices import Devices, choose, existing, mixed_precision, padded, whole_batches
+from keras_morph.errors import KerasMorphError
+from keras_morph.graph.tracing import trace
+from keras_morph.runs import describe_environment, save_model, write_json
+from keras_morph.surgery.rebuilding import rebuild
+from keras_morph.tensorboard import TensorBoardLog
+from keras_morph.training.callbacks import EpochLog, StructureLog
+from keras_morph.training.regularizers import Gamma, Regularizer
+from keras_morph.zoo import WITHOUT_GAMMA, MorphNetModel, build, minimum_size
+
+__all__ = ["run"]
+
+BATCH_PER_GPU, BATCH_ON_CPU = 256, 128  # four GPUs: the Model Zoo's 1024
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the options name."""
+
+    base_model: str | Callable[..., keras.Model]
+    regularizer: Regularizer
+    cost: Cost
+    optimizer: Callable[..., keras.optimizers.Optimizer]
+    schedule: Callable[[float, int], Any]
+    devices: Devices
+    batch_size: int
+
+    @property
+    def on_cpu(self) -> bool:
+        return "cpu:0" in self.devices
+
+
+def run(options: Train) -> None:
+    """Train, and write the run's folder."""
+    plan = _planned(options)
+    _say_devices(options, plan)
+    keras.utils.set_random_seed(options.random_seed)
+    images = _images(options, plan)
+    whole = _whole(images, plan)
+    with mixed_precision(options.mixed_precision):
+        model = _model(options, plan, images, whole)
+        initial_cost = model.get_model_cost()
+        strength = options.morphnet_regularization_multiplier / initial_cost
+        model.set_morphnet_regularization_strength(strength)
+        filled = {"batch_size": plan.batch_size, "num_classes": model.num_classes}
+        config: dict[str, Any] = {"command": "train", "options": plain(options) | filled, "devices": str(plan.devices)}
+        config |= {"initial_cost": initial_cost, "strength": strength}
+        write_json(model.folder / "config.json", config | describe_environment())
+        print(f"{images}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
+        print(f"run folder: {model.folder}")
+        _fit(model, images, whole, options.num_epochs)
+        _save(model)
+    share = model.get_model_cost() / initial_cost
+    print(f"cost {share:.1%} of the seed's; structure.json and small.keras are in {model.folder}")
+
+
+def _planned(options: Train) -> _Plan:
+    """Everything that can be wrong without the data is found here."""
+    base_model = base_model_of(options.base_model_name)
+    regularizer = regularizer_of(
+        options.morphnet_regularizer_algorithm,
+        options.morphnet_regularizer_threshold,
+        options.regularizer_option or (),
+    )
+    cost = cost_of(options.morphnet_target_cost, options.morphnet_hardware, options.peak_flops, options.bandwidth)
+    make_optimizer = optimizer_of(options.optimizer, options.momentum, options.weight_decay)
+    schedule = one_of("--schedule", options.schedule, SCHEDULES)
+    devices = choose(options.num_cuda_device, first=options.main_train_device)
+    if options.main_eval_device is not None:
+        existing(options.main_eval_device)
+    batch_size = options.batch_size or (BATCH_ON_CPU if "cpu:0" in devices else BATCH_PER_GPU) * devices.count
+    devices.check_batch_size(batch_size)
+    if isinstance(regularizer, Gamma) and options.base_model_name in WITHOUT_GAMMA:
+        size = minimum_size(base_model)
+        regularizer.sources(trace(build(base_model, input_shape=(size, size, 3))))  # raises, and says where
+    return _Plan(base_model, regularizer, cost, make_optimizer, schedule, devices, batch_size)
+
+
+def _say_devices(options: Train, plan: _Plan) -> None:
+    unasked = plan.on_cpu and options.num_cuda_device is None
+    print(f"training {plan.devices}" + (": no GPU is visible" if unasked else ""))
+    named = options.main_train_device
+    if named is not None and existing(named) not in plan.devices:
+        print(f"the parameters are where training is: --main-train-device {named} is not used")
+
+
+def _images(options: Train, plan: _Plan) -> Dataset:
+    """The data set, of at least the smallest images that the network takes."""
+    images = load(options.dataset, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
+    minimum = minimum_size(plan.base_model)
+    height, width, _ = images.image_shape
+    size = (max(height, minimum), max(width, minimum))
+    if size != (height, width):
+        print(f"{plan.base_model} takes images of at least {minimum}x{minimum}: enlarged from {height}x{width}")
+        images = images.resized(size)
+    if options.num_classes is not None and options.num_classes < images.num_classes:
+        raise KerasMorphError(
+            f"--num-classes expects at least the {images.num_classes} classes of {images.name}. "
+            f"Received: {options.num_classes}."
+        )
+    return images
+
+
+def _whole(images: Dataset, plan: _Plan) -> int:
+    """How many training images the devices can share."""
+    count = plan.devices.count
+    whole = whole_batches(len(images.x_train), plan.batch_size, count)
+    if whole < len(images.x_train):
+        print(f"the last batch is dropped: {count} devices cannot share {len(images.x_train) - whole} images")
+    if len(images.x_val) % count:
+        print(f"validation is padded with images of weight 0 to a multiple of {count} devices")
+    return whole
+
+
+def _model(options: Train, plan: _Plan, images: Dataset, whole: int) -> MorphNetModel:
+    steps = options.num_epochs * -(-whole // plan.batch_size)
+    return MorphNetModel(
+        plan.base_model,
+        options.num_classes or images.num_classes,
+        plan.schedule(options.learning_rate, steps),
+        plan.batch_size,
+        options.num_cuda_device,
+        options.main_train_device,
+        options.main_eval_device,
+        plan.regularizer,
+        plan.cost,
+        log_dir=options.log_dir,
+        input_shape=images.image_shape,
+        optimizer=plan.optimizer,
+    )
+
+
+def _fit(model: MorphNetModel, images: Dataset, whole: int, epochs: int) -> None:
+    """Train on the first `whole` images, validate, and log."""
+    held_out = padded(images.x_val, images.y_val, model.devices.count) if len(images.x_val) else None
+    elsewhere = held_out is not None and model.evaluates_elsewhere
+
+    def validate(epoch: int, logs: dict[str, float]) -> None:
+        logs["val_accuracy"], _ = model.validate(images.x_val, images.y_val)
+
+    with model.devices.scope():
+        model.learner.fit(
+            images.x_train[:whole],
+            images.y_train[:whole],
+            batch_size=model.batch_size,
+            epochs=epochs,
+            validation_data=None if elsewhere else held_out,
+            verbose=0,
+            callbacks=[
+                *([keras.callbacks.LambdaCallback(on_epoch_end=validate)] if elsewhere else []),
+                EpochLog(model.folder / "history.csv", line=print),
+                StructureLog(model.folder / "learned_structure"),
+                TensorBoardLog(model.folder),
+            ],
+        )
+
+
+def _save(model: MorphNetModel) -> None:
+    structure = model.learner.structure()
+    structure.save(model.folder / "structure.json")
+    save_model(model.learner.seed, model.folder / "seed.keras")
+    save_model(rebuild(model.learner, structure), model.folder / "small.keras")
