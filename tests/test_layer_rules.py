@@ -345,8 +345,8 @@ BINARY = [
         Entry(kind, 2, lambda x, f=combine: f(x, PER_PLACE)),
     )
 ]
-# Over the channels: a sum needs no more than zeros; comparisons make ones of zeros.
-WHOLE_REDUCTIONS = {numeric.Sum: False, numeric.Any: True, numeric.All: True}
+# Over the channels: a sum needs no more than zeros; what a comparison makes of them is a constant too.
+WHOLE_REDUCTIONS = {numeric.Sum: False, numeric.Any: False, numeric.All: False}
 REDUCTIONS = [
     entry
     for kind, reduce in REDUCING

@@ -253,7 +253,9 @@ class _Rebuilding:
         if not values.any():
             return filled
         shape = (-1, *[1] * (len(tensor.shape) - tensor.axis - 1))
-        return ops.add(filled, values.reshape(shape).astype(x.dtype))
+        # Yes and no cannot be added up on every backend.
+        join = ops.logical_or if x.dtype == "bool" else ops.add
+        return join(filled, values.reshape(shape).astype(x.dtype))
 
     def filling(self, number: int) -> np.ndarray:
         """What fills a tensor up: for each channel that is dead its value in the masked seed, else 0."""
