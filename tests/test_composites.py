@@ -12,7 +12,7 @@ from keras import layers, ops
 from networks import Gated
 
 import keras_morph as km
-from keras_morph.graph.structure import fingerprint
+from keras_morph.graph.identities import fingerprint
 from keras_morph.layers.rules import TABLE
 from keras_morph.runs import save_model
 from keras_morph.surgery.copying import cloned

@@ -345,15 +345,13 @@ BINARY = [
         Entry(kind, 2, lambda x, f=combine: f(x, PER_PLACE)),
     )
 ]
-# Over the channels: a sum needs no more than zeros; what a comparison makes of them is a constant too.
-WHOLE_REDUCTIONS = {numeric.Sum: False, numeric.Any: False, numeric.All: False}
 REDUCTIONS = [
     entry
     for kind, reduce in REDUCING
     for entry in (
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=(1, 2))),
         Entry(kind, 2, lambda x, f=reduce: f(x, axis=1, keepdims=True)),
-        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=WHOLE_REDUCTIONS.get(kind, UNLESS_STEADY)),
+        Entry(kind, 2, lambda x, f=reduce: f(x, axis=-1), pins=UNLESS_STEADY),
     )
 ]
 PICKS_AND_SHAPES = [
@@ -482,8 +480,6 @@ SHARED = [([kind for kind, _ in COMBINATIONS], 7), ([kind for kind, _ in REDUCIN
 def repeated(name):
     """Whether `make test` leaves out an entry: of those above it runs one for each class, and each for some classes."""
     kind, number = BY_NAME[name].kind, int(name.rpartition("-")[2])
-    if number == 2 and kind in WHOLE_REDUCTIONS:  # pinned otherwise than its likes
-        return False
     return any(kind in kinds and number < n and number != kinds.index(kind) % n for kinds, n in SHARED)
 
 

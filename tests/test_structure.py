@@ -10,7 +10,7 @@ import pytest
 import structures
 
 import keras_morph as km
-from keras_morph.graph.structure import _fingerprint, fingerprint, identities
+from keras_morph.graph.identities import fingerprint, fingerprint_of, identities
 from keras_morph.surgery.copying import cloned
 
 pytestmark = pytest.mark.once
@@ -214,7 +214,7 @@ def test_a_structure_of_an_earlier_version_fits_the_model_of_its_names():
     graph = km.trace(model)
     structure = structures.draw(graph, "half", seed=1)
     earlier = dataclasses.replace(
-        structure, fingerprint=_fingerprint(graph, {n: n for n in identities(graph)}), identities={}, connections={}
+        structure, fingerprint=fingerprint_of(graph, {n: n for n in identities(graph)}), identities={}, connections={}
     )
     assert km.FLOPs()(model, earlier) == km.FLOPs()(model, structure)
 

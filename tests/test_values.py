@@ -259,3 +259,34 @@ def test_values_print_on_a_screen():
         assert len(str(value).splitlines()) <= 45, type(value)
     for value in (result, graph, structure, km.report(seed, result.small)):
         assert value._repr_html_().startswith("<")
+
+
+@pytest.mark.once
+def test_several_rounds_of_equal_counts_are_refused_before_any_training():
+    graph = km.trace(resnext(), grouped="equal")
+    before = graph.model.get_weights()
+    recipe = km.Recipe(epochs=6, rounds=2, loss="mse")
+    with pytest.raises(km.KerasMorphError, match="several rounds"):
+        km.shrink(graph, "60%", (np.zeros((4, 6, 6, 3)), np.zeros((4, 3))), recipe=recipe, regularizer=km.GroupLasso())
+    for one, other in zip(graph.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.once
+def test_a_phase_of_ones_own_goes_between_the_others():
+    from keras_morph.pipeline import choose, cut, fade, learn, tune
+
+    seen = []
+
+    def look(progress):
+        seen.append((progress.small is None, progress.structure.widths))
+        return progress
+
+    model = models.build("plain")
+    x, y = examples(model)
+    recipe = km.Recipe(epochs=3, loss="mse", metrics=[], phases=(learn, choose, look, fade, cut, tune))
+    result = km.shrink(
+        model, "60%", (x, keras.utils.to_categorical(y, model.output_shape[-1])), recipe=recipe,
+        regularizer=km.GroupLasso(), verbose=0,
+    )  # fmt: skip
+    assert seen == [(True, result.structure.widths)]

@@ -15,9 +15,9 @@ from keras import ops
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.graph.structure import Structure
-from keras_morph.graph.tracing import graph_of, known_graph, trace
+from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.runs import save_model
-from keras_morph.search.expansion import expand
+from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.selection import fit_budget
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import rebuild
@@ -118,6 +118,8 @@ def shrink(
     recipe = recipe or Recipe()
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     graph, budget = graph_of(model), budget_from(budget)
+    if recipe.rounds > 1:
+        check_expandable(graph)
     for name, given in (("data", data), ("validation_data", validation_data)):
         check_labelled(name, given)
     objective = recipe.objective(graph.model)
@@ -125,19 +127,13 @@ def shrink(
     training = Training(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
-    learner = _learner(_cloned(model), regularizer or Gamma(), budget, recipe)
+    copy = trace_as(cloned(graph.model), graph.wiring)
+    learner = _learner(copy, regularizer or Gamma(), budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
     progress = Progress(training, budget, graph.model, learner)
     for phase in phases_of(recipe):
         progress = phase(progress)
     return progress.result()
-
-
-def _cloned(model: Any) -> Any:
-    """A copy of a model, traced with the same wiring."""
-    graph = graph_of(model)
-    wiring = graph.wiring
-    return trace(cloned(graph.model), protect=wiring.protect, tie=wiring.tie, grouped=wiring.grouped)
 
 
 def _learner(model: Any, regularizer: Regularizer, budget: Budget, recipe: Recipe) -> StructureLearner:
@@ -251,8 +247,7 @@ def widen(progress: Progress) -> Progress:
     cost: Cost = learner.target_cost
     full = replace(progress.budget, amount=cost(progress.teacher), cost=cost)
     wider = rebuild(learner.graph, expand(learner.graph, progress.structure, cost, full), weights=False)
-    wiring = learner.graph.wiring
-    graph = trace(wider, protect=wiring.protect, tie=wiring.tie, grouped=wiring.grouped)
+    graph = trace_as(wider, learner.graph.wiring)
     return replace(progress, learner=_learner(graph, learner.regularizer, progress.budget, recipe), structure=None)
 
 
@@ -355,5 +350,4 @@ def prune(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None = No
         >>> km.FLOPs()(small) <= 0.5 * km.FLOPs()(model)
         True
     """
-    source = model if known_graph(model) is not None else graph_of(model)
-    return rebuild(source, fit_budget(source, budget, scores=scores, cost=cost))
+    return rebuild(model, fit_budget(model, budget, scores=scores, cost=cost))

@@ -27,7 +27,7 @@ from keras_morph.runs import describe_environment, new_run_folder, save_model, w
 from keras_morph.search.selection import fit_budget, reach
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, cosine
+from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax
 from keras_morph.training.regularizers import Regularizer
 
 __all__ = ["run"]
@@ -150,7 +150,7 @@ def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _loss_of(seed: keras.Model) -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(seed))
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(seed))
 
 
 def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
@@ -166,11 +166,6 @@ def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
             f"{seed.name} gives outputs of shape {seed.output_shape}. Expected: one score for each of the "
             f"{dataset.num_classes} classes of {dataset.name}."
         )
-
-
-def _ends_in_softmax(model: keras.Model) -> bool:
-    last = model.layers[-1]
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
 
 
 def _accuracy(model: keras.Model, dataset: Dataset) -> float:

@@ -1,9 +1,7 @@
 """Which channels of each layer are alive: a value that can be printed, saved, compared, and applied to its seed."""
 
-import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,81 +12,18 @@ import numpy as np
 from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.errors import StructureMismatchError
 from keras_morph.graph.closure import close
-from keras_morph.graph.tracing import graph_of, known_graph, trace
-from keras_morph.keras_internals import to_snake_case
+from keras_morph.graph.identities import connections, fingerprint, fingerprint_of, identities
+from keras_morph.graph.tracing import graph_of, known_graph, trace_as
 from keras_morph.runs import write_json
 from keras_morph.showing import html_table, shortened
 
-__all__ = ["Structure", "fingerprint", "graph_and_structure", "identities"]
+__all__ = ["Structure", "graph_and_structure"]
 
 FORMAT = 2
 READABLE = (1, 2)  # structures of format 1 know neither their wiring nor what their layers read
 
 # What TensorFlow calls the operation in which a layer makes its channels: the Model Zoo's keys are operation names.
 OPERATION_NAMES = {"SeparableConv2D": "separable_conv2d", "Conv2DTranspose": "conv2d_transpose"}
-
-
-def fingerprint(graph: ChannelGraph) -> str:
-    """A hash of what a structure depends on: names, classes and widths of the layers, and how they are wired.
-
-    Layers are named by their identities, so that it does not depend on what else was made in the same program; calls by
-    what they read, not by their order: the same network may have its branches made in another one.
-    """
-    return _fingerprint(graph, identities(graph))
-
-
-def _fingerprint(graph: ChannelGraph, names: Mapping[str, str]) -> str:
-    widths = {layer.name: 0 if layer.made is None else len(layer.made) for layer in graph.layers}
-    layers = sorted((names[layer.name], layer.kind, widths[layer.name]) for layer in graph.layers)
-    tensors: dict[int, str] = {}
-    calls = []
-    for call in graph.calls:
-        name = _hash([names[graph.layers[call.layer].name], [tensors.get(number) for number in call.inputs]])
-        tensors |= {number: f"{name}:{position}" for position, number in enumerate(call.outputs)}
-        calls.append(name)
-    return _hash([layers, sorted(calls)])
-
-
-def identities(graph: ChannelGraph) -> dict[str, str]:
-    """Layer -> a name that Keras's counters have no part in.
-
-    Keras calls the layers that nobody names after their class and counts through a whole program: `conv2d_7` has another
-    name when the same code runs again. Here they count through the model, in the order in which they run: `conv2d#2`.
-    """
-    kinds = {layer.name: layer.kind for layer in graph.layers}
-    known: dict[str, str] = {"": ""}
-    counts: Counter[str] = Counter()
-
-    def identity(name: str) -> str:
-        if name not in known:
-            above, _, own = name.rpartition("/")
-            # What is nested may be of another class in a copy: of its name all but a number behind it counts.
-            base = to_snake_case(kinds[name]) if name in kinds else re.sub(r"_\d+$", "", own)
-            if re.fullmatch(rf"{re.escape(base)}(_\d+)?", own):
-                key = f"{identity(above)}/{base}"
-                own = f"{base}#{counts[key]}"
-                counts[key] += 1
-            known[name] = f"{identity(above)}/{own}".removeprefix("/")
-        return known[name]
-
-    return {layer.name: identity(layer.name) for layer in graph.layers}
-
-
-def _connections(graph: ChannelGraph) -> dict[str, str]:
-    """Identity of each layer -> a hash of its class and of the layers that its calls read, to say what differs."""
-    names = identities(graph)
-    maker: dict[int, str] = {}
-    reads: dict[str, list[Any]] = {layer: [] for layer in names.values()}
-    for call in graph.calls:
-        name = names[graph.layers[call.layer].name]
-        reads[name].append([maker.get(number) for number in call.inputs])
-        maker |= dict.fromkeys(call.outputs, name)
-    kinds = {names[layer.name]: layer.kind for layer in graph.layers}
-    return {name: _hash([kinds[name], calls])[:6] for name, calls in reads.items()}
-
-
-def _hash(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -238,7 +173,7 @@ class Structure:
             graph.widths,
             {name: layer.kind for name, layer in made.items()},
             {name: own for name, own in identities(graph).items() if name in made},
-            _connections(graph),
+            connections(graph),
             graph.wiring,
         )
 
@@ -263,9 +198,9 @@ class Structure:
             StructureMismatchError: if this is not a structure of that model.
         """
         own = identities(graph)
-        if self.fingerprint != _fingerprint(graph, own):
+        if self.fingerprint != fingerprint_of(graph, own):
             # Earlier versions named layers as Keras does.
-            if self.fingerprint == _fingerprint(graph, {name: name for name in own}):
+            if self.fingerprint == fingerprint_of(graph, {name: name for name in own}):
                 return self
             raise StructureMismatchError(_mismatch(self, graph))
         names = {identity: name for name, identity in own.items()}
@@ -347,7 +282,7 @@ def graph_and_structure(model: Any, source: Any) -> tuple[ChannelGraph, Structur
                 f"The structure was made with another wiring than that of {model.name}. Expected: {graph.wiring}. "
                 f"Received: {wiring}."
             )
-        graph = trace(graph.model, protect=wiring.protect, tie=wiring.tie, grouped=wiring.grouped)
+        graph = trace_as(graph.model, wiring)
     return graph, structure
 
 
@@ -435,7 +370,7 @@ def _mismatch(structure: Structure, graph: ChannelGraph) -> str:
                 f"The structure belongs to {structure.seed}, not to {graph.model.name}. Expected: layer {name!r} with "
                 f"{width} channels. Received: {found}."
             )
-    now, then = _connections(graph), structure.connections
+    now, then = connections(graph), structure.connections
     differing = [name for name in {**then, **now} if then.get(name) != now.get(name)] if then else []
     what = {True: "other layers are read by", False: "there is"}
     said = [

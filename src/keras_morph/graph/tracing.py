@@ -1,8 +1,6 @@
 """From a Keras model to its ChannelGraph."""
 
-import difflib
 import inspect
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +16,7 @@ from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.graph.dead_values import is_masked, is_steady, is_zeroed, needs_masks
 from keras_morph.graph.replaying import filled
 from keras_morph.graph.unknown_layers import held_by_unknown, unknown, warn_of_unknown
+from keras_morph.graph.wiring import wire, wiring_of
 from keras_morph.keras_internals import functional_in, graph_in, nodes_of, operations_of
 from keras_morph.layers.rules import (
     Flow,
@@ -31,7 +30,7 @@ from keras_morph.layers.rules import (
     variable,
 )
 
-__all__ = ["graph_of", "known_graph", "trace"]
+__all__ = ["graph_of", "known_graph", "trace", "trace_as"]
 
 
 def trace(
@@ -69,9 +68,7 @@ def trace(
         >>> km.trace(model).num_groups
         9
     """
-    if grouped not in ("whole", "equal"):
-        raise KerasMorphError(f'Expected grouped="whole" or grouped="equal". Received: grouped={grouped!r}.')
-    wiring = Wiring(_texts("protect", protect), tuple(_texts("tie", names) for names in tie), grouped)
+    wiring = wiring_of(protect, tie, grouped)
     known = known_graph(model)
     if known is not None:
         if wiring not in (Wiring(), known.wiring):
@@ -83,19 +80,15 @@ def trace(
     function = functional_in(model)
     tracer = _Tracer(function, grouped)
     tracer.run(function)
-    _protect(tracer.graph, wiring.protect)
-    _tie(tracer.graph, wiring.tie)
+    wire(tracer.graph, wiring)
     graph = tracer.finish(model, wiring)
     warn_of_unknown(graph)
     return graph
 
 
-def _texts(option: str, values: Any) -> tuple[str, ...]:
-    """Strings; a single one is not taken for a list of letters."""
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        example = 'protect=["head.*"]' if option == "protect" else 'tie=[["left", "right"]]'
-        raise KerasMorphError(f"Expected a list of strings, such as {example}. Received: {option}={values!r}.")
-    return tuple(values)
+def trace_as(model: Any, wiring: Wiring) -> ChannelGraph:
+    """Trace a model with the wiring of another graph."""
+    return trace(model, protect=wiring.protect, tie=wiring.tie, grouped=wiring.grouped)
 
 
 def graph_of(model: Any) -> ChannelGraph:
@@ -562,39 +555,3 @@ def _tokens(operation: Any, name: str, axes: str, shape: tuple[int, ...], signal
 
 def _place(token: str, tokens: list[str]) -> int | None:
     return tokens.index(token) if token in tokens else None
-
-
-def _protect(graph: GraphBuilder, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            names = [name for name in graph.made if re.fullmatch(pattern, name)]
-        except re.error as error:
-            raise KerasMorphError(
-                f"Expected a regular expression for a whole layer name. Received: protect={pattern!r} ({error})."
-            ) from error
-        if not names:
-            raise KerasMorphError(
-                f"protect={pattern!r} matches no layer that makes channels. Expected a regular expression for a whole "
-                f"layer name{_suggest(pattern, graph)}."
-            )
-        for name in names:
-            graph.pin(graph.made[name], f"protected by {pattern!r}")
-
-
-def _tie(graph: GraphBuilder, lists: Sequence[Sequence[str]]) -> None:
-    for names in lists:
-        for name in names:
-            if name not in graph.made:
-                raise KerasMorphError(
-                    f"tie={list(names)} names {name!r}, which makes no channels in this model{_suggest(name, graph)}."
-                )
-        widths = {name: len(graph.made[name]) for name in names}
-        if len(set(widths.values())) > 1:
-            raise KerasMorphError(f"tie expects layers of equal width. Received: {widths}.")
-        for name in names[1:]:
-            graph.tie(graph.made[names[0]], graph.made[name])
-
-
-def _suggest(name: str, graph: GraphBuilder) -> str:
-    close = difflib.get_close_matches(name, graph.made, n=3)
-    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import BudgetError, KerasMorphError
@@ -11,7 +12,7 @@ from keras_morph.graph.closure import close
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.search.selection import same_places
 
-__all__ = ["expand"]
+__all__ = ["check_expandable", "expand"]
 
 FINEST = 1e-4  # of the width multiplier
 
@@ -44,10 +45,7 @@ def expand(model: Any, structure: Any, cost: Cost | None = None, budget: Any = "
         True
     """
     graph, structure = graph_and_structure(model, structure)
-    if graph.wiring.grouped != "whole":
-        raise KerasMorphError(
-            f'expand expects a graph with grouped="whole". Received: grouped={graph.wiring.grouped!r}.'
-        )
+    check_expandable(graph)
     budget = budget_from(budget, cost or getattr(model, "target_cost", None))
     limits, round_to = budget.limits(graph), budget.round_to
     alive = close(graph, structure.groups(graph)).alive
@@ -81,3 +79,16 @@ def expand(model: Any, structure: Any, cost: Cost | None = None, budget: Any = "
         middle = (low + high) / 2
         low, high = (middle, high) if share(middle) <= 1 else (low, middle)
     return Structure.closed(graph, copies(low))
+
+
+def check_expandable(graph: ChannelGraph) -> None:
+    """Channels are repeated by whole conv groups.
+
+    Raises:
+        KerasMorphError: if the graph was traced with `grouped="equal"`.
+    """
+    if graph.wiring.grouped != "whole":
+        raise KerasMorphError(
+            'expand, and several rounds of shrink, expect a graph with grouped="whole". '
+            f"Received: grouped={graph.wiring.grouped!r}."
+        )

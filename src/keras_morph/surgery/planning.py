@@ -78,7 +78,8 @@ class _Planner:
         self.graph, self.closed, self.filling = graph, closed, filling
         present = zip(graph.calls, closed.present.tolist(), strict=False)
         self.made = {tensor for call, runs in present if runs for tensor in call.outputs}
-        self.patterns: dict[tuple, tuple] = {}
+        self.patterns: dict[tuple, tuple] = {}  # of the calls that decided
+        self.known: dict[tuple[int, int], tuple] = {}
 
     def steps(self, start: int, stop: int, scopes: Sequence[Scope]) -> "tuple[Step | Nested, ...]":
         """Steps of some calls, among which there are these nested models, inner ones first."""
@@ -128,6 +129,12 @@ class _Planner:
 
     def pattern(self, scope: Scope) -> tuple:
         """What is made of a nested model: which of its calls are present, what is alive in them, and what fills them up."""
+        place = scope.start, scope.stop
+        if place not in self.known:
+            self.known[place] = self.new_pattern(scope)
+        return self.known[place]
+
+    def new_pattern(self, scope: Scope) -> tuple:
         pattern: list[Any] = []
         for number in range(scope.start, scope.stop):
             call, present = self.graph.calls[number], bool(self.closed.present[number])
@@ -157,9 +164,10 @@ class _Planner:
 
         The config of a layer made of layers need not tell all that it does.
         """
+        if graph_in(scope.model) is None or not self.keeps_widths(scope) or not self.owns_layers(scope):
+            return False
         # What is made of another call, of other widths, would have layers of its own.
-        alike = len({self.pattern(s) for s in self.graph.scopes if s.model is scope.model}) == 1
-        return graph_in(scope.model) is not None and self.keeps_widths(scope) and self.owns_layers(scope) and alike
+        return len({self.pattern(s) for s in self.graph.scopes if s.model is scope.model}) == 1
 
     def keeps_widths(self, scope: Scope) -> bool:
         calls = self.graph.calls[scope.start : scope.stop]

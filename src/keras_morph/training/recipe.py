@@ -10,7 +10,7 @@ import numpy as np
 from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.keras_internals import compiled_with
 
-__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "fit_on"]
+__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "fit_on"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Recipe:
         """
         compiled = compiled_with(model)
         given = {"loss": self.loss, "loss_weights": self.loss_weights, "metrics": self.metrics}
-        if self.loss is not None:  # loss weights and metrics of another loss may not fit it
-            compiled = {key: value for key, value in compiled.items() if key == "metrics"}
+        if self.loss is not None:  # the weights of other losses
+            compiled.pop("loss_weights", None)
         found = {key: compiled.get(key) if value is None else value for key, value in given.items()}
         if found["loss"] is None:
-            if not _ends_in_softmax(model):
+            if not ends_in_softmax(model):
                 raise KerasMorphError(
                     f"{model.name} is not compiled, and its output is not a softmax, so nobody knows its loss. Expected: a "
                     "model that was compiled with a loss, or Recipe(loss=...). Received: neither."
@@ -118,7 +118,8 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _ends_in_softmax(model: keras.Model) -> bool:
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether a model of one output gives probabilities of classes."""
     last = model.layers[-1]
     softmax = isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
     return softmax and len(model.outputs) == 1
