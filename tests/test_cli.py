@@ -441,3 +441,26 @@ def test_an_error_of_ours_that_is_no_mistake_of_the_user_keeps_its_traceback(mon
     monkeypatch.setattr(inspecting, "gather", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", MODEL])
+
+
+@pytest.mark.parametrize(
+    ("head", "given"),
+    [
+        ("def build():", "{}"),
+        ("def build(classes):", "{'classes': 7}"),
+        ("def build(*, input_shape=(8, 8, 3)):", "{'input_shape': (16, 16, 3)}"),
+        ("def build(**given):", "{'input_shape': (16, 16, 3), 'classes': 7}"),
+    ],
+)
+def test_a_users_function_gets_what_it_takes_and_its_errors_are_its_own(head, given, tmp_path, monkeypatch):
+    from keras_morph.cli.choices import load_model
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"theirs_{abs(hash(head))}"
+    lines = [head, "    given = locals().get('given', locals())", "    raise TypeError(f'mine: {dict(given)}')"]
+    (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    with pytest.raises(TypeError) as error:
+        load_model(f"{name}:build", input_shape=(16, 16, 3), classes=7)
+    assert str(error.value) == f"mine: {given}"
+    assert error.traceback[-1].path.name == f"{name}.py"

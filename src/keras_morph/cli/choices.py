@@ -183,10 +183,11 @@ def _imported(text: str, argument: str) -> Callable[..., Any]:
 
 def _call_function(text: str, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
     function = _imported(text, "MODEL")
-    try:
-        model = function(input_shape=input_shape, classes=classes)
-    except TypeError:
-        model = function()
+    parameters = inspect.signature(function).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    offered = {"input_shape": input_shape, "classes": classes}
+    # What goes wrong inside is the user's own, and shown as it is.
+    model = function(**{name: value for name, value in offered.items() if open_ended or name in parameters})
     if not isinstance(model, keras.Model):
         raise KerasMorphError(f"MODEL: {text} returned {type(model).__name__}. Expected a keras.Model.")
     return model
