@@ -157,21 +157,43 @@ def test_a_step_computes_the_penalty_once():
     assert regularizer.calls == 2 * len(regularizer.sources(learner.graph))
 
 
-def own(method):
-    """A method as a user writes it."""
-    return {method: lambda self, *args, **kwargs: getattr(keras.Model, method)(self, *args, **kwargs)}
+def test_losses_metrics_and_weights_of_several_outputs_are_those_of_the_compiled_seed():
+    layers = keras.layers
+    image = keras.Input((6, 6, 1))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3)(image))))
+    seed = keras.Model(image, [layers.Dense(3, activation="softmax", name="kind")(x), layers.Dense(1, name="size")(x)])
+    seed.compile(
+        "sgd",
+        {"kind": "sparse_categorical_crossentropy", "size": "mse"},
+        loss_weights={"kind": 1.0, "size": 0.0},
+        metrics={"kind": ["accuracy"]},
+        weighted_metrics={"size": ["mae"]},
+        run_eagerly=True,
+    )
+    random = np.random.default_rng(0)
+    images, kinds, sizes = random.normal(size=(16, 6, 6, 1)), random.integers(0, 3, 16), random.normal(size=(16, 1))
+    logs = {}
+
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, new=None):
+            logs.update(new)
+
+    for labels in ([kinds, sizes], {"kind": kinds, "size": sizes}):
+        km.shrink(seed, "60%", (images, labels), epochs=3, verbose=0, callbacks=[Keep()])
+        assert {"kind_accuracy", "size_mae", "kind_loss", "size_loss"} <= set(logs)
+        assert logs["loss"] == pytest.approx(logs["kind_loss"], rel=1e-5)  # the last phase has no penalty
 
 
-def overriding(method):
-    """A functional model whose class does one thing in its own way."""
-    kind = type("Mine", (keras.Model,), own(method))
-    seed = models.build("plain")
-    return kind(seed.inputs, seed.outputs, name="mine")
+def test_class_weights_count():
+    losses = []
 
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(logs["loss"])
 
-@pytest.mark.parametrize("method", ["train_step", "test_step", "compute_loss", "compute_metrics"])
-def test_a_seed_with_steps_of_its_own_is_refused(method):
-    with pytest.raises(km.KerasMorphError, match=rf"mine has a {method} of its own.*Received: Mine\.{method}"):
-        km.StructureLearner(overriding(method))
-    learner = type("Own", (km.StructureLearner,), own(method))(overriding(method))
-    assert learner.graph.num_groups > 0
+    seed = keras.models.clone_model(models.build("plain"))
+    x = np.random.default_rng(0).normal(size=(8, *seed.input_shape[1:]))
+    seed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    recipe = km.Recipe(class_weight={0: 0.0, 1: 0.0, 2: 0.0})
+    km.shrink(seed, "80%", (x, np.zeros(8, int)), epochs=3, recipe=recipe, verbose=0, callbacks=[Keep()])
+    assert losses[-1] == 0

@@ -38,6 +38,25 @@ def test_learner_masked_seed_and_rebuilt_model_agree(name):
         assert_equal_outputs(models.outputs(learner, inputs), masked)
 
 
+def test_channels_that_are_read_inside_a_TimeDistributed_have_no_gate():
+    layers = keras.layers
+    frame = keras.Sequential(
+        [keras.Input((6, 6, 3)), layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(5, 3), layers.GlobalMaxPooling2D()]
+    )
+    film = keras.Input((3, 6, 6, 3))
+    x = layers.TimeDistributed(frame, name="frames")(film)
+    seed = keras.Model(film, layers.Dense(2)(layers.Dense(4, name="hidden")(layers.GlobalAveragePooling1D()(x))))
+    learner = km.StructureLearner(models.randomize(seed, seed=1), regularizer=km.LogisticSigmoid())
+    assert learner.gates.logits.shape == (5 + 4,)  # what frames makes for the head, and hidden
+    learner.gates.logits.assign(np.linspace(-0.5, 0.5, 9))
+    inputs = np.random.default_rng(0).normal(size=(2, *film.shape[1:])).astype("float32")
+    masked = km.masked(learner, learner.structure())
+    assert_equal_outputs([learner.predict(inputs, verbose=0)], [masked.predict(inputs, verbose=0)])
+    assert_equal_outputs(
+        [km.rebuild(learner, learner.structure()).predict(inputs, verbose=0)], [masked.predict(inputs, verbose=0)]
+    )
+
+
 def test_gates_of_one_leave_the_network_as_it_is():
     learner = gated("residual_projection")
     inputs = models.examples(learner.seed)

@@ -22,6 +22,7 @@ from keras.src.ops import core, image, nn
 from keras.src.ops import math as maths
 from keras.src.ops import numpy as numeric
 from keras.src.ops.symbolic_arguments import SymbolicArguments
+from keras.src.saving import object_registration
 from keras.src.utils.naming import to_snake_case
 
 from keras_morph.errors import UnsupportedModelError
@@ -51,12 +52,14 @@ __all__ = [
     "place_of",
     "pytorch_modules",
     "recorded_arguments",
+    "registered_as",
     "remade",
     "structs",
     "sync_weights",
     "takes_a_mask",
     "tensors_of",
     "to_snake_case",
+    "weights_are_elsewhere",
 ]
 
 
@@ -230,12 +233,17 @@ def count_names_anew() -> Iterator[None]:
 # Trainers.
 
 
-def sync_weights(model: keras.Model) -> None:
-    """While JAX trains, the trainer holds the weights: have them back in the variables.
+def weights_are_elsewhere(model: keras.Model) -> bool:
+    """Whether the variables are not those that are trained: while JAX trains, its trainer holds them.
 
     Inside a stateless call they are those that the call was given.
     """
-    if getattr(model, "_jax_state_synced", True) is False and not in_stateless_scope():
+    return getattr(model, "_jax_state_synced", True) is False and not in_stateless_scope()
+
+
+def sync_weights(model: keras.Model) -> None:
+    """Have the weights back in the variables, if JAX's trainer holds them."""
+    if weights_are_elsewhere(model):
         model.jax_state_sync()
 
 
@@ -248,6 +256,11 @@ def compiled_with(model: keras.Model) -> dict[str, Any]:
     """What a model was compiled with, by the names of `compile`'s arguments; empty if it was not."""
     config = getattr(model, "_compile_config", None) if model.compiled else None
     return {} if config is None else dict(config.config)
+
+
+def registered_as(kind: type, other: type) -> None:
+    """Have a class saved under the name of another, which is then what loads it."""
+    object_registration.GLOBAL_CUSTOM_NAMES[kind] = keras.saving.get_registered_name(other)
 
 
 def place_of(optimizer: Any, variable: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.graph.structure import Structure
@@ -27,6 +28,7 @@ from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, check_labelled, check_labels, cosine, fit_on
 from keras_morph.training.regularizers import Gamma, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
+from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
 
 __all__ = ["Progress", "Shrunk", "choose", "cut", "fade", "learn", "phases_of", "prune", "shrink", "tune", "widen"]
 
@@ -128,7 +130,7 @@ def shrink(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
-    learner = _learner(copy, regularizer or Gamma(), budget, recipe)
+    learner = _learner(copy, graph.model, regularizer or Gamma(), budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
     progress = Progress(training, budget, graph.model, learner)
     for phase in phases_of(recipe):
@@ -136,9 +138,11 @@ def shrink(
     return progress.result()
 
 
-def _learner(model: Any, regularizer: Regularizer, budget: Budget, recipe: Recipe) -> StructureLearner:
-    cost = budget.amounts()[0][0]
-    return StructureLearner(model, regularizer=regularizer, cost=cost, strength=recipe.strength or 0.0)
+def _learner(
+    graph: ChannelGraph, teacher: keras.Model, regularizer: Regularizer, budget: Budget, recipe: Recipe
+) -> StructureLearner:
+    cost, kind = budget.amounts()[0][0], training_as(teacher, StructureLearner)
+    return kind(graph, regularizer=regularizer, cost=cost, strength=recipe.strength or 0.0)
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,11 @@ def widen(progress: Progress) -> Progress:
     full = replace(progress.budget, amount=cost(progress.teacher), cost=cost)
     wider = rebuild(learner.graph, expand(learner.graph, progress.structure, cost, full), weights=False)
     graph = trace_as(wider, learner.graph.wiring)
-    return replace(progress, learner=_learner(graph, learner.regularizer, progress.budget, recipe), structure=None)
+    return replace(
+        progress,
+        learner=_learner(graph, progress.teacher, learner.regularizer, progress.budget, recipe),
+        structure=None,
+    )
 
 
 def fade(progress: Progress) -> Progress:
@@ -275,11 +283,14 @@ def cut(progress: Progress) -> Progress:
 
 def tune(progress: Progress) -> Progress:
     """Fine-tune the smaller model for the epochs that are left."""
-    recipe, model = progress.recipe, progress.small
+    recipe, model, teacher = progress.recipe, progress.small, progress.teacher
     done = len(progress.history) - progress.annealed_from
     if recipe.distillation:
-        from_logits = getattr(progress.training.objective["loss"], "from_logits", False)
-        model = Distiller(model, progress.teacher, weight=recipe.distillation, from_logits=from_logits)
+        from_logits = getattr(progress.training.objective.get("loss"), "from_logits", False)
+        kind = training_as(teacher, Distiller)
+        model = kind(model, teacher, weight=recipe.distillation, from_logits=from_logits)
+    elif has_own_steps(teacher):
+        model = training_as(teacher, Trainee)(model)
     return _trained(progress, model, "fine-tune", _remaining(progress) - done, _schedule(progress), [], done=done)
 
 
@@ -316,7 +327,7 @@ def _trained(
     )
     if training.run is not None and phase == "learn":
         callbacks = [*callbacks, StructureLog(training.run / "learned_structure")]
-    model.compile(optimizer=recipe.make_optimizer(rate), **training.objective)
+    compile_plainly(model, optimizer=recipe.make_optimizer(rate), **training.objective)
     start = done * progress.steps_per_epoch
     model.optimizer.iterations.assign(start)
     fit_on(

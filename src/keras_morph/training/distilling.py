@@ -6,13 +6,14 @@ import keras
 from keras import ops
 
 from keras_morph.errors import KerasMorphError
+from keras_morph.training.steps import Trainee
 
 __all__ = ["Distiller"]
 
 SMALLEST = 1e-7  # probability whose logarithm is still taken
 
 
-class Distiller(keras.Model):
+class Distiller(Trainee):
     """A model that computes what the student computes and trains the student in place, under plain `compile` and `fit`.
 
     Its loss is `(1 - weight) * compiled loss + weight * T^2 * KL(teacher || student)`, both softened by the temperature T.
@@ -43,7 +44,7 @@ class Distiller(keras.Model):
         from_logits: bool = False,
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name or f"{student.name}_distiller")
+        super().__init__(student, name=name or f"{student.name}_distiller")
         if not 0 <= weight <= 1 or not temperature > 0:
             raise KerasMorphError(
                 f"Distiller expects a weight from 0 to 1 and a temperature above 0. "
@@ -52,14 +53,12 @@ class Distiller(keras.Model):
         shapes = [model.output_shape for model in (student, teacher)]
         if isinstance(shapes[0], list) or shapes[0] != shapes[1]:
             raise KerasMorphError(f"Distiller expects two models with the same single output. Received: {shapes}.")
-        self.student, self.weight, self.temperature, self.from_logits = student, weight, temperature, from_logits
+        self.weight, self.temperature, self.from_logits = weight, temperature, from_logits
         self._answers = lambda x: teacher(x, training=False)  # a function, so that its weights are not tracked
 
-    def build(self, input_shape: Any = None) -> None:
-        self.built = True
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.student(inputs, training=training)
+    @property
+    def student(self) -> keras.Model:
+        return self.network
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

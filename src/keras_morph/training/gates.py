@@ -13,9 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.channels import Call, ChannelGraph, Layer
+from keras_morph.channels import Call, ChannelGraph, Layer, Scope
 from keras_morph.errors import UnsupportedModelError
-from keras_morph.graph.replaying import called, model_like, replay
+from keras_morph.graph.replaying import called, filled, model_like, replay
 from keras_morph.training.regularizers import Attached, pin_sourceless
 
 __all__ = ["Gates", "attach_gates", "gateable", "gated"]
@@ -33,10 +33,13 @@ def gateable(graph: ChannelGraph) -> np.ndarray:
     def groups(tensors: Sequence[int]) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.int64), *(graph.groups_of(graph.tensors[t]) for t in tensors)])
 
-    for call in graph.calls:
+    stepped = np.zeros(len(graph.calls), bool)
+    for scope in graph.scopes:
+        stepped[scope.start : scope.stop] |= scope.stepped
+    for number, call in enumerate(graph.calls):
         ends = np.setdiff1d(groups(call.inputs), groups(call.outputs))
         read[ends] = True
-        if not _reads_through_gates(graph, call):
+        if stepped[number] or not _reads_through_gates(graph, call):
             closed[ends] = True
         rule = graph.layers[call.layer].rule
         if call.padded or (rule is not None and rule.mixes):  # a gate behind it would come too late
@@ -140,14 +143,29 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
         shape = [-1 if axis == tensor.axis else 1 for axis in range(len(tensor.shape))]
         return ops.multiply(x, ops.cast(ops.reshape(ops.take(values, places), shape), x.dtype))
 
-    def run(call: Call) -> list[Any]:
+    def run(call: Call | Scope) -> Any:
+        if isinstance(call, Scope):
+            args, kwargs = filled(call.arguments, lambda _: tensors[call.inputs[0]])
+            return call.model(*args, **kwargs)
         read = through_gates if _reads_through_gates(graph, call) else as_it_is
         return called(call, graph.layers[call.layer].operation, read)
 
-    replay([call for call in graph.calls if call.mode != "input"], tensors, run)
+    replay(_calls_to_gate(graph), tensors, run)
     inputs, outputs = [tensors[t] for t in graph.inputs], [tensors[t] for t in graph.outputs]
     with _unique_names(graph):
         return model_like(graph.model, inputs, outputs, f"{graph.model.name}_gated")
+
+
+def _calls_to_gate(graph: ChannelGraph) -> Iterator[Call | Scope]:
+    """The calls after the inputs, in their order; a TimeDistributed is one of them, whatever it holds."""
+    whole = {scope.start: scope for scope in graph.scopes if scope.stepped}
+    stop = 0
+    for number, call in enumerate(graph.calls):
+        if number in whole and number >= stop:
+            stop = whole[number].stop
+            yield whole[number]
+        elif number >= stop and call.mode != "input":
+            yield call
 
 
 def _input_of(layer: Layer) -> Any:
@@ -158,10 +176,12 @@ def _input_of(layer: Layer) -> Any:
 @contextmanager
 def _unique_names(graph: ChannelGraph) -> Iterator[None]:
     """Keras wants the names in one model to differ; those in different nested models may be the same."""
-    before = [(layer.operation, layer.operation.name) for layer in graph.layers]
+    operations = [layer.operation for layer in graph.layers if isinstance(layer.operation, keras.Operation)]
+    operations += [scope.model for scope in graph.scopes if scope.stepped]
+    before = [(operation, operation.name) for operation in operations]
     try:
-        for number, layer in enumerate(graph.layers):
-            layer.operation.name = f"gated_{number}"
+        for number, operation in enumerate(operations):
+            operation.name = f"gated_{number}"
         yield
     finally:
         for operation, name in before:

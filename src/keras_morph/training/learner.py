@@ -13,10 +13,11 @@ from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace
-from keras_morph.keras_internals import losses_are_given, sync_weights
+from keras_morph.keras_internals import losses_are_given, sync_weights, weights_are_elsewhere
 from keras_morph.saving import serialized
 from keras_morph.training.penalty import Penalty
 from keras_morph.training.regularizers import GroupLasso, Regularizer, attached, check_finite, group_scores
+from keras_morph.training.steps import Trainee, has_own_steps, training_as
 
 __all__ = ["StructureLearner"]
 
@@ -24,17 +25,17 @@ __all__ = ["StructureLearner"]
 _COUNTED: ContextVar[tuple[Any, Any]] = ContextVar("counted", default=(None, None))
 
 PARTS = ("seed", "regularizer", "cost", "dtype")  # what is saved of a learner besides its numbers
-OVERRIDES = ("train_step", "test_step", "compute_loss", "compute_metrics")  # what a seed's class may do in its own way
 
 
 @keras.saving.register_keras_serializable("keras_morph")
-class StructureLearner(keras.Model):
+class StructureLearner(Trainee):
     """A model that learns which channels it needs, under plain `compile` and `fit`, or in a training loop of your own.
 
     It computes what the seed computes and trains the seed's own weights in place; its loss is the compiled one plus
     `strength * sum of price * score`, which `losses` contains. Two metrics are added: `penalty` (strength included) and
     `cost` (that of the channels alive by the threshold, in the cost's unit, before closing). `val_loss` contains the
-    penalty: watch `val_accuracy`. It is saved and loaded as any Keras model, seed, regularizer and cost included.
+    penalty: watch `val_accuracy`. It is saved and loaded as any Keras model, seed, regularizer and cost included. A seed whose
+    class has a `train_step`, `compute_loss` or the like of its own is trained by it.
 
     Args:
         seed: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied.
@@ -45,8 +46,7 @@ class StructureLearner(keras.Model):
 
     Raises:
         UnsupportedModelError: if the seed cannot be traced, or the regularizer finds nothing to read in it.
-        KerasMorphError: if the strength is negative or not finite; if the seed's class has a `train_step` or `compute_loss` of
-            its own, which would not be called.
+        KerasMorphError: if the strength is negative or not finite.
 
     Example:
         >>> learner = km.StructureLearner(model, regularizer=km.Gamma(), cost=km.FLOPs(), strength=1e-6)
@@ -55,6 +55,9 @@ class StructureLearner(keras.Model):
         >>> learner.structure().widths
         {'conv': 8, 'last': 8, 'head': 3}
     """
+
+    def __new__(cls, seed: Any, **options: Any) -> "StructureLearner":  # noqa: ARG004
+        return super().__new__(training_as(graph_of(seed).model, cls))
 
     def __init__(
         self,
@@ -66,14 +69,11 @@ class StructureLearner(keras.Model):
         name: str | None = None,
     ) -> None:
         graph = graph_of(seed)
-        seed = graph.model
-        super().__init__(name=name or f"{seed.name}_learner")
-        _check_steps(seed, type(self))
-        self.seed = seed
-        self.regularizer = regularizer or GroupLasso()
-        self.target_cost = cost or FLOPs()
-        parts = attached(self.regularizer, graph)
-        self.graph, self.gates, self._network, self._scorer = parts.graph, parts.gates, parts.network, parts.scorer
+        regularizer = regularizer or GroupLasso()
+        parts = attached(regularizer, graph)
+        super().__init__(parts.network, name=name or f"{graph.model.name}_learner")
+        self.seed, self.regularizer, self.target_cost = graph.model, regularizer, cost or FLOPs()
+        self.graph, self.gates, self._scorer = parts.graph, parts.gates, parts.scorer
         self._penalty = Penalty(self.graph, self._scorer, self.target_cost)
         self._strength = self.add_weight(
             name="strength", shape=(), dtype="float32", initializer="zeros", trainable=False, autocast=False
@@ -87,10 +87,11 @@ class StructureLearner(keras.Model):
                 for name, shape in (("prices", scored), ("held_cost", ()))
             ]
             self.renew_prices()
+        self._asked, self._trained = False, False  # for the penalty, by a step of the user's
+        self._of_call: list[Any] = []  # losses of the last stateless call
         self.penalty_tracker = keras.metrics.Mean(name="penalty")
         self.cost_tracker = keras.metrics.Mean(name="cost")
         self.strength = strength
-        self.built = True  # all weights are there, so that an optimizer's state can be loaded before any call
 
     @property
     def strength(self) -> float:
@@ -141,22 +142,34 @@ class StructureLearner(keras.Model):
 
     def fit(self, *args: Any, callbacks: Any = None, **options: Any) -> Any:
         """As in Keras."""
+        ours = []
         if not self._penalty.is_formula:
-            renewal = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: self.renew_prices())
-            callbacks = [*(callbacks if isinstance(callbacks, (list, tuple)) else filter(None, [callbacks])), renewal]
-        return super().fit(*args, callbacks=callbacks, **options)
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._network(inputs, training=training)
+            ours.append(keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: self.renew_prices()))
+        if has_own_steps(self.seed) and not self._trained:
+            ours.append(_PenaltyIsAskedFor(self))
+        given = callbacks if isinstance(callbacks, (list, tuple)) else filter(None, [callbacks])
+        return super().fit(*args, callbacks=[*given, *ours] if ours else callbacks, **options)
 
     def penalty(self) -> Any:
         """`strength * sum of price * score` at the current weights: a float32 scalar tensor, differentiable."""
         sync_weights(self)
         return ops.multiply(self._strength, self._penalty()[0])
 
+    def stateless_call(self, *args: Any, return_losses: bool = False, **options: Any) -> Any:
+        if return_losses or not has_own_steps(self.seed):
+            return super().stateless_call(*args, return_losses=return_losses, **options)
+        # As Keras's guide has steps for JAX: `compute_loss` follows, outside of the call, where weights are out of date.
+        asked = self._asked
+        *results, losses = super().stateless_call(*args, return_losses=True, **options)
+        self._of_call[:], self._asked = losses, asked
+        return tuple(results)
+
     @property
     def losses(self) -> list[Any]:
         """Keras's losses of the seed (`add_loss`, weight regularizers), and behind them the penalty."""
+        self._asked = True
+        if weights_are_elsewhere(self) and self._of_call:
+            return self._of_call
         others = super().losses
         if losses_are_given(self):
             return others
@@ -166,6 +179,9 @@ class StructureLearner(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
+        self._asked = True
+        if weights_are_elsewhere(self) and self._of_call:  # no metrics: these are not in scope either
+            return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         penalty, cost = self._penalty()
         penalty = ops.multiply(self._strength, penalty)
         self.penalty_tracker.update_state(penalty)
@@ -226,13 +242,21 @@ def _counted(learner: StructureLearner, penalty: Any) -> Iterator[None]:
         _COUNTED.reset(token)
 
 
-def _check_steps(seed: keras.Model, kind: type[StructureLearner]) -> None:
-    """A learner trains by its own steps: a seed's would be left out without a word."""
-    for method in OVERRIDES:
-        custom = getattr(type(seed), method) not in (getattr(keras.Model, method), getattr(keras.Sequential, method))
-        if custom and getattr(kind, method) is getattr(StructureLearner, method):
+class _PenaltyIsAskedFor(keras.callbacks.Callback):
+    """Ends a learner's first training after a step, if that leaves the penalty out."""
+
+    def __init__(self, learner: StructureLearner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.learner._asked = False  # building it has asked
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self.learner._asked:
             raise KerasMorphError(
-                f"{seed.name} has a {method} of its own, which a StructureLearner does not call. Expected: a seed of plain "
-                f"Keras methods, a subclass of StructureLearner with that {method} (self.losses contains the penalty), or a "
-                f"training loop of your own with learner.penalty(). Received: {type(seed).__name__}.{method}."
+                f"The train_step of {type(self.learner.seed).__name__} leaves the penalty out, so that no channel would be given "
+                "up. Expected: a loss of self.compute_loss(...), or one to which sum(self.losses) is added. "
+                "Received: a step that asks for neither."
             )
+        self.learner._trained = True

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.keras_internals import compiled_with
+from keras_morph.training.steps import has_own_steps
 
 __all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "fit_on"]
 
@@ -87,17 +88,18 @@ class Recipe:
         return self.optimizer(rate)
 
     def objective(self, model: keras.Model) -> dict[str, Any]:
-        """Loss, metrics and loss weights for `compile`; what the recipe leaves open is taken from the model.
+        """Loss, metrics, loss weights and switches for `compile`; what the recipe leaves open is taken from the model.
 
         Raises:
-            KerasMorphError: if neither says what the loss is.
+            KerasMorphError: if neither says what the loss is, and the model's class has no step of its own that may know.
         """
         compiled = compiled_with(model)
         given = {"loss": self.loss, "loss_weights": self.loss_weights, "metrics": self.metrics}
         if self.loss is not None:  # the weights of other losses
             compiled.pop("loss_weights", None)
         found = {key: compiled.get(key) if value is None else value for key, value in given.items()}
-        if found["loss"] is None:
+        found |= {key: compiled.get(key) for key in ("weighted_metrics", "run_eagerly", "jit_compile")}
+        if found["loss"] is None and not has_own_steps(model):
             if not ends_in_softmax(model):
                 raise KerasMorphError(
                     f"{model.name} is not compiled, and its output is not a softmax, so nobody knows its loss. Expected: a "
@@ -156,7 +158,7 @@ def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
     """
     if not isinstance(data, tuple):
         return
-    loss, labels = objective["loss"], data[1]
+    loss, labels = objective.get("loss"), data[1]
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
     if name == "sparse_categorical_crossentropy" and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
         raise DataError(
