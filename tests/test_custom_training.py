@@ -168,7 +168,7 @@ def test_losses_metrics_and_weights_of_several_outputs_are_those_of_the_compiled
         loss_weights={"kind": 1.0, "size": 0.0},
         metrics={"kind": ["accuracy"]},
         weighted_metrics={"size": ["mae"]},
-        run_eagerly=True,
+        **MODE,
     )
     random = np.random.default_rng(0)
     images, kinds, sizes = random.normal(size=(16, 6, 6, 1)), random.integers(0, 3, 16), random.normal(size=(16, 1))
@@ -193,7 +193,7 @@ def test_class_weights_count():
 
     seed = keras.models.clone_model(models.build("plain"))
     x = np.random.default_rng(0).normal(size=(8, *seed.input_shape[1:]))
-    seed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    seed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **MODE)
     recipe = km.Recipe(class_weight={0: 0.0, 1: 0.0, 2: 0.0})
     km.shrink(seed, "80%", (x, np.zeros(8, int)), epochs=3, recipe=recipe, verbose=0, callbacks=[Keep()])
     assert losses[-1] == 0

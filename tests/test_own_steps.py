@@ -49,7 +49,7 @@ class Mine(keras.Model, Scaled):
 def seed_of(kind, **options):
     plain = keras.models.clone_model(models.build("plain"))
     seed = kind(plain.inputs, plain.outputs, name="mine", **options)
-    seed.compile("sgd", "mse", metrics=["mae"], run_eagerly=True)
+    seed.compile("sgd", "mse", metrics=["mae"], run_eagerly=BACKEND == "tensorflow")
     return seed
 
 
