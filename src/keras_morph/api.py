@@ -17,11 +17,13 @@ from keras_morph.errors import (
     UnknownLayerWarning,
     UnsupportedModelError,
 )
+from keras_morph.exporting import Exported, export
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.layers.rules import Rule, register_rule
 from keras_morph.pipeline import Progress, Shrunk, prune, shrink
 from keras_morph.reporting import Report, report
+from keras_morph.runtimes import Session, open_exported
 from keras_morph.search.expansion import expand
 from keras_morph.search.scores import taylor_scores
 from keras_morph.search.selection import Reach, fit_budget, reach
@@ -46,6 +48,7 @@ __all__ = [
     "DataError",
     "Distiller",
     "EpochLog",
+    "Exported",
     "FLOPs",
     "FadeOut",
     "Gamma",
@@ -61,6 +64,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Rule",
+    "Session",
     "Shrunk",
     "Staircase",
     "StopWithin",
@@ -75,9 +79,11 @@ __all__ = [
     "UnsupportedModelError",
     "datasets",
     "expand",
+    "export",
     "fit_budget",
     "masked",
     "measure",
+    "open_exported",
     "prune",
     "reach",
     "rebuild",
