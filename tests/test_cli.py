@@ -22,12 +22,13 @@ from keras import layers
 import keras_morph as km
 from keras_morph.cli import choices, inspecting, main, options
 from keras_morph.cli.app import app
+from keras_morph.exporting import FORMATS
 from keras_morph.runs import save_model
 
 pytestmark = pytest.mark.once
 
 MODEL = "test_cli:for_digits"
-COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "zoo")
+COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "zoo")
 
 
 def command(*arguments):
@@ -139,6 +140,7 @@ def test_help_describes_every_option(name):
         (options.BASE_MODELS, km.zoo.NAMES),
         (options.COSTS, choices.COSTS),
         (options.DATA, km.datasets.NAMES),
+        (options.EXPORTS, FORMATS),
         (options.DEVICES, (*km.HARDWARE, "Others")),
         (options.OPTIMIZERS, choices.OPTIMIZERS),
         (options.SCHEDULES, choices.SCHEDULES),
@@ -192,6 +194,14 @@ def test_rebuild_carries_the_weights(files, tmp_path, capsys):
     np.testing.assert_allclose(received, expected, rtol=1e-6)
     flops = km.FLOPs()(keras.models.load_model(files / "small.keras"))
     assert f"{flops:,.0f} FLOPs" in capsys.readouterr().out
+
+
+def test_export_writes_a_file_for_each_format(files, tmp_path, capsys):
+    assert command("export", files / "small.keras", "--to", "onnx,litert", "--output", tmp_path / "new" / "small") == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line, suffix, runtime in zip(printed, (".onnx", ".tflite"), ("onnxruntime", "ai-edge-litert"), strict=True):
+        path = tmp_path / "new" / f"small{suffix}"
+        assert line.startswith(f"{path}: {path.stat().st_size:,} bytes; {runtime} agrees with Keras to ")
 
 
 def test_rebuild_from_counts_and_without_weights(files, tmp_path):
@@ -384,6 +394,11 @@ MISTAKES = [
     (["rebuild", "{}/seed.keras", "{}/too_many", "out.keras"], ["too_many", "7 channels to conv1", "at most 6"]),
     (["rebuild", "{}/seed.keras", "{}/structure.json", "out.h5"], ["out.h5", ".keras"]),
     (["rebuild", "{}/seed.keras", "{}/structure.json", "{}/seed.keras/out.keras"], ["OUTPUT", "seed.keras"]),
+    (["export", "{}/nowhere.keras"], ["nowhere.keras", "does not exist"]),
+    (["export", "{}/small.keras", "--to", "onnx,onyx"], ["--to", "'onyx'", "openvino"]),
+    (["export", "{}/small.keras", "--output", "{}/small.keras/out"], ["--output", "small.keras"]),
+    (["export", "DigitsResNet", "--image-size", "3"], ["4x4"]),
+    (["export", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
     (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--image-size", "3"], ["4x4"]),
     (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--classes", "0"], ["classes", "0"]),
     (["report", "{}/seed.keras"], ["AFTER"]),

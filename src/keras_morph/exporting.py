@@ -4,6 +4,7 @@ A format is a row of `FORMATS`. Keras's own exporters write the files. Where the
 what it wrote is wrong, the model is saved, and exported by a process on another backend that is installed.
 """
 
+import functools
 import json
 import logging
 import os
@@ -39,7 +40,7 @@ BATCHES = {3: FREE, 1: FREE + 16}  # batch sizes that are tried, each with the s
 EXAMPLES = 32  # of the user's own, compared at a time
 # TensorFlow's exporters come first, wherever Keras runs: what PyTorch's write pads by arithmetic on shapes, and leaves
 # BatchNormalization apart from the convolution in front, so that it is slower.
-PREFERENCE = ("tensorflow", "torch", "jax")
+PREFERENCE = ("tensorflow", "torch")
 TENSORFLOW_OUTPUT = re.compile(r"Identity(_\d+)?:0$")
 
 
@@ -127,6 +128,7 @@ def export_all(
     chosen = [_format_of(Path(path), name) for path, name in zip(paths, formats or [None] * len(paths), strict=True)]
     targets = dict(zip(chosen, map(Path, paths), strict=True))
     for name in targets:
+        _check_place(targets[name])
         installed(FORMATS[name].runtime)
         _check_backends(name)
     trials = [*_random_examples(model), *_given_examples(model, check)]
@@ -170,6 +172,16 @@ def _format_of(path: Path, name: str | None) -> str:
         suffix = f"a name that ends in {FORMATS[name].suffix}" if FORMATS[name].suffix else "the name of a folder"
         raise KerasMorphError(f"path: {name} expects {suffix}. Received: {path}.")
     return name
+
+
+def _check_place(path: Path) -> None:
+    """Make sure that nothing is lost but an older export."""
+    if path.suffix and path.is_dir():
+        raise KerasMorphError(f"path: expected a file. Received: {path}, which is a folder.")
+    if not path.suffix and path.exists() and not (path / "saved_model.pb").exists():
+        raise KerasMorphError(
+            f"path: expected the folder of a SavedModel, or none. Received: {path}, which is something else."
+        )
 
 
 def _can(backend: str, name: str) -> bool:
@@ -294,8 +306,47 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def _inlined() -> Iterator[None]:
+    """Inside, TensorFlow traces what is called as a part of its caller: tf2onnx knows no functions compiled by XLA.
+
+    Keras puts grouped convolutions into one, as they do not run on a CPU otherwise.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
 def _write_onnx(model: keras.Model, path: Path) -> None:
-    _served(model).export(path, format="onnx", verbose=False)
+    if keras.backend.backend() == "tensorflow":
+        _teach_tf2onnx()
+    served = _served(model)
+    with _inlined():
+        served.export(path, format="onnx", verbose=False)
+
+
+@functools.cache
+def _teach_tf2onnx() -> None:
+    """GELU is made of Erfc on TensorFlow, which tf2onnx does not know: 1 - Erf."""
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class _Erfc:
+        @classmethod
+        def version_9(cls, graph: Any, node: Any, **_: Any) -> None:
+            (output,), (shape,), (dtype,) = node.output, node.output_shapes, node.output_dtypes
+            graph.remove_node(node.name)
+            one = graph.make_const(f"{node.name}_one", np.ones((), np.float32))
+            erf = graph.make_node("Erf", node.input)
+            graph.make_node("Sub", [*one.output, *erf.output], outputs=[output], shapes=[shape], dtypes=[dtype])
 
 
 def _write_litert(model: keras.Model, path: Path) -> None:
@@ -330,7 +381,7 @@ FORMATS: dict[str, Format] = {
     "onnx": Format("onnxruntime", {"tensorflow": ("tf2onnx",), "torch": ("onnx",)}, _write_onnx),
     "litert": Format("litert", {"tensorflow": ()}, _write_litert),
     "openvino": Format("openvino", {"tensorflow": (), "torch": ()}, _write_openvino),
-    "saved_model": Format("tensorflow", {"tensorflow": (), "jax": ("tensorflow",)}, _write_saved_model),
+    "saved_model": Format("tensorflow", {"tensorflow": ()}, _write_saved_model),
 }
 
 
@@ -422,15 +473,11 @@ def _bytes(path: Path) -> int:
 
 
 def _move(source: Path, path: Path) -> None:
-    """Put what was written in its place; a folder is replaced only if it is a SavedModel."""
+    """Put what was written in its place, instead of what is there."""
     if not source.is_dir():
         for each in _files(source):
             each.replace(path.with_suffix(each.suffix))
         return
-    if path.exists() and not (path / "saved_model.pb").exists():
-        raise KerasMorphError(
-            f"path: expected the folder of a SavedModel, or none. Received: {path}, which is something else."
-        )
     old = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     if path.exists():
         path.replace(old)

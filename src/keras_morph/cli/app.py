@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import keras_morph
+from keras_morph.cli.export import export
 from keras_morph.cli.inspect import inspect
 from keras_morph.cli.options import command_of
 from keras_morph.cli.rebuild import rebuild
@@ -54,5 +55,5 @@ def shrink(options: Shrink) -> None:
     run(options)
 
 
-for command in (inspect, rebuild, report, zoo):
+for command in (inspect, rebuild, report, export, zoo):
     app.command()(command)

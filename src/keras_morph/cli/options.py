@@ -19,6 +19,7 @@ __all__ = [
     "COSTS",
     "DATA",
     "DEVICES",
+    "EXPORTS",
     "OPTIMIZERS",
     "SCHEDULES",
     "Classes",
@@ -43,6 +44,7 @@ BASE_MODELS = (
 COSTS = ("FLOPs", "Latency", "ModelSize", "Activations")
 DATA = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 DEVICES = (*HARDWARE, "Others")
+EXPORTS = ("onnx", "litert", "openvino", "saved_model")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "adamax", "adagrad", "lion")
 SCHEDULES = ("constant", "cosine", "linear", "exponential")
 

@@ -1,0 +1,37 @@
+"""`keras-morph export MODEL --to onnx,litert`: files for other runtimes, compared with the Keras model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_morph.cli.options import EXPORTS, Classes, ImageSize, check_folder
+from keras_morph.errors import KerasMorphError
+
+__all__ = ["export"]
+
+SUFFIXES = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml", "saved_model": "_saved_model"}
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="a .keras file, a zoo name, or package.module:function")],
+    to: Annotated[str, typer.Option(help=f"formats, separated by commas: {', '.join(EXPORTS)}")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="where the files go, without a suffix; by default beside the .keras file")
+    ] = None,
+    image_size: ImageSize = 32,
+    classes: Classes = 10,
+) -> None:
+    """Write a model for ONNX Runtime, LiteRT, OpenVINO or TensorFlow, run it there, and compare with Keras."""
+    formats = list(dict.fromkeys(name.strip() for name in to.split(",")))
+    if unknown := [name for name in formats if name not in EXPORTS]:
+        raise KerasMorphError(f"--to expects formats out of {', '.join(EXPORTS)}. Received: {unknown[0] or to!r}.")
+    stem = output or Path(model.removesuffix(".keras").rpartition(":")[2])
+    check_folder("the folder of --output", stem.parent)
+
+    from keras_morph.cli.choices import load_model
+    from keras_morph.exporting import export_all
+
+    found = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
+    for exported in export_all(found, [stem.with_name(stem.name + SUFFIXES[name]) for name in formats]):
+        print(exported)
