@@ -54,7 +54,13 @@ def test_what_has_no_example_is_listed():
     assert {name for name in PUBLIC if example_of(name) is None} == WITHOUT
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - WITHOUT))
+# On the other backends a process on TensorFlow writes the file, as test_exporting.py has it do once.
+ONLY_ON = {"export": pytest.mark.only_on("tensorflow")}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=ONLY_ON.get(name, ())) for name in sorted(PUBLIC.keys() - WITHOUT)]
+)
 def test_the_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = []

@@ -73,6 +73,10 @@ class Exported:
         backend: the Keras backend that wrote it.
         bytes: size, weights included.
         difference: largest difference to the outputs of the Keras model, relative to its largest output.
+
+    Example:
+        >>> print(km.Exported(Path("small.onnx"), "onnx", "tensorflow", 2644, 1.3e-7))
+        small.onnx: 2,644 bytes; onnxruntime agrees with Keras to 1.3e-07
     """
 
     path: Path

@@ -40,6 +40,11 @@ class Session:
         runtime: name of the runtime.
         inputs: what the network takes, in order.
         run: function from a list of arrays, one for each input, to the list of outputs.
+
+    Example:
+        >>> model.save("small.keras")
+        >>> km.open_exported("small.keras").runtime
+        'keras'
     """
 
     runtime: str
@@ -88,8 +93,8 @@ def open_exported(path: Path_, *, threads: int = 1) -> Session:
         KerasMorphError: if the runtime is not installed, or cannot open the file.
 
     Example:
-        >>> exported = km.export(model, "small.onnx")
-        >>> session = km.open_exported("small.onnx")
+        >>> model.save("small.keras")
+        >>> session = km.open_exported("small.keras", threads=1)
         >>> session.inputs[0].shape, session.run([images])[0].shape
         ((None, 8, 8, 3), (64, 3))
     """
