@@ -235,12 +235,13 @@ def _keras(path: Path, threads: int) -> Session:
     import keras
 
     model = keras.models.load_model(path, compile=False)
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     inputs = tuple(
         Input(each.name, tuple(each.shape), np.dtype(each.dtype)) for each in keras.tree.flatten(model.inputs)
     )
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        given = keras.tree.pack_sequence_as(model.input, list(arrays))
+        given = keras.tree.pack_sequence_as(structure, list(arrays))
         return [np.asarray(each) for each in keras.tree.flatten(model.predict_on_batch(given))]
 
     return Session("keras", inputs, run)
