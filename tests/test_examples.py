@@ -55,11 +55,11 @@ def test_what_has_no_example_is_listed():
 
 
 # On the other backends a process on TensorFlow writes the file, as test_exporting.py has it do once.
-ONLY_ON = {"export": pytest.mark.only_on("tensorflow")}
+MARKS = {"export": pytest.mark.only_on("tensorflow"), "MeasuredLatency": pytest.mark.slow}  # it times for 20 seconds
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=ONLY_ON.get(name, ())) for name in sorted(PUBLIC.keys() - WITHOUT)]
+    "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(PUBLIC.keys() - WITHOUT)]
 )
 def test_the_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,7 @@ from keras_morph.exporting import Exported, export
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.layers.rules import Rule, register_rule
+from keras_morph.measuring import MeasuredLatency
 from keras_morph.pipeline import Progress, Shrunk, prune, shrink
 from keras_morph.reporting import Report, report
 from keras_morph.runtimes import Session, open_exported
@@ -57,6 +58,7 @@ __all__ = [
     "KerasMorphError",
     "Latency",
     "LogisticSigmoid",
+    "MeasuredLatency",
     "MissingBackendError",
     "ModelSize",
     "Progress",

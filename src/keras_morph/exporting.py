@@ -32,7 +32,7 @@ from keras_morph.keras_internals import one_or_all, parts_of, structs
 from keras_morph.runs import save_model
 from keras_morph.runtimes import RUNTIMES, Session, first_line, installed, open_exported
 
-__all__ = ["FORMATS", "Exported", "Format", "export", "export_all", "work"]
+__all__ = ["FORMATS", "Exported", "Format", "export", "export_all", "work", "write_unchecked", "written_here"]
 
 TOLERANCE = 1e-4  # difference to the Keras model, relative to its largest output: float32 sums in another order
 FREE = 32  # size of an axis whose size is free
@@ -244,18 +244,29 @@ def _write_here(model: keras.Model, files: dict[str, Path]) -> dict[str, str]:
 
 def _write_elsewhere(model: keras.Model, files: dict[str, Path], backend: str) -> dict[str, str]:
     """Save the model, and let a process on another backend write the files."""
-    modules = {type(part).__module__ for part in parts_of(model)}
+    (reasons,) = _write_all_elsewhere([model], [files], backend)
+    return reasons
+
+
+def _write_all_elsewhere(
+    models: Sequence[keras.Model], files: Sequence[dict[str, Path]], backend: str
+) -> list[dict[str, str]]:
+    """The same for several models, in one process."""
+    modules = {type(part).__module__ for model in models for part in parts_of(model)}
     modules = {module for module in modules if module.partition(".")[0] not in ("keras", "keras_morph", "builtins")}
     if "__main__" in modules:
         reason = (
             "a class of layers is defined in the script itself, where no other process finds it; move it to a module"
         )
-        return dict.fromkeys(files, reason)
+        return [dict.fromkeys(each, reason) for each in files]
     with TemporaryDirectory() as folder:
-        saved, job, answer = (Path(folder) / each for each in ("model.keras", "job.json", "answer.json"))
-        save_model(model, saved)
-        paths = {name: str(path.absolute()) for name, path in files.items()}
-        job.write_text(json.dumps({"model": str(saved), "files": paths, "modules": sorted(modules)}))
+        job, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
+        works = []
+        for number, (model, each) in enumerate(zip(models, files, strict=True)):
+            saved = Path(folder) / f"{number}.keras"
+            save_model(model, saved)
+            works.append({"model": str(saved), "files": {name: str(path.absolute()) for name, path in each.items()}})
+        job.write_text(json.dumps({"works": works, "modules": sorted(modules)}))
         environment = {
             **os.environ,
             "KERAS_BACKEND": backend,
@@ -267,9 +278,9 @@ def _write_elsewhere(model: keras.Model, files: dict[str, Path], backend: str) -
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
         )
         if answer.exists():
-            return dict(json.loads(answer.read_text()))
+            return [dict(reasons) for reasons in json.loads(answer.read_text())]
         lines = finished.stderr.strip().splitlines() or ["it was killed"]
-        return dict.fromkeys(files, lines[-1])
+        return [dict.fromkeys(each, lines[-1]) for each in files]
 
 
 def work(job: str, answer: str) -> None:
@@ -277,10 +288,38 @@ def work(job: str, answer: str) -> None:
     described = json.loads(Path(job).read_text())
     for module in described["modules"]:
         import_module(module)  # whose classes are registered by it
-    # The file is the work of the process that asks, whose own objects are in it: there is nothing to distrust.
-    model = keras.models.load_model(described["model"], compile=False, safe_mode=False)
-    reasons = _write_here(model, {name: Path(path) for name, path in described["files"].items()})
+    reasons = []
+    for each in described["works"]:
+        # The file is the work of the process that asks, whose own objects are in it: there is nothing to distrust.
+        model = keras.models.load_model(each["model"], compile=False, safe_mode=False)
+        reasons.append(_write_here(model, {name: Path(path) for name, path in each["files"].items()}))
     Path(answer).write_text(json.dumps(reasons))
+
+
+def written_here(name: str) -> bool:
+    """Whether the present backend is the one that writes a format."""
+    _check_backends(name)
+    return next(backend for backend in PREFERENCE if _can(backend, name)) == keras.backend.backend()
+
+
+def write_unchecked(models: Sequence[keras.Model], paths: Sequence[Path], name: str) -> None:
+    """Write models as files of one format, without comparing outputs: for files that are only timed.
+
+    Raises:
+        UnsupportedModelError: if one cannot be written.
+    """
+    files = [{name: path} for path in paths]
+    backend = next(each for each in PREFERENCE if _can(each, name))
+    if written_here(name):
+        reasons = [_write_here(model, each) for model, each in zip(models, files, strict=True)]
+    else:
+        reasons = _write_all_elsewhere(models, files, backend)
+    for model, found in zip(models, reasons, strict=True):
+        if found[name]:
+            raise UnsupportedModelError(
+                f"{model.name} cannot be exported to {name}. Expected a network that {backend} can export. "
+                f"Received: {found[name]}."
+            )
 
 
 def _served(model: keras.Model, *, nested: bool = False) -> keras.Model:

@@ -270,7 +270,7 @@ def test_reach_is_what_can_be_reached_and_names_what_holds_it_up(name, cost):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("round_to", [0, 1.5, True, "8"])
+@pytest.mark.parametrize("round_to", [0, 1.5, True, "8", "Auto"])
 def test_what_cannot_be_rounded_to_is_refused(round_to):
     with pytest.raises(km.BudgetError, match="round_to"):
         km.fit_budget(models.build("plain"), km.Budget("50%", round_to=round_to))

@@ -19,6 +19,7 @@ from keras_morph.cli.options import (
     check_folder,
     check_number,
 )
+from keras_morph.errors import KerasMorphError
 
 __all__ = ["Shrink"]
 
@@ -47,7 +48,9 @@ class Shrink:
     per_cost: Annotated[
         float, typer.Option(help="0: the strongest channels live, 1: the strongest for what they cost")
     ] = 0.0
-    round_to: Annotated[int, typer.Option(help="widths become multiples of this, or stay whole")] = 1
+    round_to: Annotated[
+        str, typer.Option(help='widths become multiples of this, or stay whole; "auto": what runtimes like, up to 8')
+    ] = "auto"
     rounds: Annotated[int, typer.Option(help="shrink, expand to the cost of the seed, and shrink again")] = 1
     protect: Protect = None
     tie: Tie = None
@@ -70,7 +73,6 @@ class Shrink:
         for option, value, low, high in (
             ("--rounds", self.rounds, 1, 10**9),
             ("--epochs", self.epochs, 3 * self.rounds, 10**9),
-            ("--round-to", self.round_to, 1, 10**9),
             ("--per-cost", self.per_cost, 0, float("inf")),
             ("--distillation", self.distillation, 0, 1),
             ("--batch-size", self.batch_size, 1, 10**9),
@@ -79,5 +81,9 @@ class Shrink:
             ("--random-seed", self.random_seed, 0, 2**32 - 1),
         ):
             check_number(option, value, low, high)
+        if self.round_to != "auto" and not (self.round_to.isdecimal() and int(self.round_to) >= 1):
+            raise KerasMorphError(
+                f"--round-to expects auto, or a whole number of at least 1. Received: {self.round_to}."
+            )
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         check_folder("--log-dir", self.log_dir)

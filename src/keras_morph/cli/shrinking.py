@@ -75,7 +75,12 @@ def _planned(options: Shrink) -> _Plan:
     arguments = ("--cost", "--hardware")
     cost = cost_of(options.cost, options.hardware, options.peak_flops, options.bandwidth, arguments=arguments)
     plan = _Plan(
-        Budget(options.budget, cost, round_to=options.round_to, per_cost=options.per_cost),
+        Budget(
+            options.budget,
+            cost,
+            round_to=int(options.round_to) if options.round_to.isdecimal() else options.round_to,
+            per_cost=options.per_cost,
+        ),
         cost,
         regularizer_of(options.regularizer, options.threshold, argument="--regularizer"),
         optimizer_of(options.optimizer),

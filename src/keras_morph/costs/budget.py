@@ -19,6 +19,7 @@ __all__ = ["Budget", "Limit", "budget_from", "group_prices", "parse_budget", "sp
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+LEAST_BLOCKS = 4  # that a width is divided into, whatever the runtime likes
 FLOOR = 0.5  # chosen on digits: below it a layer of one channel can cut the network
 COUNTED = ("FLOPs", "parameters", "elements")  # a cost of one's own may well be below 1 in its unit
 NAMED = {cost.__name__: cost for cost in (FLOPs, ModelSize, Activations, Latency)}
@@ -96,7 +97,8 @@ class Budget:
             cost's own unit (FLOPs, parameters, elements, seconds); for the cost that its unit or a name behind it says;
             several of them with commas or "and" between (`"50% FLOPs, 2MB"`); or `{cost: amount}`.
         cost: what an amount is for where it does not say; by default the learner's cost, or FLOPs().
-        round_to: channels that lie in the same places live in multiples of this, or all of them.
+        round_to: channels that lie in the same places live in multiples of this, or all of them. "auto" takes the block that
+            the cost's runtime computes at once, 8 where none was measured; a quarter of the width at most, as a power of 2.
         floor: layers that every path goes through keep at least this share of the width that they had if all layers were
             narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
             channel or two; 0 to 1. It is halved until the budget is met.
@@ -115,14 +117,16 @@ class Budget:
     amount: str | float | Mapping[Cost, str | float]
     cost: Cost | None = None
     _: KW_ONLY
-    round_to: int = 1
+    round_to: int | str = "auto"
     floor: float = FLOOR
     per_cost: float = 0.0
     bytes_per_parameter: int = 4
 
     def __post_init__(self) -> None:
-        if type(self.round_to) is not int or self.round_to < 1:
-            raise BudgetError(f"Expected a whole number round_to of at least 1. Received: round_to={self.round_to}.")
+        if self.round_to != "auto" and (type(self.round_to) is not int or self.round_to < 1):
+            raise BudgetError(
+                f'Expected round_to="auto", or a whole number of at least 1. Received: round_to={self.round_to!r}.'
+            )
         if not 0 <= self.floor <= 1:
             raise BudgetError(f"Expected a floor from 0 to 1. Received: floor={self.floor}.")
         if not 0 <= self.per_cost < math.inf:
@@ -150,6 +154,20 @@ class Budget:
             Limit(one, parse_budget(amount, one, one(graph), bytes_per_parameter=self.bytes_per_parameter))
             for one, amount in self.amounts(cost)
         ]
+
+
+def multiples(round_to: int | str, sizes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+    """What widths are rounded to, `(n,)`.
+
+    Args:
+        round_to: as in Budget.
+        sizes: the widths in the seed, `(n,)`.
+        costs: of the budget.
+    """
+    if isinstance(round_to, int):
+        return np.full(len(sizes), round_to)
+    quarter = 2 ** np.floor(np.log2(np.maximum(sizes / LEAST_BLOCKS, 1))).astype(np.int64)
+    return np.minimum(quarter, max(cost.block for cost in costs))
 
 
 def budget_from(budget: Any, cost: Cost | None = None) -> Budget:

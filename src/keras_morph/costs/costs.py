@@ -23,7 +23,21 @@ from keras_morph.graph.structure import graph_and_structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.saving import Configured
 
-__all__ = ["Activations", "Cost", "FLOPs", "Latency", "ModelSize", "Monomials", "Table"]
+__all__ = [
+    "CONSTANT",
+    "Activations",
+    "Cost",
+    "FLOPs",
+    "Formula",
+    "Latency",
+    "ModelSize",
+    "Monomials",
+    "Table",
+    "multiply_adds",
+    "positions_of",
+    "sides_of",
+    "working",
+]
 
 _WARNED: Any = weakref.WeakKeyDictionary()  # model -> names of the costs whose uncounted layers were named
 
@@ -115,6 +129,7 @@ class Cost(Configured, ABC):
     """
 
     unit: str
+    block = 8  # channels that are computed at once, as far as anybody knows: what widths are rounded to
 
     @property
     def name(self) -> str:
@@ -180,17 +195,23 @@ class Cost(Configured, ABC):
         return f"{self.name}()"
 
 
-def _working(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
+def working(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
     """Calls of layers that multiply: convolutions, Dense, recurrent layers and attention."""
     numbered = ((number, call, graph.layers[call.layer]) for number, call in enumerate(graph.calls))
     return [(n, call, layer) for n, call, layer in numbered if any(weight.multiplies for weight in layer.weights)]
 
 
-def _pair(vectors: list[int]) -> tuple[int, int]:
+def sides_of(vectors: list[int]) -> tuple[int, int]:
+    """Two vectors, CONSTANT where there are fewer."""
     return tuple([*vectors, CONSTANT, CONSTANT][:2])  # type: ignore[return-value]
 
 
-def _positions(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
+def positions_of(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
+    """Positions of a call's "inputs" or "outputs", such as H x W.
+
+    Raises:
+        UnsupportedModelError: if their size is unknown.
+    """
     tensor = graph.tensors[call.outputs[0] if where == "outputs" else call.operands[-1]]
     if tensor.positions is None:
         raise UnsupportedModelError(
@@ -200,11 +221,15 @@ def _positions(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: 
     return tensor.positions
 
 
-def _multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int, int]]:
+def multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int, int]]:
     """Rows of (multiply-adds per pair of channels, a, b, call)."""
     followed: list[tuple[float, int, int, int]] = [
-        (_positions(graph, call, layer, weight.multiplies, cost) * weight.static_size, *_pair(weight.sides), number)
-        for number, call, layer in _working(graph)
+        (
+            positions_of(graph, call, layer, weight.multiplies, cost) * weight.static_size,
+            *sides_of(weight.sides),
+            number,
+        )
+        for number, call, layer in working(graph)
         for weight in layer.weights
         if weight.multiplies
     ]
@@ -229,7 +254,7 @@ class FLOPs(Cost):
     unit = "FLOPs"
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
-        return Monomials.table([(2 * macs, a, b, 0, call) for macs, a, b, call in _multiply_adds(graph, self.name)])
+        return Monomials.table([(2 * macs, a, b, 0, call) for macs, a, b, call in multiply_adds(graph, self.name)])
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         return counting.uncounted(graph)
@@ -251,7 +276,7 @@ class ModelSize(Cost):
         rows = []
         for number, layer in enumerate(graph.layers):
             owner = len(graph.calls) + number
-            known = [(weight.static_size, *_pair(weight.sides), 0, owner) for weight in layer.weights]
+            known = [(weight.static_size, *sides_of(weight.sides), 0, owner) for weight in layer.weights]
             total = layer.operation.count_params() if hasattr(layer.operation, "count_params") else 0
             rest = total - sum(int(np.prod(weight.shape, dtype=np.int64)) for weight in layer.weights)
             rows += known + ([(rest, CONSTANT, CONSTANT, 0, owner)] if rest else [])
@@ -274,12 +299,12 @@ class Activations(Cost):
         return Monomials.table(
             [
                 (
-                    _positions(graph, call, layer, "outputs", self.name),
-                    *_pair([graph.tensors[call.outputs[0]].vector]),
+                    positions_of(graph, call, layer, "outputs", self.name),
+                    *sides_of([graph.tensors[call.outputs[0]].vector]),
                     0,
                     n,
                 )
-                for n, call, layer in _working(graph)
+                for n, call, layer in working(graph)
             ]
         )
 
@@ -310,11 +335,11 @@ class Latency(Cost):
     def monomials(self, graph: ChannelGraph) -> Monomials:
         seconds_per_flop = 2 * self.batch_size / self.hardware.peak_flops
         seconds_per_element = self.hardware.bytes_per_element / self.hardware.bandwidth
-        rows = [(macs * seconds_per_flop, a, b, 0, call) for macs, a, b, call in _multiply_adds(graph, self.name)]
-        for number, call, layer in _working(graph):
-            rows += [(w.static_size * seconds_per_element, *_pair(w.sides), 1, number) for w in layer.weights]
+        rows = [(macs * seconds_per_flop, a, b, 0, call) for macs, a, b, call in multiply_adds(graph, self.name)]
+        for number, call, layer in working(graph):
+            rows += [(w.static_size * seconds_per_element, *sides_of(w.sides), 1, number) for w in layer.weights]
             for where, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
-                positions = _positions(graph, call, layer, where, self.name) * self.batch_size
+                positions = positions_of(graph, call, layer, where, self.name) * self.batch_size
                 vector = graph.tensors[tensors[0]].vector
                 rows.append((positions * seconds_per_element, vector, CONSTANT, 1, number))
         for _, number in counting.fixed_multiply_adds(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs.budget import budget_from
+from keras_morph.costs.budget import budget_from, multiples
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import BudgetError, KerasMorphError
 from keras_morph.graph.closure import close
@@ -47,13 +47,14 @@ def expand(model: Any, structure: Any, cost: Cost | None = None, budget: Any = "
     graph, structure = graph_and_structure(model, structure)
     check_expandable(graph)
     budget = budget_from(budget, cost or getattr(model, "target_cost", None))
-    limits, round_to = budget.limits(graph), budget.round_to
+    limits = budget.limits(graph)
     alive = close(graph, structure.groups(graph)).alive
     kinds = np.where(graph.pinned_mask, -1, same_places(graph))
     members = np.flatnonzero(alive & (kinds >= 0))
     members = members[np.argsort(kinds[members], kind="stable")]
     of_kind, start, count = np.unique(kinds[members], return_index=True, return_counts=True)
     place = np.arange(len(members)) - np.repeat(start, count)
+    round_to = multiples(budget.round_to, count, [limit.cost for limit in limits])
 
     def copies(factor: float) -> np.ndarray:
         wider = np.floor(count * factor).astype(np.int64) // round_to * round_to

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_morph.channels import ChannelGraph
-from keras_morph.costs.budget import Limit, budget_from, group_prices
+from keras_morph.costs.budget import Limit, budget_from, group_prices, multiples
 from keras_morph.costs.costs import Cost, FLOPs
 from keras_morph.errors import BudgetError, KerasMorphError
 from keras_morph.graph.closure import Closed, close
@@ -146,7 +146,7 @@ def _why_it_stays(graph: ChannelGraph, number: int) -> str:
 
 
 def choose(
-    graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], *, round_to: int = 1, floor: float = 0.0
+    graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], *, round_to: int | str = 1, floor: float = 0.0
 ) -> np.ndarray:
     """Alive groups, by descending score, within every limit.
 
@@ -154,8 +154,7 @@ def choose(
         graph: the traced model.
         scores: one number per group, `(num_groups,)`.
         limits: what each cost may be.
-        round_to: groups that lie in the same places live in multiples of this, or all of them.
-        floor: as in `Budget`.
+        round_to, floor: as in `Budget`.
 
     Returns:
         bool, `(num_groups,)`, closed.
@@ -180,15 +179,17 @@ class _Budget:
     Groups are taken in blocks of `round_to` that lie in the same places; blocks are numbered by descending score.
     """
 
-    def __init__(self, graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], round_to: int) -> None:
-        self.graph, self.scores, self.limits, self.round_to = graph, scores, limits, round_to
+    def __init__(self, graph: ChannelGraph, scores: np.ndarray, limits: Sequence[Limit], round_to: int | str) -> None:
+        self.graph, self.scores, self.limits = graph, scores, limits
         self.tables = [limit.cost.table(graph) for limit in limits]
         free = np.flatnonzero(~graph.pinned_mask)
         kinds = same_places(graph)
         held = np.bincount(kinds[graph.pinned_mask], minlength=len(kinds))
         by_kind = free[np.lexsort((-scores[free], kinds[free]))]
         place = np.arange(len(by_kind)) - np.searchsorted(kinds[by_kind], kinds[by_kind])
-        keys = kinds[by_kind] * (len(kinds) + 1) + (place + held[kinds[by_kind]]) // round_to
+        step = multiples(round_to, np.bincount(kinds, minlength=len(kinds)), [limit.cost for limit in limits])
+        self.rounds = bool(np.any(step[kinds[free]] > 1))
+        keys = kinds[by_kind] * (len(kinds) + 1) + (place + held[kinds[by_kind]]) // step[kinds[by_kind]]
         _, block = np.unique(keys, return_inverse=True)
         worth = np.bincount(block, weights=scores[by_kind]) / np.bincount(block)
         number = np.empty(len(worth), np.int64)
@@ -203,7 +204,7 @@ class _Budget:
         """The closed structure; blocks of which it keeps something are kept whole."""
         while True:
             closed = close(self.graph, alive, self.scores)
-            if self.round_to == 1:
+            if not self.rounds:
                 return closed
             touched = np.append(np.zeros(len(self.blocks), bool), True)
             touched[self.block_of[closed.alive & ~self.graph.pinned_mask]] = True

@@ -1,0 +1,257 @@
+"""MeasuredLatency: a cost from timings of this very network, in the runtime that will serve it.
+
+Random structures of the network are exported and timed, and the coefficients of `costs/fitted.py` are fitted to the times.
+Exporting and fitting need Keras, timing does not, so that it can happen on another device: `export_structures`,
+`keras_morph.timing`, `fit_timings`.
+"""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_morph.channels import ChannelGraph
+from keras_morph.costs.budget import Budget
+from keras_morph.costs.costs import Cost, Table
+from keras_morph.costs.fitted import Coefficients, FittedTable, fit
+from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError
+from keras_morph.exporting import FORMATS, write_unchecked, written_here
+from keras_morph.graph.closure import close
+from keras_morph.graph.identities import fingerprint
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import graph_of
+from keras_morph.runs import write_json
+from keras_morph.runtimes import installed
+from keras_morph.search.selection import fit_budget
+from keras_morph.surgery.rebuilding import rebuild
+from keras_morph.timing import Conditions, Timings, time_files_apart
+
+__all__ = ["MeasuredLatency", "export_structures", "fit_timings", "random_structures"]
+
+STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
+MULTIPLES = (1, 4, 8, 16)  # to which widths are rounded in turn: odd ones and those that runtimes like
+SHARES = (0.2, 1.0)  # of the FLOPs
+
+
+@keras.saving.register_keras_serializable("keras_morph")
+class MeasuredLatency(Cost):
+    """Seconds of one forward pass, foretold from timings of random structures of this network in a runtime.
+
+    Making one takes minutes: structures are exported, timed in turn in processes of their own, and what each kind of call
+    takes is fitted to the shortest time of each. It is a cost like any other, for budgets such as `"60%"` or `"5ms"`,
+    penalties and reports, and knows the steps of the runtime: a width that is no whole block costs what the block costs.
+
+    Args:
+        model: a functional or Sequential model, or its ChannelGraph.
+        runtime: "onnxruntime", "litert" or "openvino".
+        threads: that the runtime may use.
+        batch_size: examples of one pass; the result is for all of them.
+        cache: a file to read it from, if it is there and was measured for this network under these conditions; else it is
+            written.
+        structures: how many are timed; with fewer it is quicker and less certain.
+        seconds: when to stop exporting, and then timing; each has half of it. At least 12 structures are timed.
+
+    Attributes:
+        coefficients: what was fitted; `coefficients.error` is the median relative error for structures that a fit had not seen.
+        conditions: where and how it was timed.
+
+    Raises:
+        KerasMorphError: if the runtime is not installed, or the network cannot be exported to its format.
+
+    References:
+        Zhang et al., nn-Meter: towards accurate latency prediction of deep-learning model inference on diverse edge devices,
+        MobiSys 2021.
+
+    Example:
+        >>> cost = km.MeasuredLatency(model, runtime="onnxruntime", structures=12, seconds=10)
+        >>> small = km.prune(model, "60%", cost=cost)
+        >>> cost(small) <= 0.6 * cost(model)
+        True
+    """
+
+    unit = "seconds"
+    conditions: Conditions
+    coefficients: Coefficients
+    network: str
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        runtime: str = "onnxruntime",
+        threads: int = 1,
+        batch_size: int = 1,
+        cache: str | Path | None = None,
+        structures: int = STRUCTURES,
+        seconds: float = 300.0,
+    ) -> None:
+        graph = graph_of(model)
+        if cache is not None and Path(cache).exists():
+            found = self.load(cache)
+            wanted = (runtime, threads, batch_size, fingerprint(graph))
+            if (
+                found.conditions.runtime,
+                found.conditions.threads,
+                found.conditions.batch_size,
+                found.network,
+            ) == wanted:
+                self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
+                return
+        with tempfile.TemporaryDirectory() as folder:
+            files = export_structures(graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2)
+            timings = time_files_apart(files, threads=threads, batch_size=batch_size, seconds=seconds / 2)
+            found = fit_timings(graph, folder, timings)
+        self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
+        if cache is not None:
+            self.save(cache)
+
+    @classmethod
+    def of(cls, conditions: Conditions, coefficients: Coefficients, network: str) -> "MeasuredLatency":
+        """From what was measured before.
+
+        Args:
+            conditions: where and how.
+            coefficients: what was fitted.
+            network: fingerprint of the network that was timed.
+        """
+        cost = cls.__new__(cls)
+        cost.conditions, cost.coefficients, cost.network = conditions, coefficients, network
+        return cost
+
+    @property
+    def block(self) -> int:  # type: ignore[override]  # what others have as a number
+        return max(self.coefficients.block, self.coefficients.multiple)
+
+    def table(self, graph: ChannelGraph) -> Table:
+        return FittedTable.of(graph, self.coefficients)
+
+    def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
+        """Layers of kinds that the network that was timed has not."""
+        return FittedTable.of(graph, self.coefficients).unknown(graph)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "conditions": asdict(self.conditions),
+            "coefficients": asdict(self.coefficients),
+            "network": self.network,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "MeasuredLatency":
+        return cls.of(Conditions(**config["conditions"]), Coefficients(**config["coefficients"]), config["network"])
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a JSON file, which can be carried to and from the target device."""
+        write_json(path, {"format": 1, **self.get_config()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MeasuredLatency":
+        """Read it from a file.
+
+        Raises:
+            KerasMorphError: if the file is none that `save` has written.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_config({key: found[key] for key in ("conditions", "coefficients", "network")})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise KerasMorphError(
+                f"Expected a file that MeasuredLatency.save has written. Received: {path} ({error!r})."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"MeasuredLatency({self.conditions})"
+
+
+def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0) -> list[Structure]:
+    """Structures of widely different widths, each layer having a share of its own."""
+    random = np.random.default_rng(random_seed)
+    found: list[Structure] = []
+    for place in range(number):
+        offsets = np.zeros(graph.num_groups)
+        for vector in graph.vectors:
+            offsets[np.unique(graph.group_of[vector])] = random.normal()
+        scores = np.exp(random.uniform(0, 1, graph.num_groups) + offsets)
+        low, high = SHARES
+        share = low + (high - low) * (place + random.uniform()) / number  # evenly spread
+        round_to = MULTIPLES[place % len(MULTIPLES)]
+        while True:
+            try:
+                found.append(
+                    fit_budget(graph, Budget(f"{100 * share:.2f}%", round_to=round_to, floor=0.0), scores=scores)
+                )
+                break
+            except BudgetError:
+                share = min(1.0, share + 0.1)
+    return found
+
+
+def export_structures(
+    model: Any,
+    folder: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    structures: int = STRUCTURES,
+    seconds: float = math.inf,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Write random structures of a network as files of a runtime, each with its structure beside it.
+
+    Args:
+        model: a functional or Sequential model, or its ChannelGraph.
+        folder: where to.
+        runtime: "onnxruntime", "litert" or "openvino".
+        structures: how many.
+        seconds: when to stop, once 12 are written.
+        progress: takes a line after each.
+
+    Returns:
+        Paths of the files.
+    """
+    graph, folder, start, name = graph_of(model), Path(folder), time.perf_counter(), _format_of(runtime)
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(0).permutation(structures)  # so that those written are spread whenever it stops
+    drawn = random_structures(graph, structures)
+    at_once = 1 if written_here(name) else LEAST  # another backend's process takes long to start
+    paths: list[Path] = []
+    while len(paths) < structures and (len(paths) < LEAST or time.perf_counter() - start < seconds):
+        chosen = [drawn[place] for place in order[len(paths) : len(paths) + at_once]]
+        new = [folder / f"{len(paths) + number:03}{FORMATS[name].suffix}" for number in range(len(chosen))]
+        write_unchecked([rebuild(graph, structure, weights=False) for structure in chosen], new, name)
+        for path, structure in zip(new, chosen, strict=True):
+            structure.save(path.with_suffix(".json"))
+        paths += new
+        if progress is not None:
+            progress(f"exported {len(paths)}/{structures} structures in {time.perf_counter() - start:.0f} s")
+    return paths
+
+
+def _format_of(runtime: str) -> str:
+    names = {form.runtime: name for name, form in FORMATS.items() if form.suffix}
+    if runtime not in names:
+        raise KerasMorphError(f"runtime: expected {', '.join(names)}. Received: {runtime!r}.")
+    installed(runtime)
+    return names[runtime]
+
+
+def fit_timings(model: Any, folder: str | Path, timings: Timings) -> MeasuredLatency:
+    """The cost of timings of the files that `export_structures` wrote to a folder, in their order.
+
+    Raises:
+        StructureMismatchError: if they are not the files of this network, or not as many.
+    """
+    graph = graph_of(model)
+    paths = sorted(Path(folder).glob("[0-9][0-9][0-9].json"))
+    if len(paths) != len(timings.seconds):
+        raise StructureMismatchError(
+            f"Expected one timing for each of {len(paths)} files. Received: {len(timings.seconds)}."
+        )
+    closed = [close(graph, Structure.load(path).copies(graph)) for path in paths]
+    return MeasuredLatency.of(timings.conditions, fit(graph, closed, timings.least), fingerprint(graph))

@@ -1,0 +1,154 @@
+"""MeasuredLatency: the fit, what it foretells, how it is kept, and one measurement from end to end."""
+
+import json
+from dataclasses import replace
+
+import keras
+import models
+import numpy as np
+import pytest
+
+import keras_morph as km
+from keras_morph import measuring, timing
+from keras_morph.costs.fitted import Coefficients, FittedTable, fit
+from keras_morph.graph.closure import close
+
+CONDITIONS = timing.Conditions("onnxruntime", "1.0", 1, 1, "a processor")
+KNOWN = Coefficients(
+    {
+        "Conv2D 9": {"call": 2e-6, "work": 8e-12, "ragged": 9e-12, "write": 4e-10},
+        "Conv2D 1": {"call": 1e-6, "work": 1e-11},
+        "Dense 1": {"call": 1e-6},
+        "Add": {"call": 5e-7},
+        "GlobalAveragePooling2D": {},
+    },
+    reads=1,
+    block=8,
+    multiple=4,
+)
+
+
+def network():
+    """Two blocks of residual convolutions, wide enough for blocks of 8."""
+    layers = keras.layers
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(32, 3, padding="same", name="stem")(image)
+    for number in range(2):
+        y = layers.Conv2D(48, 3, padding="same", activation="relu", name=f"wide{number}")(x)
+        y = layers.Conv2D(32, 1, name=f"narrow{number}")(y)
+        x = layers.Add(name=f"add{number}")([x, y])
+    return keras.Model(
+        image, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D(name="pool")(x)), name="network"
+    )
+
+
+def seconds(graph, structure, coefficients=KNOWN):
+    closed = close(graph, structure.copies(graph))
+    return float((FittedTable.of(graph, coefficients).costs(closed.counts) * closed.present).sum())
+
+
+@pytest.mark.once
+def test_the_fit_finds_what_the_times_were_made_of():
+    graph = km.trace(network())
+    drawn = measuring.random_structures(graph, 40)
+    times = np.array([seconds(graph, each) for each in drawn])
+    found = fit(graph, [close(graph, each.copies(graph)) for each in drawn[:28]], times[:28])
+    assert (found.block, found.multiple) == (8, 4)
+    foretold = np.array([seconds(graph, each, found) for each in drawn[28:]])
+    np.testing.assert_allclose(foretold, times[28:], rtol=0.03)
+    assert found.error < 0.02
+    assert found.within == 1
+    noisy = times * np.random.default_rng(0).uniform(1.0, 1.2, len(times))
+    assert 0.01 < fit(graph, [close(graph, each.copies(graph)) for each in drawn], noisy).error < 0.1
+
+
+@pytest.mark.once
+def test_structures_are_random_and_spread():
+    graph = km.trace(network())
+    drawn = measuring.random_structures(graph, 16)
+    shares = sorted(km.FLOPs()(graph, each) / km.FLOPs()(graph) for each in drawn)
+    assert shares[0] < 0.3
+    assert shares[-1] > 0.85
+    assert len({tuple(each.widths.values()) for each in drawn}) >= 12
+    assert any(width % 4 for each in drawn for width in each.widths.values())
+
+
+def cost_of(graph):
+    return km.MeasuredLatency.of(CONDITIONS, KNOWN, measuring.fingerprint(graph))
+
+
+@pytest.mark.once
+def test_a_width_between_two_blocks_costs_what_the_next_block_costs_and_the_price_is_the_slope():
+    graph = km.trace(network())
+    cost = cost_of(graph)
+    table = cost.table(graph)
+    number = next(n for n, call in enumerate(graph.calls) if graph.layers[call.layer].name == "wide0")
+    vector = graph.tensors[graph.calls[number].outputs[0]].vector
+    counts = graph.counts(np.ones(graph.num_groups, bool))
+
+    def at(width):
+        changed = counts.copy()
+        changed[vector] = width
+        return table.costs(changed)[number]
+
+    assert at(40) < at(41) == at(44) == at(48)
+    assert at(48) == pytest.approx(2e-6 + 16 * 16 * (9 * 32 * 48 * 8e-12 + 48 * 4e-10))
+    smooth = cost_of(graph).of(CONDITIONS, replace(KNOWN, block=1, multiple=1), "").table(graph)
+    for step, price in zip(range(len(counts)), table.prices(counts), strict=True):
+        one = np.eye(len(counts), dtype=int)[step]
+        assert smooth.costs(counts + one).sum() - smooth.costs(counts).sum() == pytest.approx(price)
+
+
+def test_it_is_a_cost_like_any_other(tmp_path):
+    seed = network()
+    graph = km.trace(seed)
+    cost = cost_of(graph)
+    small = km.prune(seed, "60%", cost=cost)
+    assert cost(small) <= 0.6 * cost(seed)
+    wide = km.fit_budget(seed, "60%", cost=cost).widths
+    assert all(width % 8 == 0 for name, width in wide.items() if name != "head")  # the runtime's block, by default
+    assert cost(km.rebuild(seed, km.fit_budget(seed, "0.02ms", cost=cost))) <= 2e-5
+    learner = km.StructureLearner(seed, cost=cost, strength=1.0)
+    assert float(learner.penalty()) > 0
+    back = km.StructureLearner.from_config(learner.get_config())
+    assert back.target_cost(seed) == cost(seed)
+    cost.save(tmp_path / "latency.json")
+    assert km.MeasuredLatency.load(tmp_path / "latency.json")(seed) == cost(seed)
+    found = km.MeasuredLatency(seed, cache=tmp_path / "latency.json")  # nothing is timed
+    assert repr(found) == "MeasuredLatency(onnxruntime 1.0, 1 thread, batch 1, a processor)"
+
+
+@pytest.mark.once
+def test_layers_that_were_not_timed_are_named():
+    graph = km.trace(models.build("separable"))
+    with pytest.warns(km.UncountedLayerWarning, match="SeparableConv2D"):
+        cost_of(graph)(graph)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"conditions": {}, "coefficients": {}, "network": ""}'])
+def test_a_file_of_something_else_is_an_error(tmp_path, text):
+    (tmp_path / "latency.json").write_text(text)
+    with pytest.raises(km.KerasMorphError, match=r"Expected a file that MeasuredLatency\.save"):
+        km.MeasuredLatency.load(tmp_path / "latency.json")
+    with pytest.raises(km.KerasMorphError, match="Expected timings"):
+        timing.Timings.parsed(text)
+    with pytest.raises(km.KerasMorphError, match="runtime: expected onnxruntime, litert, openvino"):
+        km.MeasuredLatency(network(), runtime="abacus")
+
+
+@pytest.mark.once
+def test_functions_take_turns():
+    order = []
+    samples = timing.in_turn([lambda: order.append("a"), lambda: order.append("b")], seconds=0, rounds=3)
+    assert [len(each) for each in samples] == [3, 3]
+    assert order[:4] == ["a", "a", "b", "b"]  # warm up
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_a_measurement_from_end_to_end(runtime, tmp_path):
+    seed = network()
+    cost = km.MeasuredLatency(seed, runtime=runtime, structures=12, seconds=10, cache=tmp_path / "latency.json")
+    assert json.loads((tmp_path / "latency.json").read_text())["conditions"]["runtime"] == runtime
+    assert 1e-6 < cost(km.prune(seed, "50%", cost=cost)) <= 0.5 * cost(seed) < 1e-1
