@@ -57,7 +57,7 @@ def test_the_fit_finds_what_the_times_were_made_of():
     foretold = np.array([seconds(graph, each, found) for each in drawn[28:]])
     np.testing.assert_allclose(foretold, times[28:], rtol=0.03)
     assert found.error < 0.02
-    assert found.within == 1
+    assert found.within > 0.9
     noisy = times * np.random.default_rng(0).uniform(1.0, 1.2, len(times))
     assert 0.01 < fit(graph, [close(graph, each.copies(graph)) for each in drawn], noisy).error < 0.1
 

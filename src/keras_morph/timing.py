@@ -1,8 +1,9 @@
 """How long networks take in a runtime, timed in turn. Nothing here needs Keras, so that it runs on the target device.
 
     python -m keras_morph.timing --threads 1 --seconds 20 one.onnx other.onnx
+    python -m keras_morph.timing --threads 1 FOLDER
 
-prints a JSON object; a process of its own has no other framework's threads beside the runtime's.
+prints a JSON object, or writes FOLDER/timings.json. In a process of its own there are no other framework's threads.
 """
 
 import argparse
@@ -21,8 +22,10 @@ import numpy as np
 from keras_morph.errors import KerasMorphError
 from keras_morph.runtimes import RUNTIMES, Input, Session, open_exported, runtime_of
 
-__all__ = ["Conditions", "Timings", "in_turn", "time_files", "time_files_apart"]
+__all__ = ["TIMINGS", "Conditions", "Timings", "in_turn", "time_files", "time_files_apart"]
 
+TIMINGS = "timings.json"
+SUFFIXES = tuple(runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix not in ("", ".keras"))
 SIZE = 32  # of an axis that may have any size
 PROCESSES = 5
 LEAST = 0.002  # seconds of one sample at least: shorter passes are repeated
@@ -180,14 +183,24 @@ def _device() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("paths", nargs="+", type=Path)
+    """What `python -m keras_morph.timing` does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, help="files of one runtime, or a folder of them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int)
     options = vars(parser.parse_args())
-    print(json.dumps(asdict(time_files(options.pop("paths"), **options))))  # noqa: T201
+    paths = options.pop("paths")
+    if not paths[0].is_dir():
+        print(json.dumps(asdict(time_files(paths, **options))))  # noqa: T201
+        return
+    files = [path for path in sorted(paths[0].iterdir()) if path.suffix in SUFFIXES]
+    if not files:
+        raise SystemExit(f"Expected a folder with files that end in {', '.join(SUFFIXES)}. Received: {paths[0]}.")
+    timings = time_files_apart(files, **options)
+    timings.save(paths[0] / TIMINGS)
+    print(f"{paths[0] / TIMINGS}: {len(files)} files, {timings.conditions}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import typer
 import keras_morph
 from keras_morph.cli.export import export
 from keras_morph.cli.inspect import inspect
+from keras_morph.cli.measure import measure
 from keras_morph.cli.options import command_of
 from keras_morph.cli.rebuild import rebuild
 from keras_morph.cli.report import report
@@ -55,5 +56,5 @@ def shrink(options: Shrink) -> None:
     run(options)
 
 
-for command in (inspect, rebuild, report, export, zoo):
+for command in (inspect, rebuild, report, export, measure, zoo):
     app.command()(command)

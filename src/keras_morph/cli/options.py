@@ -21,6 +21,7 @@ __all__ = [
     "DEVICES",
     "EXPORTS",
     "OPTIMIZERS",
+    "RUNTIMES_THAT_MEASURE",
     "SCHEDULES",
     "Classes",
     "Grouped",
@@ -45,6 +46,7 @@ COSTS = ("FLOPs", "Latency", "ModelSize", "Activations")
 DATA = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 DEVICES = (*HARDWARE, "Others")
 EXPORTS = ("onnx", "litert", "openvino", "saved_model")
+RUNTIMES_THAT_MEASURE = ("onnxruntime", "litert", "openvino")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "adamax", "adagrad", "lion")
 SCHEDULES = ("constant", "cosine", "linear", "exponential")
 

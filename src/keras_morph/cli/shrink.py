@@ -40,6 +40,9 @@ class Shrink:
     ] = "V100"
     peak_flops: Annotated[float | None, typer.Option(help="for Others: FLOP/s")] = None
     bandwidth: Annotated[float | None, typer.Option(help="for Others: bytes/s")] = None
+    latency: Annotated[
+        Path | None, typer.Option(help="a file that `keras-morph measure` wrote: the budget is for that latency")
+    ] = None
     regularizer: Annotated[str, typer.Option(help="what scores the channels", **among(ALGORITHMS))] = "Gamma"
     threshold: Annotated[
         float | None, typer.Option(help="a channel is alive when its score is above; by default the regularizer's")
@@ -85,5 +88,7 @@ class Shrink:
             raise KerasMorphError(
                 f"--round-to expects auto, or a whole number of at least 1. Received: {self.round_to}."
             )
+        if self.latency is not None and not self.latency.is_file():
+            raise KerasMorphError(f"--latency expects a file that keras-morph measure wrote. Received: {self.latency}.")
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         check_folder("--log-dir", self.log_dir)

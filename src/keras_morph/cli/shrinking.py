@@ -20,6 +20,7 @@ from keras_morph.costs.measured import Measured, measure
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import trace
+from keras_morph.measuring import MeasuredLatency
 from keras_morph.pipeline import Shrunk
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.reporting import report
@@ -73,7 +74,9 @@ def run(options: Shrink) -> None:
 def _planned(options: Shrink) -> _Plan:
     """Everything that can be wrong without the data and the model is found here."""
     arguments = ("--cost", "--hardware")
-    cost = cost_of(options.cost, options.hardware, options.peak_flops, options.bandwidth, arguments=arguments)
+    cost: Cost = cost_of(options.cost, options.hardware, options.peak_flops, options.bandwidth, arguments=arguments)
+    if options.latency is not None:
+        cost = MeasuredLatency.load(options.latency)
     plan = _Plan(
         Budget(
             options.budget,

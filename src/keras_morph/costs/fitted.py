@@ -136,7 +136,8 @@ def _of_layers_that_multiply(graph: ChannelGraph) -> list[tuple[str, str, float,
             if weight.multiplies:
                 each, sides = _kind(layer, weight.static_size), _sides(weight)
                 macs = positions_of(graph, call, layer, weight.multiplies, "Latency") * weight.static_size
-                rows += [(each, term, macs, *sides, number) for term in ("work", "ragged")]
+                rows.append((each, "work", macs, *sides, number))
+                rows.append((each, "ragged", macs, *(sides[::-1] if sides[0] == CONSTANT else sides), number))
                 rows.append((each, "weights", weight.static_size, *sides, number))
         read, written = (graph.tensors[tensors[0]].vector for tensors in (call.inputs, call.outputs))
         positions = [positions_of(graph, call, layer, where, "Latency") for where in ("inputs", "outputs")]
