@@ -242,8 +242,8 @@ def run(tmp_path_factory):
 def test_shrink_leaves_every_file(run):
     _, folder = run
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "history.csv", "learned_structure", "report.html", "report.json", "report.md", "report.png",
-        "seed.keras", "small.keras", "structure.json",
+        "checkpoint", "config.json", "history.csv", "learned_structure", "report.html", "report.json", "report.md", "report.png",
+        "seed.keras", "small.keras", "status.json", "structure.json",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert (config["command"], config["options"]["budget"]) == ("shrink", "60%")
@@ -371,6 +371,8 @@ MISTAKES = [
     (["shrink", MODEL, "--limit", "0"], ["limit", "0"]),
     (["shrink", MODEL, "--random-seed", "-1"], ["--random-seed"]),
     (["shrink", MODEL, "--log-dir", "{}/seed.keras"], ["--log-dir", "seed.keras"]),
+    (["shrink", "--resume", "{}/nowhere"], ["--resume", "nowhere", "no config.json"]),
+    (["shrink", MODEL, "--epochs", "9", "--resume", "{}"], ["--resume", "model, epochs"]),
     (["shrink", MODEL, "--data", "digit"], ["digit", "digits"]),
     (["shrink", MODEL, "--data", "{}/no_images"], ["no_images"]),
     (["shrink", MODEL, "--data", "{}/no_images.zip"], ["no_images.zip"]),

@@ -521,7 +521,7 @@ def test_the_files_of_a_run(tmp_path, capsys):
     assert command(*DIGITS, "--num-epochs", 2, "--log-dir", tmp_path, "--learning-rate", 0.01) == 0
     folder = only_run(tmp_path)
     assert {path.name.split(".")[0] for path in folder.iterdir()} == {
-        "config", "events", "history", "learned_structure", "seed", "small", "structure"
+        "checkpoint", "config", "events", "history", "learned_structure", "seed", "small", "status", "structure"
     }  # fmt: skip
     steps = -(-180 // 32)
     assert {path.name for path in (folder / "learned_structure").iterdir()} == {
@@ -662,6 +662,7 @@ BAD = [
     ("--peak-flops", "0"),
     ("--bandwidth", "1e9"),  # belongs to Others
     ("--log-dir", "/dev/null"),
+    ("--resume", "/nowhere"),
     ("--no-such-option", "1"),
 ]
 

@@ -9,13 +9,16 @@ from keras_morph.costs.measured import measure
 from keras_morph.costs.stairs import Staircase
 from keras_morph.errors import (
     BudgetError,
+    ChanceWarning,
     DataError,
+    DivergedError,
     KerasMorphError,
     MissingBackendError,
     StructureMismatchError,
     UncountedLayerWarning,
     UnknownLayerWarning,
     UnsupportedModelError,
+    UnwrittenWarning,
 )
 from keras_morph.exporting import Exported, export
 from keras_morph.graph.structure import Structure
@@ -32,6 +35,7 @@ from keras_morph.surgery.rebuilding import masked, rebuild
 from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.distilling import Distiller
+from keras_morph.training.guards import StopDiverging
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.logistic_sigmoid import LogisticSigmoid
 from keras_morph.training.recipe import Recipe
@@ -44,10 +48,12 @@ __all__ = [
     "Anneal",
     "Budget",
     "BudgetError",
+    "ChanceWarning",
     "ChannelGraph",
     "Cost",
     "DataError",
     "Distiller",
+    "DivergedError",
     "EpochLog",
     "Exported",
     "FLOPs",
@@ -69,6 +75,7 @@ __all__ = [
     "Session",
     "Shrunk",
     "Staircase",
+    "StopDiverging",
     "StopWithin",
     "StrengthController",
     "Structure",
@@ -79,6 +86,7 @@ __all__ = [
     "UncountedLayerWarning",
     "UnknownLayerWarning",
     "UnsupportedModelError",
+    "UnwrittenWarning",
     "datasets",
     "expand",
     "export",

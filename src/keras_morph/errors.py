@@ -7,13 +7,16 @@ from contextlib import contextmanager
 
 __all__ = [
     "BudgetError",
+    "ChanceWarning",
     "DataError",
+    "DivergedError",
     "KerasMorphError",
     "MissingBackendError",
     "StructureMismatchError",
     "UncountedLayerWarning",
     "UnknownLayerWarning",
     "UnsupportedModelError",
+    "UnwrittenWarning",
     "backend_needed",
 ]
 
@@ -78,6 +81,19 @@ class DataError(KerasMorphError):
     """
 
 
+class DivergedError(KerasMorphError):
+    """A training has diverged: its loss, or a weight, is no number any more. The command line exits 1.
+
+    Example:
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = learner.fit(np.full_like(x, np.nan), y, verbose=0, callbacks=[km.StopDiverging()])
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.DivergedError: The training diverged in epoch 1, step 1. Expected: a finite loss. Received: nan...
+    """
+
+
 class MissingBackendError(KerasMorphError, ImportError):
     """Keras has nothing to compute with: the backend that it is told to use is not installed.
 
@@ -101,6 +117,36 @@ class UnknownLayerWarning(UserWarning):
         ...     warnings.simplefilter("always")
         ...     graph = km.trace(seed)
         >>> "UnknownLayerWarning" in [each.category.__name__ for each in caught]
+        True
+    """
+
+
+class ChanceWarning(UserWarning):
+    """A model that seems to be trained answers no better than the most frequent class: its inputs may be in another range.
+
+    Example:
+        >>> seed = keras.models.clone_model(model)
+        >>> seed.compile("adam", "sparse_categorical_crossentropy")
+        >>> _ = seed.fit(x, y, verbose=0)  # on noise
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     result = km.shrink(seed, "50%", (x, y), validation_data=(x, 0 * y), epochs=3, verbose=0)
+        >>> "ChanceWarning" in [each.category.__name__ for each in caught]
+        True
+    """
+
+
+class UnwrittenWarning(UserWarning):
+    """A file of a run cannot be written, since the disk is full, say; the run goes on.
+
+    Example:
+        >>> Path("file").touch()
+        >>> learner = km.StructureLearner(model)
+        >>> learner.compile("adam", "sparse_categorical_crossentropy")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = learner.fit(x, y, verbose=0, callbacks=[km.StructureLog("file/learned_structure")])
+        >>> "UnwrittenWarning" in [each.category.__name__ for each in caught]
         True
     """
 

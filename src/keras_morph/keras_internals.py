@@ -4,12 +4,15 @@ anew, and a few switches. The only file that imports `keras.src` or touches a na
 
 import collections
 import inspect
+import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale
@@ -51,9 +54,11 @@ __all__ = [
     "parts_of",
     "place_of",
     "pytorch_modules",
+    "random_states",
     "recorded_arguments",
     "registered_as",
     "remade",
+    "set_random_states",
     "structs",
     "sync_weights",
     "takes_a_mask",
@@ -191,6 +196,7 @@ def mask_of(tensor: Any) -> Any:
 # Switches.
 
 _CONTEXT = "current_call_ctx"  # where Keras keeps whether a network trains, while one of its layers is called
+_SEEDS = "global_seed_generator"  # where it keeps the random generator of those who bring none
 _COUNTERS = "object_name_uids"  # how many layers were named after each class
 
 
@@ -245,6 +251,39 @@ def sync_weights(model: keras.Model) -> None:
     """Have the weights back in the variables, if JAX's trainer holds them."""
     if weights_are_elsewhere(model):
         model.jax_state_sync()
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the random generators that a program shares, as JSON takes them: Keras's, Python's, NumPy's, PyTorch's.
+
+    TensorFlow's own, which `keras.random` does not use, cannot be read.
+    """
+    version, numbers, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # the one that programs share
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+    shared = global_state.get_global_attribute(_SEEDS)  # made when it is first used
+    states = {
+        "keras": None if shared is None else keras.ops.convert_to_numpy(shared.state).tolist(),
+        "python": [version, list(numbers), gauss],
+        "numpy": numpy_state,
+    }
+    torch = sys.modules.get("torch")  # imported by Keras, or by the user
+    return states if torch is None else states | {"torch": torch.get_rng_state().tolist()}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Set the random generators to states that `random_states` gave."""
+    if states["keras"] is not None:
+        if global_state.get_global_attribute(_SEEDS) is None:
+            global_state.set_global_attribute(_SEEDS, keras.random.SeedGenerator(0))
+        global_state.get_global_attribute(_SEEDS).state.assign(np.array(states["keras"]))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    inner = states["numpy"]["state"]
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": np.array(inner["key"], np.uint32)}})  # noqa: NPY002
+    torch = sys.modules.get("torch")
+    if torch is not None and "torch" in states:
+        torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
 
 
 def losses_are_given(model: keras.Model) -> bool:

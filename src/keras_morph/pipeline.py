@@ -1,31 +1,41 @@
 """The whole algorithm, phase by phase: learn, choose, fade out, cut, fine-tune; every step is public.
 
-A phase is a function from a Progress to a Progress; one of your own goes into `Recipe(phases=...)`.
+A phase is a function from a Progress to a Progress; one of your own goes into `Recipe(phases=...)`. A run that was ended in
+the middle goes on: `Progress.saved` and `Progress.at` are the way into a checkpoint and back.
 """
 
+import random
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
+from keras_morph.errors import KerasMorphError
+from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
-from keras_morph.runs import save_model
+from keras_morph.runs import save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.selection import fit_budget
+from keras_morph.status import read_status, running
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
+from keras_morph.training.checkpoints import Saved, fill, fit_resumably
 from keras_morph.training.distilling import Distiller
+from keras_morph.training.guards import is_trained, warn_at_chance
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, check_labelled, check_labels, cosine, fit_on
+from keras_morph.training.recipe import Recipe, check_labelled, check_labels, cosine
 from keras_morph.training.regularizers import Gamma, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
@@ -101,7 +111,8 @@ def shrink(
         regularizer: gives the scores; Gamma() by default.
         recipe: how to train; Recipe() by default.
         run: a run's folder, into which history.csv, learned_structure/, structure.json, seed.keras and small.keras are
-            written; or None.
+            written, and checkpoint/ after each epoch; or None. If an unfinished run is there, with the same arguments, it
+            goes on; the result of a finished one is returned.
         verbose: 0: silent. 1: Keras's progress bar and a line per epoch. 2: a line per epoch. "auto": 1 in a terminal, else 2.
         callbacks: further Keras callbacks, for every phase that trains.
 
@@ -111,6 +122,8 @@ def shrink(
     Raises:
         BudgetError: before any training, if the budget cannot be read or reached.
         DataError: before any training, for inputs without labels or labels that the loss does not take.
+        DivergedError: if the loss is no number any more.
+        KerasMorphError: if `run` holds a run of other arguments.
 
     Example:
         >>> result = km.shrink(model, "50%", (x, y), epochs=3, verbose=0)
@@ -132,10 +145,25 @@ def shrink(
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = _learner(copy, graph.model, regularizer or Gamma(), budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
-    progress = Progress(training, budget, graph.model, learner)
-    for phase in phases_of(recipe):
-        progress = phase(progress)
-    return progress.result()
+    progress = _begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
+    with running(training.run):
+        for phase in phases_of(recipe)[progress.over :]:
+            progress = replace(phase(progress), over=progress.over + 1)
+        return progress.result()
+
+
+def _begun(progress: "Progress") -> "Progress":
+    """Where the run was that is in the same folder; the beginning, where there is none."""
+    training = progress.training
+    saved = None if training.run is None else Saved.load(training.checkpoints / "last.npz")
+    if saved is None:
+        if is_trained(progress.teacher):
+            warn_at_chance(progress.teacher, training.validation_data, training.recipe.batch_size)
+        return progress
+    finished = read_status(training.checkpoints.parent).get("state") == "done"
+    place = f"{saved.state['phase']}, epoch {saved.state['epoch']} is done"
+    training.say(f"{training.run} " + ("is finished: its result is returned" if finished else f"goes on: {place}"))
+    return progress.at(saved)
 
 
 def _learner(
@@ -158,6 +186,17 @@ class Training:
     callbacks: Sequence[keras.callbacks.Callback]
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of a run's checkpoints."""
+        assert self.run is not None
+        return self.run / "checkpoint"
+
+    def say(self, line: str) -> None:
+        """Print a line, unless the run is silent."""
+        if self.shows:
+            sys.stdout.write(f"{line}\n")
+
+    @property
     def shows(self) -> int:
         return (1 if sys.stdout.isatty() else 2) if self.verbose == "auto" else int(self.verbose)
 
@@ -177,6 +216,10 @@ class Progress:
         history: one dictionary per epoch so far.
         steps_per_epoch: optimizer steps in each of them.
         annealed_from: epochs after which the learning rate began to fall.
+        order: seed of the order in which arrays are seen.
+        over: phases that are over.
+        earlier: what was chosen in the rounds before, how often each group of each round's network was there.
+        under_way: the checkpoint that the phase under way goes on from, or None.
     """
 
     training: Training
@@ -190,19 +233,96 @@ class Progress:
     history: tuple[dict[str, Any], ...] = ()
     steps_per_epoch: int = 1
     annealed_from: int = 0
+    order: int = 0
+    over: int = 0
+    earlier: tuple[np.ndarray, ...] = ()
+    under_way: Saved | None = None
 
     @property
     def recipe(self) -> Recipe:
         return self.training.recipe
+
+    @property
+    def models(self) -> dict[str, keras.Model]:
+        """What has weights."""
+        return {"learner": self.learner} | ({} if self.small is None else {"small": self.small})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on."""
+        recipe = self.recipe
+        numbers = {name: value for name, value in vars(recipe).items() if isinstance(value, int | float | str | None)}
+        return numbers | {
+            "model": fingerprint(graph_of(self.teacher)),
+            "budget": repr(self.budget),
+            "regularizer": repr(self.learner.regularizer),
+            "phases": [getattr(phase, "__name__", repr(phase)) for phase in phases_of(recipe)],
+            "callbacks": [type(callback).__name__ for callback in self.training.callbacks],
+            "teacher": _checksum(self.teacher) if recipe.distillation else "",
+        }
+
+    def saved(self) -> Saved:
+        """All that the models' weights do not hold, at the beginning of a phase."""
+        chosen = [] if self.structure is None else [self.structure.copies(self.learner.graph)]
+        return Saved(
+            {
+                "asked": self.asked,
+                "over": self.over,
+                "history": self.history,
+                "steps_per_epoch": self.steps_per_epoch,
+                "annealed_from": self.annealed_from,
+                "order": self.order,
+            },
+            {
+                "earlier": list(self.earlier),
+                "chosen": chosen,
+                "rebuilt": self.rebuilt_weights or [],
+                "reestimated": self.reestimated_weights or [],
+            },
+        )
+
+    def at(self, saved: Saved) -> "Progress":
+        """Where a checkpoint was: networks are made as the phases made them, and filled.
+
+        Raises:
+            KerasMorphError: if it was made with other arguments.
+        """
+        state, arrays = saved.state, saved.arrays
+        for name, value in self.asked.items():
+            if state["asked"].get(name) != value:
+                raise KerasMorphError(
+                    f"{self.training.run} holds a run with {name}={state['asked'].get(name)!r}. Expected: the same arguments, "
+                    f"so that it can go on. Received: {name}={value!r}; give another folder, or remove that one."
+                )
+        progress = self
+        for copies in arrays["earlier"]:
+            progress = widen(replace(progress, structure=Structure.closed(progress.learner.graph, copies)))
+        learner, small, structure = progress.learner, None, None
+        fill(learner.variables, arrays["learner"], learner.seed.name)
+        for copies in arrays["chosen"]:
+            structure = Structure.closed(learner.graph, copies)
+        if "small" in arrays:
+            small = rebuild(learner, structure)
+            fill(small.variables, arrays["small"], small.name)
+        return replace(
+            progress,
+            structure=structure,
+            small=small,
+            rebuilt_weights=arrays["rebuilt"],
+            reestimated_weights=arrays["reestimated"],
+            history=tuple(state["history"]),
+            **{name: state[name] for name in ("steps_per_epoch", "annealed_from", "order", "over")},
+            under_way=saved,
+        )
 
     def result(self) -> Shrunk:
         assert self.structure is not None
         assert self.small is not None
         run = self.training.run
         if run is not None:
-            self.structure.save(run / "structure.json")
-            save_model(self.learner.seed, run / "seed.keras")
-            save_model(self.small, run / "small.keras")
+            write_somewhere(run / "structure.json", self.structure.save)
+            for name, model in (("seed", self.learner.seed), ("small", self.small)):
+                write_somewhere(run / f"{name}.keras", partial(save_model, model))
         return Shrunk(
             self.small,
             self.structure,
@@ -248,15 +368,14 @@ def choose(progress: Progress) -> Progress:
 def widen(progress: Progress) -> Progress:
     """The chosen structure expanded to the cost of the seed, with fresh weights: the next round learns from there."""
     learner, recipe = progress.learner, progress.recipe
+    assert progress.structure is not None
+    earlier = (*progress.earlier, progress.structure.copies(learner.graph))
     cost: Cost = learner.target_cost
     full = replace(progress.budget, amount=cost(progress.teacher), cost=cost)
     wider = rebuild(learner.graph, expand(learner.graph, progress.structure, cost, full), weights=False)
     graph = trace_as(wider, learner.graph.wiring)
-    return replace(
-        progress,
-        learner=_learner(graph, progress.teacher, learner.regularizer, progress.budget, recipe),
-        structure=None,
-    )
+    learner = _learner(graph, progress.teacher, learner.regularizer, progress.budget, recipe)
+    return replace(progress, learner=learner, structure=None, earlier=earlier)
 
 
 def fade(progress: Progress) -> Progress:
@@ -291,7 +410,15 @@ def tune(progress: Progress) -> Progress:
         model = kind(model, teacher, weight=recipe.distillation, from_logits=from_logits)
     elif has_own_steps(teacher):
         model = training_as(teacher, Trainee)(model)
-    return _trained(progress, model, "fine-tune", _remaining(progress) - done, _schedule(progress), [], done=done)
+    return _trained(progress, model, "fine-tune", _remaining(progress) - done, _schedule(progress, done), [])
+
+
+def _checksum(model: keras.Model) -> str:
+    """Of the weights."""
+    found = 0
+    for weight in model.weights:
+        found = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(weight)).tobytes(), found)
+    return f"weights {found:08x}"
 
 
 def _remaining(progress: Progress) -> int:
@@ -299,8 +426,10 @@ def _remaining(progress: Progress) -> int:
     return max(2, progress.recipe.epochs - progress.annealed_from)
 
 
-def _schedule(progress: Progress) -> Any:
-    return cosine(progress.recipe.learning_rate, progress.steps_per_epoch * _remaining(progress))
+def _schedule(progress: Progress, done: int = 0) -> Any:
+    """The cosine of learning rates, after `done` of its epochs."""
+    steps = progress.steps_per_epoch
+    return cosine(progress.recipe.learning_rate, steps * _remaining(progress), steps * done)
 
 
 def _trained(
@@ -313,9 +442,8 @@ def _trained(
     *,
     structure: Structure | None = None,
     choice: Callable[[StructureLearner], Structure] | None = None,
-    done: int = 0,
 ) -> Progress:
-    """Train for some epochs; `done` of those that the schedule of learning rates spans are over."""
+    """Train for some epochs, or for what is left of them where a checkpoint was."""
     training, recipe = progress.training, progress.recipe
     log = EpochLog(
         training.run and training.run / "history.csv",
@@ -328,20 +456,25 @@ def _trained(
     if training.run is not None and phase == "learn":
         callbacks = [*callbacks, StructureLog(training.run / "learned_structure")]
     compile_plainly(model, optimizer=recipe.make_optimizer(rate), **training.objective)
-    start = done * progress.steps_per_epoch
-    model.optimizer.iterations.assign(start)
-    fit_on(
+    fit_resumably(
         model,
         training.data,
         recipe.batch_size,
+        phase=phase,
         epochs=epochs,
+        folder=None if training.run is None else training.checkpoints,
+        models=progress.models,
+        further=progress.saved(),
+        saved=progress.under_way,
+        callbacks=[log, *callbacks, *training.callbacks],
+        seed=progress.order,
+        first=len(progress.history),
         validation_data=training.validation_data,
         class_weight=recipe.class_weight,
         verbose=int(training.shows == 1),
-        callbacks=[log, *callbacks, *training.callbacks],
     )
-    steps = (int(ops.convert_to_numpy(model.optimizer.iterations)) - start) // len(log.rows)
-    return replace(progress, history=(*progress.history, *log.rows), steps_per_epoch=steps)
+    steps = int(ops.convert_to_numpy(model.optimizer.iterations)) // len(log.rows)
+    return replace(progress, history=(*progress.history, *log.rows), steps_per_epoch=steps, under_way=None)
 
 
 def prune(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None = None) -> keras.Model:

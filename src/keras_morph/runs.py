@@ -1,16 +1,31 @@
 """A run's folder: files that are never half written, models that open on every backend, and where a run took place."""
 
-__all__ = ["describe_environment", "new_run_folder", "save_model", "write_atomically", "write_json", "write_text"]
+__all__ = [
+    "describe_environment",
+    "going_on",
+    "new_run_folder",
+    "plain",
+    "remove_leftovers",
+    "save_model",
+    "write_atomically",
+    "write_json",
+    "write_somewhere",
+    "write_text",
+]
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
+import re
 import sys
+import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +33,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_morph.errors import KerasMorphError
+from keras_morph.errors import KerasMorphError, UnwrittenWarning
 from keras_morph.keras_internals import parts_of
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")  # what `write_atomically` calls a file that is not whole yet
+_SAID: set[str] = set()  # files that a warning has named
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -42,6 +60,57 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that a killed process left in a folder, which nobody else may be writing to."""
+    for path in Path(folder).rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def going_on(path: str | os.PathLike[str], consequence: str = "") -> Iterator[None]:
+    """Inside, a disk that is full or gone ends nothing: the first time that a file cannot be written, a warning says so.
+
+    Args:
+        path: the file, as the warning names it.
+        consequence: what follows from it, for the warning.
+    """
+    try:
+        yield
+    except OSError as error:
+        if str(path) not in _SAID:
+            _SAID.add(str(path))
+            reason = error.strerror or str(error)
+            warnings.warn(
+                f"{path} cannot be written ({reason}); {consequence or 'the run goes on'}.", UnwrittenWarning, 3
+            )
+
+
+def write_somewhere(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Write a file where it should be or, where its disk is full or gone, among the system's temporary files, and say so.
+
+    Args:
+        path: the file.
+        write: called with the path to write to, perhaps a second time.
+    """
+    path = Path(path)
+    try:
+        write(path)
+    except OSError as error:
+        with going_on(path, "the run goes on without it"):
+            elsewhere = _spare_folder() / "-".join(path.absolute().parts[-3:])
+            write(elsewhere)
+            with going_on(path, f"the run goes on, and keeps it in {elsewhere}"):
+                raise error
+
+
+@functools.cache
+def _spare_folder() -> Path:
+    """A folder among the system's temporary files, one for each process."""
+    return Path(tempfile.mkdtemp(prefix="keras-morph-"))
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     write_atomically(path, lambda temporary: _write_utf8(temporary, text))
@@ -49,7 +118,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:
     """Write a JSON file atomically, indented by 2; NumPy's numbers and arrays become plain ones."""
-    write_text(path, json.dumps(data, indent=2, default=_plain) + "\n")
+    write_text(path, json.dumps(data, indent=2, default=plain) + "\n")
 
 
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -138,7 +207,8 @@ def _write_utf8(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """NumPy's numbers and arrays as Python's, for `json.dumps(default=...)`."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     msg = f"{type(value).__name__} cannot be written as JSON: {value!r}"

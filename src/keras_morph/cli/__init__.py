@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Any, NoReturn
 
-from keras_morph.errors import KerasMorphError, backend_needed
+from keras_morph.errors import DivergedError, KerasMorphError, backend_needed
 
 __all__ = ["main"]
 
@@ -19,16 +19,16 @@ REQUIRED = {"PIL": "pillow"} | {
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command; a user's mistake is one line on standard error and exit code 2."""
+    """Run a command; a user's mistake is one line on standard error and exit code 2, a training that diverged 1."""
     # TensorFlow warns of every model that it compiles anew, which is what we do for a living.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         with backend_needed():
             code = _run(arguments)
     except KerasMorphError as error:
-        _stop(str(error), 2)
-    except KeyboardInterrupt:
-        _stop("interrupted", INTERRUPTED)
+        _stop(str(error), 1 if isinstance(error, DivergedError) else 2)
+    except KeyboardInterrupt as error:
+        _stop(str(error) or "interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
         if error.name not in REQUIRED:
             raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -27,11 +28,13 @@ __all__ = [
     "Grouped",
     "ImageSize",
     "Protect",
+    "Resume",
     "Tie",
     "among",
     "check_folder",
     "check_number",
     "command_of",
+    "config_of",
     "plain",
 ]
 
@@ -64,6 +67,9 @@ Protect = Annotated[list[str] | None, typer.Option(metavar="LAYER", help="keep a
 Tie = Annotated[
     list[str] | None, typer.Option(metavar="LAYER,LAYER", help="these lose the same channels; may be repeated")
 ]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="go on with the unfinished run in this folder, under its own options")
+]
 Grouped = Annotated[
     str,
     typer.Option(
@@ -94,12 +100,47 @@ def plain(options: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
+def _resumed(options: Any, command: str) -> Any:
+    """The options of the run that `--resume` names.
+
+    Raises:
+        KerasMorphError: if there is no such run, or further options are given.
+    """
+    folder = options.resume
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    given = [name for name, field in fields.items() if name != "resume" and getattr(options, name) != field.default]
+    if given:
+        raise KerasMorphError(
+            f"--resume takes all options from {folder / 'config.json'}. Expected: no others. Received: {', '.join(given)}."
+        )
+    config = config_of(folder)
+    if config.get("command") != command:
+        raise KerasMorphError(
+            f"--resume expects the folder of a run of keras-morph {command}. Received: {folder}, which holds "
+            f"{'a run of ' + str(config['command']) if 'command' in config else 'no config.json of one'}."
+        )
+    values = {name: value for name, value in config["options"].items() if name in fields}
+    paths = {name: Path(values[name]) for name in values if isinstance(fields[name].default, Path)}
+    return type(options)(**values | paths | {"resume": folder})
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """`config.json` of a run; empty if there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and isinstance(config.get("options"), dict) else {}
+
+
 def command_of(options: type[Any]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
     """Make a function of a dataclass of options a command: its parameters are the fields, its help is the docstring."""
 
     def decorate(run: Callable[[Any], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             given = options(**values)
+            if given.resume is not None:
+                given = _resumed(given, run.__name__)
             given.check()
             run(given)
 

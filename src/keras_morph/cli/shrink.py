@@ -14,6 +14,7 @@ from keras_morph.cli.options import (
     OPTIMIZERS,
     Grouped,
     Protect,
+    Resume,
     Tie,
     among,
     check_folder,
@@ -28,7 +29,7 @@ __all__ = ["Shrink"]
 class Shrink:
     """Learn which channels a model needs, rebuild it within a budget, fine-tune it, and report."""
 
-    model: Annotated[str, typer.Argument(help="a zoo name, a .keras file, or package.module:function")]
+    model: Annotated[str, typer.Argument(help="a zoo name, a .keras file, or package.module:function")] = ""
     budget: Annotated[str, typer.Option(help='"50%" of the seed, "300M", "2MB", "5ms", or a number')] = "50%"
     data: Annotated[
         str,
@@ -70,9 +71,12 @@ class Shrink:
     limit: Annotated[int | None, typer.Option(help="use up to this many training images")] = None
     log_dir: Annotated[Path, typer.Option(help="where the run's folder is made")] = Path("runs")
     random_seed: Annotated[int, typer.Option(help="for weights, data order and everything else")] = 0
+    resume: Resume = None
 
     def check(self) -> None:
         """What is wrong whatever the model, the data and the machine are, before Keras is imported."""
+        if not self.model:
+            raise KerasMorphError("Missing argument 'MODEL'. See keras-morph shrink --help.")
         for option, value, low, high in (
             ("--rounds", self.rounds, 1, 10**9),
             ("--epochs", self.epochs, 3 * self.rounds, 10**9),
@@ -91,4 +95,5 @@ class Shrink:
         if self.latency is not None and not self.latency.is_file():
             raise KerasMorphError(f"--latency expects a file that keras-morph measure wrote. Received: {self.latency}.")
         check_number("--learning-rate", self.learning_rate, 0, above=True)
-        check_folder("--log-dir", self.log_dir)
+        if self.resume is None:
+            check_folder("--log-dir", self.log_dir)

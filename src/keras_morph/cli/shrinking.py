@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from keras_morph.cli.choices import cost_of, load_model, optimizer_of, regularizer_of, wiring_of
 from keras_morph.cli.options import plain
+from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
@@ -24,9 +26,12 @@ from keras_morph.measuring import MeasuredLatency
 from keras_morph.pipeline import Shrunk
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.reporting import report
-from keras_morph.runs import describe_environment, new_run_folder, save_model, write_json
+from keras_morph.runs import describe_environment, going_on, new_run_folder, save_model, write_json, write_somewhere
 from keras_morph.search.selection import fit_budget, reach
+from keras_morph.status import running
 from keras_morph.training.callbacks import EpochLog
+from keras_morph.training.checkpoints import Saved, fit_resumably
+from keras_morph.training.guards import warn_at_chance
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax
 from keras_morph.training.regularizers import Regularizer
@@ -49,25 +54,33 @@ class _Plan:
 
 def run(options: Shrink) -> None:
     """Shrink, and write the run's folder. Everything that can be wrong is found before anything is trained or written."""
+    if say_finished(options.resume):
+        return
     plan = _planned(options)
+    if options.resume is None:
+        say_unfinished("shrink", options)
     keras.utils.set_random_seed(options.random_seed)
     dataset = load(options.data, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
     reaches = _reaches(plan, seed)
     _check_fits(seed, dataset)
 
-    folder = new_run_folder(options.log_dir)
-    write_json(folder / "config.json", {"command": "shrink", "options": plain(options), **describe_environment()})
+    folder = options.resume or new_run_folder(options.log_dir)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print("\n".join([str(dataset), *reaches, f"run folder: {folder}"]), highlight=False)
-    before = _train_seed(options, plan, seed, dataset, folder)
-    result = _shrunk(options, plan, seed, dataset, folder)
-    if options.rounds == 1:  # later rounds begin with other networks
-        save_model(seed, folder / "seed.keras")
-    times = measure({"seed": seed, "small": result.small}, batch_size=256)
-    results = _results(seed, result, dataset, times)
-    report(seed, result.small, history=before + result.history, results=results).save(folder)
-    console.print(_table(results, times, dataset))
+    with running(folder):
+        if options.resume is None:
+            config = {"command": "shrink", "options": plain(options), **describe_environment()}
+            write_json(folder / "config.json", config)
+        console.print("\n".join([str(dataset), *reaches, f"run folder: {folder}"]), highlight=False)
+        before = _train_seed(options, plan, seed, dataset, folder)
+        result = _shrunk(options, plan, seed, dataset, folder)
+        if options.rounds == 1:  # later rounds begin with other networks
+            write_somewhere(folder / "seed.keras", partial(save_model, seed))
+        times = measure({"seed": seed, "small": result.small}, batch_size=256)
+        results = _results(seed, result, dataset, times)
+        with going_on(folder / "report.html"):
+            report(seed, result.small, history=before + result.history, results=results).save(folder)
+        console.print(_table(results, times, dataset))
     console.print(f"small.keras, structure.json, report.html and more are in {folder}", highlight=False)
 
 
@@ -112,18 +125,25 @@ def _train_seed(
     default = 0 if options.model.endswith(".keras") else SEED_EPOCHS
     epochs = default if options.seed_epochs is None else options.seed_epochs
     if not epochs:
+        if options.resume is None and (held_out := _held_out(dataset)) is not None:
+            warn_at_chance(seed, held_out)
         return []
     log = EpochLog(folder / "history.csv", phase="seed", line=print)
     steps = -(-len(dataset.x_train) // options.batch_size)
     seed.compile(plan.optimizer(cosine(options.learning_rate, steps * epochs)), _loss_of(seed), metrics=["accuracy"])
-    seed.fit(
-        dataset.x_train,
-        dataset.y_train,
-        batch_size=options.batch_size,
+    checkpoints = folder / "checkpoint" / "seed"
+    fit_resumably(
+        seed,
+        (dataset.x_train, dataset.y_train),
+        options.batch_size,
+        phase="seed",
         epochs=epochs,
+        folder=checkpoints,
+        saved=Saved.load(checkpoints / "last.npz"),
+        callbacks=[log],
+        seed=options.random_seed,
         validation_data=_held_out(dataset),
         verbose=0,
-        callbacks=[log],
     )
     return log.rows
 

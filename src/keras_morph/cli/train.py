@@ -14,6 +14,7 @@ from keras_morph.cli.options import (
     DEVICES,
     OPTIMIZERS,
     SCHEDULES,
+    Resume,
     among,
     check_folder,
     check_number,
@@ -99,6 +100,7 @@ class Train:
     ] = None
     peak_flops: Annotated[float | None, typer.Option(help="FLOP/s of the hardware Others.")] = None
     bandwidth: Annotated[float | None, typer.Option(help="Bytes/s of the hardware Others.")] = None
+    resume: Resume = None
 
     def check(self) -> None:
         """What is wrong whatever the network, the data and the machine are, before Keras is imported."""
@@ -115,4 +117,5 @@ class Train:
         ):
             check_number(option, value, low, high)
         check_number("--learning-rate", self.learning_rate, 0, above=True)
-        check_folder("--log-dir", self.log_dir)
+        if self.resume is None:
+            check_folder("--log-dir", self.log_dir)

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 
 from keras_morph.cli.choices import SCHEDULES, base_model_of, cost_of, one_of, optimizer_of, regularizer_of
 from keras_morph.cli.options import plain
+from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.train import Train
 from keras_morph.costs.costs import Cost
 from keras_morph.datasets import Dataset, load
 from keras_morph.devices import Devices, choose, existing, mixed_precision, padded, whole_batches
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import trace
-from keras_morph.runs import describe_environment, save_model, write_json
+from keras_morph.runs import describe_environment, save_model, write_json, write_somewhere
+from keras_morph.status import running
 from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.training.callbacks import EpochLog, StructureLog
+from keras_morph.training.checkpoints import Saved, fit_resumably
 from keras_morph.training.regularizers import Gamma, Regularizer
 from keras_morph.zoo import WITHOUT_GAMMA, MorphNetModel, build, minimum_size
 
@@ -45,7 +49,11 @@ class _Plan:
 
 def run(options: Train) -> None:
     """Train, and write the run's folder."""
+    if say_finished(options.resume):
+        return
     plan = _planned(options)
+    if options.resume is None:
+        say_unfinished("train", options)
     _say_devices(options, plan)
     keras.utils.set_random_seed(options.random_seed)
     images = _images(options, plan)
@@ -58,11 +66,13 @@ def run(options: Train) -> None:
         filled = {"batch_size": plan.batch_size, "num_classes": model.num_classes}
         config: dict[str, Any] = {"command": "train", "options": plain(options) | filled, "devices": str(plan.devices)}
         config |= {"initial_cost": initial_cost, "strength": strength}
-        write_json(model.folder / "config.json", config | describe_environment())
-        print(f"{images}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
-        print(f"run folder: {model.folder}")
-        _fit(model, images, whole, options.num_epochs)
-        _save(model)
+        with running(model.folder):
+            if options.resume is None:
+                write_json(model.folder / "config.json", config | describe_environment())
+            print(f"{images}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
+            print(f"run folder: {model.folder}")
+            _fit(model, images, whole, options)
+            _save(model)
     share = model.get_model_cost() / initial_cost
     print(f"cost {share:.1%} of the seed's; structure.json and small.keras are in {model.folder}")
 
@@ -140,36 +150,43 @@ def _model(options: Train, plan: _Plan, images: Dataset, whole: int) -> MorphNet
         log_dir=options.log_dir,
         input_shape=images.image_shape,
         optimizer=plan.optimizer,
+        run=options.resume,
     )
 
 
-def _fit(model: MorphNetModel, images: Dataset, whole: int, epochs: int) -> None:
-    """Train on the first `whole` images, validate, and log."""
+def _fit(model: MorphNetModel, images: Dataset, whole: int, options: Train) -> None:
+    """Train on the first `whole` images, validate, and log; where a checkpoint is, from there on."""
     held_out = padded(images.x_val, images.y_val, model.devices.count) if len(images.x_val) else None
     elsewhere = held_out is not None and model.evaluates_elsewhere
 
     def validate(epoch: int, logs: dict[str, float]) -> None:
         logs["val_accuracy"], _ = model.validate(images.x_val, images.y_val)
 
+    checkpoints = model.folder / "checkpoint"
+    callbacks = [
+        *([keras.callbacks.LambdaCallback(on_epoch_end=validate)] if elsewhere else []),
+        EpochLog(model.folder / "history.csv", line=print, left=options.num_epochs),
+        StructureLog(model.folder / "learned_structure"),
+        TensorBoardLog(model.folder),
+    ]
     with model.devices.scope():
-        model.learner.fit(
-            images.x_train[:whole],
-            images.y_train[:whole],
-            batch_size=model.batch_size,
-            epochs=epochs,
+        fit_resumably(
+            model.learner,
+            (images.x_train[:whole], images.y_train[:whole]),
+            model.batch_size,
+            phase="learn",
+            epochs=options.num_epochs,
+            folder=checkpoints,
+            saved=Saved.load(checkpoints / "last.npz"),
+            callbacks=callbacks,
+            seed=options.random_seed,
             validation_data=None if elsewhere else held_out,
             verbose=0,
-            callbacks=[
-                *([keras.callbacks.LambdaCallback(on_epoch_end=validate)] if elsewhere else []),
-                EpochLog(model.folder / "history.csv", line=print),
-                StructureLog(model.folder / "learned_structure"),
-                TensorBoardLog(model.folder),
-            ],
         )
 
 
 def _save(model: MorphNetModel) -> None:
     structure = model.learner.structure()
-    structure.save(model.folder / "structure.json")
-    save_model(model.learner.seed, model.folder / "seed.keras")
-    save_model(rebuild(model.learner, structure), model.folder / "small.keras")
+    write_somewhere(model.folder / "structure.json", structure.save)
+    for name, network in (("seed", model.learner.seed), ("small", rebuild(model.learner, structure))):
+        write_somewhere(model.folder / f"{name}.keras", partial(save_model, network))

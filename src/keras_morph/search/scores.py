@@ -47,10 +47,10 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     sources = GroupLasso().sources(own)
     recorder = _Recorder({id(source.variable): source.axis for source in sources})
     copy.compile(recorder, **{key: value for key, value in objective.items() if key != "metrics"}, jit_compile=False)
-    options = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
+    options: dict[str, Any] = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
     if isinstance(data, tuple):
         data = tuple(_first(part, batches * batch_size) for part in data)
-    fit_on(copy, data, batch_size, epochs=1, verbose=0, **options)
+    fit_on(copy, data, batch_size, seed=0, epochs=1, verbose=0, **options)
     scores = np.zeros(graph.num_groups)
     for source in sources:
         found = recorder.found.get(id(source.variable))

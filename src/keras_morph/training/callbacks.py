@@ -16,7 +16,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.graph.closure import close
 from keras_morph.graph.structure import Structure
 from keras_morph.layers.rules import variable
-from keras_morph.runs import write_json, write_text
+from keras_morph.runs import going_on, write_json, write_text
 from keras_morph.training.learner import StructureLearner
 
 __all__ = ["Anneal", "EpochLog", "FadeOut", "StopWithin", "StrengthController", "StructureLog"]
@@ -68,7 +68,8 @@ class StructureLog(_OfLearner):
     def _write(self) -> None:
         step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         counts = self.learner.structure().counts()
-        write_json(self.folder / f"alive_{step}", dict(sorted(counts.items())))
+        with going_on(self.folder):
+            write_json(self.folder / f"alive_{step}", dict(sorted(counts.items())))
 
 
 class EpochLog(keras.callbacks.Callback):
@@ -131,10 +132,22 @@ class EpochLog(keras.callbacks.Callback):
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self.started = time.monotonic()
+        self.started, self.already = time.monotonic(), len(self.rows)
+        self.before = _text_of(self.path)
         if self.choice is not None:
             self.initial = np.maximum(self.model.scores(), np.finfo(np.float64).tiny)
-            self.chosen = self.choice(self.model)
+            self.chosen = self.choice(self.model).alive
+
+    def get_state(self) -> dict[str, Any]:
+        state = {"rows": self.rows, "before": self.before}
+        return state if self.choice is None else state | {"initial": self.initial, "chosen": dict(self.chosen)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.rows, self.before, self.already = list(state["rows"]), state["before"], len(state["rows"])
+        if self.choice is not None:
+            self.initial = np.array(state["initial"])
+            self.chosen = {layer: np.array(indices, np.int64) for layer, indices in state["chosen"].items()}
+        self._write()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {field: (logs or {}).get(field) for field in self.FIELDS} | {"phase": self.phase, "epoch": epoch + 1}
@@ -147,24 +160,30 @@ class EpochLog(keras.callbacks.Callback):
             if self.choice is not None:
                 row |= self._of_a_cut(learner)
         self.rows.append(row)
-        if self.path is not None:
-            _append_csv(Path(self.path), row, self.FIELDS)
+        self._write()
         if self.line is not None:
             self.line(_in_words(row, self.params.get("epochs")) + self._time_left())
 
+    def _write(self) -> None:
+        """All rows: what could not be written after an epoch is there after the next."""
+        if self.path is not None and (self.before or self.rows):
+            with going_on(self.path):
+                write_text(self.path, self.before + _csv(self.rows, self.FIELDS, header=not self.before))
+
     def _of_a_cut(self, learner: StructureLearner) -> dict[str, Any]:
         """What a cut would leave now, how many channels changed sides since the last epoch, and what is left of scores."""
-        before, self.chosen = self.chosen, self.choice(learner)  # type: ignore[misc]
-        changed = sum(len(np.setxor1d(alive, before.alive[layer])) for layer, alive in self.chosen.alive.items())
+        before, self.chosen = self.chosen, self.choice(learner).alive  # type: ignore[misc]
+        changed = sum(len(np.setxor1d(alive, before[layer])) for layer, alive in self.chosen.items())
         free = ~learner.graph.pinned_mask
         left = np.minimum(learner.scores() / self.initial, 1.0)[free]
-        widths = sum(self.chosen.widths.values())
+        widths = sum(map(len, self.chosen.values()))
         return {"scores_left": float(left.mean()), "channels_after_cut": widths, "changed": changed}
 
     def _time_left(self) -> str:
         if self.left is None:
             return ""
-        seconds = (time.monotonic() - self.started) / len(self.rows) * max(0, self.left - len(self.rows))
+        here = len(self.rows) - self.already  # since this `fit` began, which may have gone on with an earlier one
+        seconds = (time.monotonic() - self.started) / here * max(0, self.left - len(self.rows))
         return f"  left {seconds / 60:.0f} min" if seconds >= 120 else f"  left {seconds:.0f} s"
 
 
@@ -180,15 +199,18 @@ def _in_words(row: dict[str, Any], epochs: int | None) -> str:
     return "  ".join(parts)
 
 
-def _append_csv(path: Path, row: dict[str, Any], fields: tuple[str, ...]) -> None:
-    """Add a row to a CSV file, so that the file is whole at any moment."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+def _text_of(path: str | Path | None) -> str:
+    """What a CSV file holds; nothing where there is none."""
+    return Path(path).read_text(encoding="utf-8") if path is not None and Path(path).exists() else ""
+
+
+def _csv(rows: list[dict[str, Any]], fields: tuple[str, ...], *, header: bool) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
-    if not text:
+    if header:
         writer.writeheader()
-    writer.writerow({field: "" if row.get(field) is None else row[field] for field in fields})
-    write_text(path, text + buffer.getvalue())
+    writer.writerows({field: "" if row.get(field) is None else row[field] for field in fields} for row in rows)
+    return buffer.getvalue()
 
 
 class StopWithin(_OfLearner):
@@ -256,6 +278,12 @@ class StrengthController(_OfLearner):
         self.prices = group_prices(learner.graph, limits) * ~learner.graph.pinned_mask
         self.initial = np.maximum(learner.scores(), np.finfo(np.float64).tiny)
 
+    def get_state(self) -> dict[str, Any]:
+        return {"initial": self.initial}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.initial = np.array(state["initial"])
+
     def left(self) -> float:
         """What is left of the scores, weighted by prices, 0 to 1."""
         ratios = np.minimum(self.learner.scores() / self.initial, 1.0)
@@ -294,6 +322,12 @@ class Anneal(_OfLearner):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.initial = self.learner.temperature
+
+    def get_state(self) -> dict[str, Any]:
+        return {"initial": self.initial}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.initial = state["initial"]
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         last = max(1, (self.params.get("epochs") or 1) - 1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.keras_internals import compiled_with
+from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps
 
 __all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "fit_on"]
@@ -127,9 +128,37 @@ def ends_in_softmax(model: keras.Model) -> bool:
     return softmax and len(model.outputs) == 1
 
 
-def cosine(rate: float, steps: int) -> Any:
-    """A learning rate that falls to 0 along a cosine."""
-    return keras.optimizers.schedules.CosineDecay(rate, max(1, steps))
+def cosine(rate: float, steps: int, done: int = 0) -> Any:
+    """A learning rate that falls to 0 along a cosine; `done` steps of it are over when the optimizer begins."""
+    schedule = keras.optimizers.schedules.CosineDecay(rate, max(1, steps))
+    return Later(schedule, done) if done else schedule
+
+
+@keras.saving.register_keras_serializable("keras_morph")
+class Later(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule from a later step on, for an optimizer that begins anew.
+
+    To set the optimizer's `iterations` instead would be wrong: Adam corrects its moments, which are zero at first, by the
+    number of steps that it believes to have made, and would take steps that are too large.
+
+    Args:
+        schedule: any other.
+        start: its step with which this one begins.
+    """
+
+    def __init__(self, schedule: Any, start: int) -> None:
+        super().__init__()
+        self.schedule, self.start = schedule, start
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step + self.start)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "start": self.start}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Later":
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["start"])
 
 
 def check_labelled(name: str, data: Any) -> None:
@@ -167,9 +196,32 @@ def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
         )
 
 
-def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> Any:
-    """`fit` on a pair of arrays or on anything else that `fit` takes."""
+def fit_on(
+    model: keras.Model,
+    data: Any,
+    batch_size: int,
+    *,
+    seed: int,
+    first: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    **options: Any,
+) -> Any:
+    """`fit` on a pair of arrays or on anything else that `fit` takes.
+
+    Args:
+        model: a compiled model.
+        data: arrays are shuffled by `seed` and the number of the epoch. Of other data, `set_epoch` is called with that number
+            before each epoch, if there is such a method, as PyTorch's samplers have it.
+        batch_size: for arrays.
+        seed: of the order, at least 0.
+        first: the number of this `fit`'s first epoch among all of a run.
+        callbacks, options: as in `fit`.
+    """
     if isinstance(data, tuple) and len(data) in (2, 3):
-        x, y, *weights = data
-        return model.fit(x, y, sample_weight=weights[0] if weights else None, batch_size=batch_size, **options)
-    return model.fit(data, **options)
+        data = Batches(data, batch_size, seed)
+        if isinstance(options.get("validation_data"), tuple):
+            options["validation_batch_size"] = batch_size
+    if hasattr(data, "set_epoch"):
+        ordered = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: data.set_epoch(first + epoch))
+        callbacks = [*callbacks, ordered]
+    return model.fit(data, callbacks=list(callbacks), **options)

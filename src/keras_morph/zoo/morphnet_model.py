@@ -3,7 +3,6 @@
 __all__ = ["ALGORITHMS", "COSTS", "MorphNetModel", "cost_of", "one_of", "regularizer_of"]
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.runs import new_run_folder, write_json
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import masked
+from keras_morph.tensorboard import Events
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.logistic_sigmoid import LogisticSigmoid
 from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
@@ -92,6 +92,7 @@ class MorphNetModel:
         input_shape: shape of one image.
         morphnet_regularizer_kwargs: further keyword arguments of the regularizer, such as `{"l1_fraction": 0.5}`.
         optimizer: makes an optimizer from a learning rate.
+        run: the folder of a run that goes on, instead of a new one in `log_dir`.
 
     Raises:
         KerasMorphError: if a value is out of range, or a device is not there.
@@ -129,6 +130,7 @@ class MorphNetModel:
         input_shape: tuple[int, int, int] = (32, 32, 3),
         morphnet_regularizer_kwargs: Mapping[str, Any] | None = None,
         optimizer: Callable[[Any], keras.optimizers.Optimizer] = keras.optimizers.Adam,
+        run: str | Path | None = None,
     ) -> None:
         if batch_size < 1:
             raise KerasMorphError(f"batch_size expects at least 1. Received: {batch_size}.")
@@ -152,7 +154,8 @@ class MorphNetModel:
             with keras.device(self._copy_device):
                 self._copy = cloned(seed)
                 self._copy.compile(**self._objective())
-        self.folder = new_run_folder(log_dir)
+        self.folder = new_run_folder(log_dir) if run is None else Path(run)
+        self._events = Events(self.folder)
 
     def train(self, inputs: Any, labels: Any) -> tuple[float, float, float]:
         """Train on one batch, under the penalty.
@@ -172,8 +175,8 @@ class MorphNetModel:
             else:  # train_on_batch would hand the whole batch to each of TensorFlow's replicas
                 history = self.learner.fit(inputs, labels, batch_size=len(inputs), shuffle=False, verbose=0).history
                 logs = {name: values[-1] for name, values in history.items()}
-        self._writer.add_scalar("RegularizationLoss", logs["penalty"], self.step)
-        self._writer.add_scalar(self.learner.target_cost.name, logs["cost"], self.step)
+        self._events.scalar("RegularizationLoss", logs["penalty"], self.step)
+        self._events.scalar(self.learner.target_cost.name, logs["cost"], self.step)
         return float(logs["loss"]), float(logs["accuracy"]), float(logs["cost"])
 
     def validate(self, inputs: Any, labels: Any) -> tuple[float, float]:
@@ -222,8 +225,7 @@ class MorphNetModel:
 
     def close(self) -> None:
         """Write out the events."""
-        if "_writer" in vars(self):
-            self._writer.close()
+        self._events.close()
 
     def _objective(self) -> dict[str, Any]:
         # Weighted, so that what pads a batch does not count.
@@ -264,9 +266,3 @@ class MorphNetModel:
                 f"Expected labels from 0 to {self.num_classes - 1}. Received: {labels.min()} to {labels.max()}."
             )
         return inputs, labels
-
-    @functools.cached_property
-    def _writer(self) -> Any:
-        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
-
-        return SummaryWriter(str(self.folder))
