@@ -12,11 +12,14 @@ from keras_morph.cli.options import (
     DATA,
     DEVICES,
     OPTIMIZERS,
+    PIXELS,
     Grouped,
+    PixelRange,
     Protect,
     Tie,
     among,
     check_folder,
+    check_name,
     check_number,
 )
 
@@ -61,6 +64,7 @@ class Shrink:
     learning_rate: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3
     optimizer: Annotated[str, typer.Option(help="optimizer of all phases", **among(OPTIMIZERS))] = "adam"
     image_size: Annotated[int | None, typer.Option(help="resize the images to this height and width")] = None
+    pixels: PixelRange = "auto"
     limit: Annotated[int | None, typer.Option(help="use up to this many training images")] = None
     log_dir: Annotated[Path, typer.Option(help="where the run's folder is made")] = Path("runs")
     random_seed: Annotated[int, typer.Option(help="for weights, data order and everything else")] = 0
@@ -79,5 +83,6 @@ class Shrink:
             ("--random-seed", self.random_seed, 0, 2**32 - 1),
         ):
             check_number(option, value, low, high)
+        check_name("--pixels", self.pixels, ("auto", *PIXELS))
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         check_folder("--log-dir", self.log_dir)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from keras_morph.cli.choices import cost_of, load_model, optimizer_of, regularizer_of, wiring_of
+from keras_morph.cli.choices import cost_of, is_named, load_model, optimizer_of, pixels_of, regularizer_of, wiring_of
 from keras_morph.cli.options import plain
 from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
@@ -54,11 +54,13 @@ def run(options: Shrink) -> None:
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
     reaches = _reaches(plan, seed)
     _check_fits(seed, dataset)
+    pixels = pixels_of(options.pixels, seed, dataset, named=is_named(options.model))
+    dataset = dataset.in_pixels(pixels.pixels)
 
     folder = new_run_folder(options.log_dir)
     write_json(folder / "config.json", {"command": "shrink", "options": plain(options), **describe_environment()})
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print("\n".join([str(dataset), *reaches, f"run folder: {folder}"]), highlight=False)
+    console.print("\n".join([str(dataset), str(pixels), *reaches, f"run folder: {folder}"]), highlight=False)
     before = _train_seed(options, plan, seed, dataset, folder)
     result = _shrunk(options, plan, seed, dataset, folder)
     if options.rounds == 1:  # later rounds begin with other networks

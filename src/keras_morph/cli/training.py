@@ -6,11 +6,20 @@ from typing import Any
 
 import keras
 
-from keras_morph.cli.choices import SCHEDULES, base_model_of, cost_of, one_of, optimizer_of, regularizer_of
+from keras_morph.cli.choices import (
+    SCHEDULES,
+    base_model_of,
+    cost_of,
+    is_named,
+    one_of,
+    optimizer_of,
+    pixels_of,
+    regularizer_of,
+)
 from keras_morph.cli.options import plain
 from keras_morph.cli.train import Train
 from keras_morph.costs.costs import Cost
-from keras_morph.datasets import Dataset, load
+from keras_morph.datasets import PIXELS, Dataset, load
 from keras_morph.devices import Devices, choose, existing, mixed_precision, padded, whole_batches
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import trace
@@ -52,6 +61,9 @@ def run(options: Train) -> None:
     whole = _whole(images, plan)
     with mixed_precision(options.mixed_precision):
         model = _model(options, plan, images, whole)
+        named = is_named(options.base_model_name)
+        pixels = pixels_of(options.pixels, model.learner.seed, images, named=named, trained=False)  # the head is fresh
+        images = images.in_pixels(pixels.pixels)
         initial_cost = model.get_model_cost()
         strength = options.morphnet_regularization_multiplier / initial_cost
         model.set_morphnet_regularization_strength(strength)
@@ -59,7 +71,7 @@ def run(options: Train) -> None:
         config: dict[str, Any] = {"command": "train", "options": plain(options) | filled, "devices": str(plan.devices)}
         config |= {"initial_cost": initial_cost, "strength": strength}
         write_json(model.folder / "config.json", config | describe_environment())
-        print(f"{images}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
+        print(f"{images}\n{pixels}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
         print(f"run folder: {model.folder}")
         _fit(model, images, whole, options.num_epochs)
         _save(model)
@@ -106,6 +118,8 @@ def _images(options: Train, plan: _Plan) -> Dataset:
     if size != (height, width):
         print(f"{plan.base_model} takes images of at least {minimum}x{minimum}: enlarged from {height}x{width}")
         images = images.resized(size)
+    if options.pixels != "auto":
+        PIXELS[options.pixels].check(images.image_shape)
     if options.num_classes is not None and options.num_classes < images.num_classes:
         raise KerasMorphError(
             f"--num-classes expects at least the {images.num_classes} classes of {images.name}. "

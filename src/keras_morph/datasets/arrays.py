@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_morph.datasets.pixels import PIXELS, Pixels
 from keras_morph.errors import DataError
 
 # The test part does not depend on the user's seed: runs with different seeds are compared on the same images.
@@ -24,8 +25,8 @@ _LAST_LABEL = 65_535
 class Dataset:
     """Labelled images for training, validation and test.
 
-    Images are float32 of shape `(n, height, width, channels)` with values in [0, 1]; labels are int32 of shape `(n,)`
-    and index `class_names`.
+    Images are float32 of shape `(n, height, width, channels)` with values in [0, 1], or in the range of `pixels`; labels
+    are int32 of shape `(n,)` and index `class_names`.
 
     Example:
         >>> images = km.datasets.load("digits", limit=100)
@@ -43,6 +44,7 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple[str, ...]
+    pixels: Pixels = PIXELS["0-1"]
 
     @property
     def num_classes(self) -> int:
@@ -60,11 +62,24 @@ class Dataset:
         x_train, x_val, x_test = (resize(images, size) for images in (self.x_train, self.x_val, self.x_test))
         return dataclasses.replace(self, x_train=x_train, x_val=x_val, x_test=x_test)
 
+    def in_pixels(self, pixels: Pixels) -> "Dataset":
+        """Give the same images in another range, as a model takes them.
+
+        Raises:
+            DataError: If they are in another range than [0, 1] already, or if the range is for colours and they are grey.
+        """
+        if self.pixels != PIXELS["0-1"]:
+            msg = f"pixels: expected images in [0, 1], received {self.pixels.name}; load them anew"
+            raise DataError(msg)
+        x_train, x_val, x_test = (pixels(images) for images in (self.x_train, self.x_val, self.x_test))
+        return dataclasses.replace(self, x_train=x_train, x_val=x_val, x_test=x_test, pixels=pixels)
+
     def __repr__(self) -> str:
         shape = "x".join(str(length) for length in self.image_shape)
+        pixels = "" if self.pixels == PIXELS["0-1"] else f", pixels {self.pixels.name}"
         return (
             f"Dataset({self.name}: {len(self.x_train)} training, {len(self.x_val)} validation and "
-            f"{len(self.x_test)} test images of {shape}, {self.num_classes} classes)"
+            f"{len(self.x_test)} test images of {shape}, {self.num_classes} classes{pixels})"
         )
 
 
