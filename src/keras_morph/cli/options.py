@@ -27,6 +27,7 @@ __all__ = [
     "ImageSize",
     "PixelRange",
     "Protect",
+    "Streamed",
     "Tie",
     "among",
     "check_folder",
@@ -65,6 +66,14 @@ PixelRange = Annotated[
     typer.Option(
         help="range of pixels that the model takes; auto: read off what stands in front of it, or tried on labelled images",
         **among(("auto", *PIXELS)),
+    ),
+]
+Streamed = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--in-memory",
+        help="decode the images of a folder or zip batch by batch, or once; default: in memory if they fill at most a "
+        "quarter of what is free",
     ),
 ]
 Protect = Annotated[list[str] | None, typer.Option(metavar="LAYER", help="keep all its channels; may be repeated")]

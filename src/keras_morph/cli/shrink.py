@@ -16,6 +16,7 @@ from keras_morph.cli.options import (
     Grouped,
     PixelRange,
     Protect,
+    Streamed,
     Tie,
     among,
     check_folder,
@@ -65,6 +66,7 @@ class Shrink:
     optimizer: Annotated[str, typer.Option(help="optimizer of all phases", **among(OPTIMIZERS))] = "adam"
     image_size: Annotated[int | None, typer.Option(help="resize the images to this height and width")] = None
     pixels: PixelRange = "auto"
+    stream: Streamed = None
     limit: Annotated[int | None, typer.Option(help="use up to this many training images")] = None
     log_dir: Annotated[Path, typer.Option(help="where the run's folder is made")] = Path("runs")
     random_seed: Annotated[int, typer.Option(help="for weights, data order and everything else")] = 0

@@ -27,7 +27,7 @@ from keras_morph.runs import describe_environment, new_run_folder, save_model, w
 from keras_morph.search.selection import fit_budget, reach
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax
+from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, fit_on
 from keras_morph.training.regularizers import Regularizer
 
 __all__ = ["run"]
@@ -50,7 +50,13 @@ def run(options: Shrink) -> None:
     """Shrink, and write the run's folder. Everything that can be wrong is found before anything is trained or written."""
     plan = _planned(options)
     keras.utils.set_random_seed(options.random_seed)
-    dataset = load(options.data, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
+    dataset = load(
+        options.data,
+        image_size=options.image_size,
+        limit=options.limit,
+        seed=options.random_seed,
+        stream=options.stream,
+    )
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
     reaches = _reaches(plan, seed)
     _check_fits(seed, dataset)
@@ -110,12 +116,12 @@ def _train_seed(
     log = EpochLog(folder / "history.csv", phase="seed", line=print)
     steps = -(-len(dataset.x_train) // options.batch_size)
     seed.compile(plan.optimizer(cosine(options.learning_rate, steps * epochs)), _loss_of(seed), metrics=["accuracy"])
-    seed.fit(
-        dataset.x_train,
-        dataset.y_train,
-        batch_size=options.batch_size,
+    fit_on(
+        seed,
+        dataset.training(options.batch_size, options.random_seed),
+        options.batch_size,
         epochs=epochs,
-        validation_data=_held_out(dataset),
+        validation_data=dataset.validation(options.batch_size),
         verbose=0,
         callbacks=[log],
     )
@@ -138,17 +144,13 @@ def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, f
     return shrink_model(
         trace(seed, **plan.wiring),
         plan.budget,
-        (dataset.x_train, dataset.y_train),
-        validation_data=_held_out(dataset),
+        dataset.training(options.batch_size, options.random_seed),
+        validation_data=dataset.validation(options.batch_size),
         regularizer=plan.regularizer,
         recipe=recipe,
         run=folder,
         verbose=2,
     )
-
-
-def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    return (dataset.x_val, dataset.y_val) if len(dataset.x_val) else None
 
 
 def _loss_of(seed: keras.Model) -> keras.losses.Loss:
@@ -171,7 +173,7 @@ def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
 
 
 def _accuracy(model: keras.Model, dataset: Dataset) -> float:
-    predictions = model.predict(dataset.x_test, batch_size=256, verbose=0)
+    predictions = model.predict(dataset.test(256), batch_size=None if dataset.streamed else 256, verbose=0)
     return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
 
 

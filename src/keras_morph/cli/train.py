@@ -16,6 +16,7 @@ from keras_morph.cli.options import (
     PIXELS,
     SCHEDULES,
     PixelRange,
+    Streamed,
     among,
     check_folder,
     check_name,
@@ -87,6 +88,7 @@ class Train:
     ] = "cifar10"
     image_size: Annotated[int | None, typer.Option(help="Resize the images to this height and width.")] = None
     pixels: PixelRange = "auto"
+    stream: Streamed = None
     limit: Annotated[int | None, typer.Option(help="Use up to this many images for training and validation.")] = None
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Compute in half precision; penalty and scores stay float32.")

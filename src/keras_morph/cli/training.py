@@ -20,13 +20,14 @@ from keras_morph.cli.options import plain
 from keras_morph.cli.train import Train
 from keras_morph.costs.costs import Cost
 from keras_morph.datasets import PIXELS, Dataset, load
-from keras_morph.devices import Devices, choose, existing, mixed_precision, padded, whole_batches
+from keras_morph.devices import Devices, choose, existing, mixed_precision, whole_batches
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import trace
 from keras_morph.runs import describe_environment, save_model, write_json
 from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.training.callbacks import EpochLog, StructureLog
+from keras_morph.training.recipe import fit_on
 from keras_morph.training.regularizers import Gamma, Regularizer
 from keras_morph.zoo import WITHOUT_GAMMA, MorphNetModel, build, minimum_size
 
@@ -73,7 +74,7 @@ def run(options: Train) -> None:
         write_json(model.folder / "config.json", config | describe_environment())
         print(f"{images}\n{pixels}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
         print(f"run folder: {model.folder}")
-        _fit(model, images, whole, options.num_epochs)
+        _fit(model, images, whole, options)
         _save(model)
     share = model.get_model_cost() / initial_cost
     print(f"cost {share:.1%} of the seed's; structure.json and small.keras are in {model.folder}")
@@ -111,7 +112,13 @@ def _say_devices(options: Train, plan: _Plan) -> None:
 
 def _images(options: Train, plan: _Plan) -> Dataset:
     """The data set, of at least the smallest images that the network takes."""
-    images = load(options.dataset, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
+    images = load(
+        options.dataset,
+        image_size=options.image_size,
+        limit=options.limit,
+        seed=options.random_seed,
+        stream=options.stream,
+    )
     minimum = minimum_size(plan.base_model)
     height, width, _ = images.image_shape
     size = (max(height, minimum), max(width, minimum))
@@ -157,20 +164,23 @@ def _model(options: Train, plan: _Plan, images: Dataset, whole: int) -> MorphNet
     )
 
 
-def _fit(model: MorphNetModel, images: Dataset, whole: int, epochs: int) -> None:
+def _fit(model: MorphNetModel, images: Dataset, whole: int, options: Train) -> None:
     """Train on the first `whole` images, validate, and log."""
-    held_out = padded(images.x_val, images.y_val, model.devices.count) if len(images.x_val) else None
+    size = model.batch_size
+    held_out = images.validation(size, devices=model.devices.count)
     elsewhere = held_out is not None and model.evaluates_elsewhere
 
     def validate(epoch: int, logs: dict[str, float]) -> None:
-        logs["val_accuracy"], _ = model.validate(images.x_val, images.y_val)
+        parts = [slice(start, start + size) for start in range(0, len(images.y_val), size)]
+        right = sum(len(images.y_val[s]) * model.validate(images.x_val[s], images.y_val[s])[0] for s in parts)
+        logs["val_accuracy"] = right / len(images.y_val)
 
     with model.devices.scope():
-        model.learner.fit(
-            images.x_train[:whole],
-            images.y_train[:whole],
-            batch_size=model.batch_size,
-            epochs=epochs,
+        fit_on(
+            model.learner,
+            images.training(size, options.random_seed, examples=whole),
+            size,
+            epochs=options.num_epochs,
             validation_data=None if elsewhere else held_out,
             verbose=0,
             callbacks=[

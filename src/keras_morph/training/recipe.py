@@ -170,4 +170,12 @@ def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> An
     if isinstance(data, tuple) and len(data) in (2, 3):
         x, y, *weights = data
         return model.fit(x, y, sample_weight=weights[0] if weights else None, batch_size=batch_size, **options)
-    return model.fit(data, **options)
+    try:
+        # Batches that know their order would be mixed once more, by chance.
+        return model.fit(data, shuffle=not hasattr(data, "order"), **options)
+    except Exception:
+        for each in (data, options.get("validation_data")):
+            failure = getattr(each, "failure", None)
+            if failure is not None:  # which TensorFlow wraps in an error of its own
+                raise failure from None
+        raise
