@@ -27,7 +27,7 @@ from keras_morph.runs import describe_environment, new_run_folder, save_model, w
 from keras_morph.search.selection import fit_budget, reach
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, fit_on
+from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of, fit_on
 from keras_morph.training.regularizers import Regularizer
 
 __all__ = ["run"]
@@ -173,7 +173,9 @@ def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
 
 
 def _accuracy(model: keras.Model, dataset: Dataset) -> float:
-    predictions = model.predict(dataset.test(256), batch_size=None if dataset.streamed else 256, verbose=0)
+    images = dataset.test(256)
+    with failures_of(images):
+        predictions = model.predict(images, batch_size=None if dataset.streamed else 256, verbose=0)
     return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
 
 

@@ -193,6 +193,8 @@ def _plain_mode(image: "Image.Image") -> "tuple[Image.Image, int]":
     """Convert to grey or RGB, and give the value that means white."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip on the way to 8
         return image.convert("F"), 2**16 - 1
+    if image.mode in ("L", "RGB"):
+        return image, 255
     if image.mode in _GREY:
         return image.convert("L"), 255
     if image.mode == "P":  # by way of RGBA: Pillow warns of a transparent palette that goes straight to RGB

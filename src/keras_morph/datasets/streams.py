@@ -35,6 +35,16 @@ class Images:
         size: Height and width that they are resized to; `None` keeps theirs.
         channels: 1 or 3; `None` is 1 where all that are decoded at once are grey.
         pixels: The range of their values.
+
+    Example:
+        >>> from PIL import Image
+        >>> for index in range(8):
+        ...     path = Path("photos") / ("cat", "dog")[index % 2] / f"{index}.png"
+        ...     path.parent.mkdir(parents=True, exist_ok=True)
+        ...     Image.new("RGB", (6, 4)).save(path)
+        >>> images = km.datasets.load("photos", stream=True).x_train
+        >>> images.shape, images[:2].shape, np.asarray(images[:2]).shape, images[0].shape
+        ((5, 4, 6, 3), (2, 4, 6, 3), (2, 4, 6, 3), (4, 6, 3))
     """
 
     encoded: Callable[[int], Encoded]
@@ -110,7 +120,7 @@ class Batches(keras.utils.PyDataset):
     """Batches of labelled images, in memory or on disk, for `fit`, `evaluate` and `predict` on every backend.
 
     The order is a function of the seed and the number of the epoch alone, so that a run that is resumed sees what it
-    would have seen: set `epoch` to the number of epochs that are done. Give `fit` `shuffle=False`; it would else draw
+    would have seen: `set_epoch` says how many epochs are done. Give `fit` `shuffle=False`; it would else draw
     an order of its own. Threads decode the next batches while a model trains, those of the next epoch too.
 
     Args:
@@ -127,10 +137,10 @@ class Batches(keras.utils.PyDataset):
     Example:
         >>> batches = km.datasets.Batches(x, y, 16, seed=1)
         >>> first = batches.order()
-        >>> batches.epoch = 1  # as after an epoch
+        >>> batches.set_epoch(1)  # as after an epoch
         >>> len(batches), bool((first == batches.order()).all())
         (4, False)
-        >>> batches.epoch = 0
+        >>> batches.set_epoch(0)
         >>> bool((first == batches.order()).all())
         True
     """
@@ -172,6 +182,10 @@ class Batches(keras.utils.PyDataset):
     def order(self, epoch: int | None = None) -> np.ndarray:
         """Which examples an epoch shows, in order, int64 `(n,)`; by default that which is under way."""
         return _order(self.seed, self.epoch if epoch is None else epoch, len(self.labels))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of an epoch, as PyTorch's samplers have it: a training that goes on says where it is."""
+        self.epoch = epoch
 
     def on_epoch_begin(self) -> None:
         """Count what this epoch shows."""

@@ -1,6 +1,7 @@
 """How to train: everything that a run needs besides the model, the budget and the data, as one value."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.keras_internals import compiled_with
 
-__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "fit_on"]
+__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "failures_of", "fit_on"]
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,19 @@ def fit_on(model: keras.Model, data: Any, batch_size: int, **options: Any) -> An
     if isinstance(data, tuple) and len(data) in (2, 3):
         x, y, *weights = data
         return model.fit(x, y, sample_weight=weights[0] if weights else None, batch_size=batch_size, **options)
+    # Batches that know their order would be mixed once more, by chance.
+    options.setdefault("shuffle", not hasattr(data, "set_epoch"))
+    with failures_of(data, options.get("validation_data")):
+        return model.fit(data, **options)
+
+
+@contextmanager
+def failures_of(*data: Any) -> Iterator[None]:
+    """Inside, an error of a data set that has kept it (`failure`) is raised as it was: TensorFlow wraps it in one of its own."""
     try:
-        # Batches that know their order would be mixed once more, by chance.
-        return model.fit(data, shuffle=not hasattr(data, "order"), **options)
+        yield
     except Exception:
-        for each in (data, options.get("validation_data")):
-            failure = getattr(each, "failure", None)
-            if failure is not None:  # which TensorFlow wraps in an error of its own
+        for failure in (getattr(each, "failure", None) for each in data):
+            if failure is not None:
                 raise failure from None
         raise
