@@ -1,6 +1,14 @@
 """A run's folder: files that are never half written, models that open on every backend, and where a run took place."""
 
-__all__ = ["describe_environment", "new_run_folder", "save_model", "write_atomically", "write_json", "write_text"]
+__all__ = [
+    "describe_environment",
+    "new_run_folder",
+    "read_regular",
+    "save_model",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]
 
 import contextlib
 import datetime
@@ -9,6 +17,7 @@ import itertools
 import json
 import os
 import platform
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,6 +49,30 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a file from outside: what is no regular file would be waited for without end, or have no end.
+
+    Args:
+        path: The file.
+        limit: Bytes that it may have.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, or is larger.
+        ValueError: If the path cannot be one.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            msg = "no regular file"
+            raise OSError(msg)
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        msg = f"more than {limit:,} bytes"
+        raise OSError(msg)
+    return content
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

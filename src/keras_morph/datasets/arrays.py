@@ -23,6 +23,8 @@ _TEST_SEED = 0
 _TEST_SPLIT = 0.2
 # More outputs than this are a mistake in the labels, and would be one of several gigabytes.
 _LAST_LABEL = 65_535
+# A small part of a data set may lack classes; more than half and this many are labels that are no numbers of classes.
+_ABSENT = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -328,6 +330,13 @@ def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
     if labels.min() < 0 or labels.max() > _LAST_LABEL:
         msg = (
             f"{origin}: expected labels from 0 to {_LAST_LABEL}, received {labels.min()} to {labels.max()}; "
+            "number the classes 0, 1, 2, ..."
+        )
+        raise DataError(msg)
+    different, classes = len(np.unique(labels)), int(labels.max()) + 1
+    if classes > 2 * different + _ABSENT:
+        msg = (
+            f"{origin}: expected labels 0 to n - 1 of n classes, received {different} different ones up to {classes - 1}; "
             "number the classes 0, 1, 2, ..."
         )
         raise DataError(msg)

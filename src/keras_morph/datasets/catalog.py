@@ -3,10 +3,10 @@
 __all__ = ["NAMES", "load"]
 
 import difflib
+import math
 import os
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from keras_morph.datasets.arrays import (
     resize,
     unit_images,
 )
-from keras_morph.datasets.decoding import reason
+from keras_morph.datasets.decoding import UNREADABLE, reason, shortened
 from keras_morph.datasets.images import image_folder, image_zip
-from keras_morph.datasets.streams import Images
+from keras_morph.datasets.streams import Images, free_memory
 from keras_morph.errors import DataError
 
 Size = tuple[int, int] | None
@@ -79,19 +79,35 @@ def load(
     elif text.startswith(_TFDS):
         name, source = text, _tfds(text.removeprefix(_TFDS), size)
     else:
-        path = Path(text).expanduser()
-        name, source = path.resolve().stem, _from_path(path, text, size)
+        path = _existing(text)
+        name, source = Path(os.path.abspath(path)).stem, _from_path(path, size)
     return assemble(name, source, limit=limit, validation_split=validation_split, seed=seed, stream=stream)
 
 
-def _from_path(path: Path, text: str, size: Size) -> Source:
+def _existing(text: str) -> Path:
+    """A path that is there.
+
+    Raises:
+        DataError: If it is not, or cannot be one.
+    """
+    why = "check the path"
+    try:
+        path = Path(text).expanduser()
+        if text.strip() and (path.is_file() or path.is_dir()):
+            return path
+        if text.strip() and path.exists():
+            why = "which is neither a file nor a folder"
+    except (OSError, ValueError, RuntimeError) as error:
+        why = reason(error)
+    close = difflib.get_close_matches(text, NAMES, n=1)
+    advice = f"did you mean {close[0]}?" if close else why
+    msg = f"data: expected {', '.join(NAMES)}, {_TFDS}NAME or an existing path, received {shortened(text)}; {advice}"
+    raise DataError(msg)
+
+
+def _from_path(path: Path, size: Size) -> Source:
     if path.is_dir():
         return image_folder(path, size)
-    if not path.exists():
-        close = difflib.get_close_matches(text, NAMES, n=1)
-        advice = f"did you mean {close[0]}?" if close else "check the path"
-        msg = f"data: expected {', '.join(NAMES)}, {_TFDS}NAME or an existing path, received {text!r}; {advice}"
-        raise DataError(msg)
     if path.suffix.lower() == ".npz":
         return _npz(path, size)
     if path.suffix.lower() == ".zip":
@@ -110,13 +126,41 @@ def _npz(path: Path, size: Size) -> Source:
                     found = ", ".join(file) or "no arrays"
                     msg = f"{path}: expected x_train, y_train, x_test and y_test, received {found}; {key} is missing"
                     raise DataError(msg)
-                arrays[key] = file[key]
+            _check_headers(path, ("x_train", "y_train", "x_test", "y_test"))
+            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, TypeError, AttributeError, KeyError, IndexError, NotImplementedError, MemoryError) as error:
         msg = f"{path}: expected an .npz of plain arrays, received one that cannot be read ({reason(error)})"
         raise DataError(msg) from error
     return _array_source(arrays, str(path), size)
+
+
+def _check_headers(path: Path, keys: Iterable[str]) -> None:
+    """Refuse arrays that are not what their headers say, or that would fill the memory, before they are made.
+
+    Raises:
+        DataError: For these.
+    """
+    needed = 0
+    with zipfile.ZipFile(path) as archive:
+        for key in keys:
+            member = archive.getinfo(f"{key}.npy")
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+                said, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+            if said != there and not dtype.hasobject:
+                msg = f"{path}: {key}: expected {said:,} bytes for shape {shape}, received {there:,}; save it anew"
+                raise DataError(msg)
+            needed += math.prod(shape) * 4 + said  # as it is, and as float32
+    if needed > free_memory():
+        msg = (
+            f"{path}: expected arrays that fit into the {free_memory() / 1e9:.3g} GB of free memory, received "
+            f"{needed / 1e9:.3g} GB; a folder of images is read from disk"
+        )
+        raise DataError(msg)
 
 
 def _digits(size: Size) -> Source:

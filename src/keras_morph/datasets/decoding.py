@@ -8,14 +8,13 @@ __all__ = [
     "decode",
     "headers",
     "pool",
-    "read_file",
     "reason",
     "threads",
 ]
 
 import io
 import os
-import stat
+import struct
 import textwrap
 import zipfile
 import zlib
@@ -41,8 +40,9 @@ PIXEL_LIMIT = 100_000_000
 FILE_LIMIT = 2**28
 """Bytes of an encoded image, likewise: 100 million pixels without compression are 300 MB at most."""
 
-# What Pillow, zipfile and zlib raise for files that are damaged or encrypted.
-_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+"""What Pillow, NumPy, zipfile and zlib raise for files that are damaged or encrypted."""
+
 _ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held
 _SIDEWAYS = range(5, 9)
 _THREADS = 8  # more only wait for one another: what Pillow does in Python holds the interpreter's lock
@@ -118,28 +118,15 @@ def headers(images: Iterable[Encoded]) -> tuple[np.ndarray, np.ndarray]:
     return sizes, np.array([grey for _, grey in found], bool)
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read an image's file; what is no regular file would be waited for without end, or have none.
-
-    Raises:
-        OSError: If it cannot be read, is no regular file, or is larger than `FILE_LIMIT`.
-    """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            msg = "no regular file"
-            raise OSError(msg)
-        if found.st_size > FILE_LIMIT:
-            msg = f"{found.st_size:,} bytes, more than {FILE_LIMIT:,}"
-            raise OSError(msg)
-        return file.read()
-
-
 def reason(error: BaseException) -> str:
     """Put what an error says in at most one line of 200 characters."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return textwrap.shorten(said, 200)
+
+
+def shortened(text: str) -> str:
+    """A user's text in quotation marks, at most 80 characters of it."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 @contextmanager
@@ -157,7 +144,7 @@ def _opened(name: str, read: Callable[[], bytes]) -> "Iterator[Image.Image]":
                 msg = f"{image.width}x{image.height} pixels, more than {PIXEL_LIMIT:,}"
                 raise ValueError(msg)
             yield image
-    except (*_UNREADABLE, Image.DecompressionBombError, MemoryError) as error:
+    except (*UNREADABLE, TypeError, IndexError, KeyError, Image.DecompressionBombError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
         msg = f"{name}: expected an image, received one that cannot be read ({reason(error)}); repair or remove it"

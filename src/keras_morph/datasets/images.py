@@ -18,9 +18,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from keras_morph.datasets.arrays import Examples, Source
-from keras_morph.datasets.decoding import FILE_LIMIT, Encoded, read_file, reason
+from keras_morph.datasets.decoding import FILE_LIMIT, Encoded, reason
 from keras_morph.datasets.streams import Images
 from keras_morph.errors import DataError
+from keras_morph.runs import read_regular
 
 _Parts = dict[str, tuple[str, ...]]
 
@@ -65,7 +66,9 @@ def image_folder(path: Path, size: tuple[int, int] | None) -> Source:
         msg = f"{path}: expected a folder of images, received one of the system's own; check the path"
         raise DataError(msg)
     found = _walked(path)
-    return _by_class(found, lambda name: (f"{path}/{name}", partial(read_file, f"{path}/{name}")), path, size)
+    return _by_class(
+        found, lambda name: (f"{path}/{name}", partial(read_regular, f"{path}/{name}", FILE_LIMIT)), path, size
+    )
 
 
 def _walked(path: Path) -> Found:
