@@ -143,6 +143,7 @@ def test_help_describes_every_option(name):
         (options.EXPORTS, FORMATS),
         (options.DEVICES, (*km.HARDWARE, "Others")),
         (options.OPTIMIZERS, choices.OPTIMIZERS),
+        (options.PIXELS, km.datasets.PIXELS),
         (options.SCHEDULES, choices.SCHEDULES),
     ],
 )
@@ -368,6 +369,8 @@ MISTAKES = [
     (["shrink", MODEL, "--learning-rate", "0"], ["--learning-rate"]),
     (["shrink", MODEL, "--optimizer", "magic"], ["--optimizer", "adam"]),
     (["shrink", MODEL, "--image-size", "0"], ["image_size", "0"]),
+    (["shrink", MODEL, "--pixels", "0-256"], ["--pixels", "'0-256'", "0-255"]),
+    (["shrink", MODEL, "--pixels", "caffe"], ["caffe", "3 colours"]),
     (["shrink", MODEL, "--limit", "0"], ["limit", "0"]),
     (["shrink", MODEL, "--random-seed", "-1"], ["--random-seed"]),
     (["shrink", MODEL, "--log-dir", "{}/seed.keras"], ["--log-dir", "seed.keras"]),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from keras_morph import datasets
-from keras_morph.datasets import images as image_files
+from keras_morph.datasets import decoding
 from keras_morph.errors import DataError
 
 
@@ -159,8 +159,8 @@ def test_class_folders_alone_give_a_test_part_that_no_seed_moves(tmp_path):
 
 def test_only_chosen_images_are_decoded(photos, monkeypatch):
     decoded = []
-    original = image_files._pixels
-    monkeypatch.setattr(image_files, "_pixels", lambda *args: decoded.append(args[0]) or original(*args))
+    original = decoding._pixels
+    monkeypatch.setattr(decoding, "_pixels", lambda *args: decoded.append(args[0]) or original(*args))
     datasets.load(photos, limit=6)
     assert len(decoded) == len(set(decoded)) == 12
 
@@ -297,8 +297,8 @@ def test_folder_complaints(tmp_path):
     assert "'emu'" in complaint(tmp_path / "stranger")
 
     fill(tmp_path / "renamed" / "train", {"cat": 0, "dog": 0}, 3, mode="L")
-    fill(tmp_path / "renamed" / "val", {"cat": 0, "dog": 0}, 3, mode="L")
-    assert "received val" in complaint(tmp_path / "renamed")
+    fill(tmp_path / "renamed" / "rest", {"cat": 0, "dog": 0}, 3, mode="L")
+    assert "received rest" in complaint(tmp_path / "renamed")
 
     fill(tmp_path / "mixed", {"cat": 0, "dog": 0}, 3, mode="L")
     paint(tmp_path / "mixed" / "dog" / "wide.png", 0, mode="L", size=(9, 4))

@@ -117,3 +117,10 @@ def test_a_row_whose_layer_was_registered_again_is_replaced(table):
     km.register_rule(Sloped, Rule(lambda flow: Routed([(flow.inputs[0].ids, 1)]), "strict"))
     km.register_rule(Sloped, Rule(same, "uniform", {"slope": "in"}))
     assert table[Sloped].mode == "uniform"
+
+
+def test_data_says_what_is_chosen(capsys):
+    _, names = run("data.md")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"# {line}\n" in (DOCS / "data.md").read_text()
+    assert names["images"].x_train.max() == 255

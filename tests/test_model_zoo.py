@@ -649,6 +649,7 @@ BAD = [
     ("--main-eval-device", "toaster"),
     ("--image-size", "0"),
     ("--limit", "0"),
+    ("--pixels", "0-256"),
     ("--optimizer", "magic"),
     ("--momentum", "1.5"),
     ("--momentum", "0.9"),  # the default optimizer has none

@@ -5,6 +5,7 @@ __all__ = [
     "going_on",
     "new_run_folder",
     "plain",
+    "read_regular",
     "remove_leftovers",
     "save_model",
     "write_atomically",
@@ -22,6 +23,7 @@ import json
 import os
 import platform
 import re
+import stat
 import sys
 import tempfile
 import uuid
@@ -109,6 +111,30 @@ def write_somewhere(path: str | os.PathLike[str], write: Callable[[Path], None])
 def _spare_folder() -> Path:
     """A folder among the system's temporary files, one for each process."""
     return Path(tempfile.mkdtemp(prefix="keras-morph-"))
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a file from outside: what is no regular file would be waited for without end, or have no end.
+
+    Args:
+        path: The file.
+        limit: Bytes that it may have.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, or is larger.
+        ValueError: If the path cannot be one.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            msg = "no regular file"
+            raise OSError(msg)
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        msg = f"more than {limit:,} bytes"
+        raise OSError(msg)
+    return content
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -13,6 +13,7 @@ import keras
 from keras_morph.cli.options import check_number
 from keras_morph.costs.costs import Cost, Latency
 from keras_morph.costs.hardware import HARDWARE, Hardware
+from keras_morph.datasets import PIXELS, Choice, Dataset, choose_pixels
 from keras_morph.errors import KerasMorphError
 from keras_morph.training.regularizers import Regularizer
 from keras_morph.zoo import build, minimum_size, morphnet_model
@@ -25,9 +26,11 @@ __all__ = [
     "SCHEDULES",
     "base_model_of",
     "cost_of",
+    "is_named",
     "load_model",
     "one_of",
     "optimizer_of",
+    "pixels_of",
     "regularizer_of",
     "wiring_of",
 ]
@@ -131,6 +134,23 @@ def wiring_of(
     return {"protect": list(protect or ()), "tie": ties, "grouped": grouped}
 
 
+def pixels_of(option: str, model: keras.Model, dataset: Dataset, *, named: bool, trained: bool = True) -> Choice:
+    """`--pixels`: which range a model takes, and why.
+
+    Args:
+        option: a name of a range, or auto.
+        model: what the images are for.
+        dataset: images in [0, 1]; training images are tried where nothing else says the range.
+        named: the model is one of the zoo, which takes values in [0, 1].
+        trained: the model may know the classes, so that trying makes sense.
+    """
+    if option != "auto":
+        return Choice(PIXELS[option], "as --pixels says")
+    if named:
+        return Choice(PIXELS["0-1"], "what networks of the zoo take; --pixels says otherwise")
+    return choose_pixels(model, dataset.x_train, dataset.y_train if trained else None)
+
+
 def base_model_of(text: str) -> str | Callable[..., keras.Model]:
     """`--base-model-name`: a name of the zoo, or `package.module:function` like one of `keras.applications`."""
     base_model = _imported(text, "--base-model-name") if ":" in text else text
@@ -145,11 +165,14 @@ def load_model(text: str, *, input_shape: tuple[int, int, int] = (32, 32, 3), cl
         text: what the user typed.
         input_shape, classes: for a name of the zoo; a function gets them if it takes `input_shape` and `classes`.
     """
-    if text.endswith(".keras"):
-        return _load_file(text)
-    if ":" in text:
-        return _call_function(text, input_shape, classes)
-    return build(text, input_shape=input_shape, classes=classes)
+    if is_named(text):
+        return build(text, input_shape=input_shape, classes=classes)
+    return _load_file(text) if text.endswith(".keras") else _call_function(text, input_shape, classes)
+
+
+def is_named(text: str) -> bool:
+    """Whether MODEL is a name of the zoo, and no file or function."""
+    return not text.endswith(".keras") and ":" not in text
 
 
 def _load_file(path: str) -> keras.Model:

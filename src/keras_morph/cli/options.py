@@ -22,16 +22,20 @@ __all__ = [
     "DEVICES",
     "EXPORTS",
     "OPTIMIZERS",
+    "PIXELS",
     "RUNTIMES_THAT_MEASURE",
     "SCHEDULES",
     "Classes",
     "Grouped",
     "ImageSize",
+    "PixelRange",
     "Protect",
     "Resume",
+    "Streamed",
     "Tie",
     "among",
     "check_folder",
+    "check_name",
     "check_number",
     "command_of",
     "config_of",
@@ -51,6 +55,7 @@ DEVICES = (*HARDWARE, "Others")
 EXPORTS = ("onnx", "litert", "openvino", "saved_model")
 RUNTIMES_THAT_MEASURE = ("onnxruntime", "litert", "openvino")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "adamax", "adagrad", "lion")
+PIXELS = ("0-1", "0-255", "-1-1", "caffe", "torch")
 SCHEDULES = ("constant", "cosine", "linear", "exponential")
 
 
@@ -63,6 +68,21 @@ def among(choices: Iterable[str], *, show: bool = True) -> dict[str, Any]:
 
 ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at")]
 Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with")]
+PixelRange = Annotated[
+    str,
+    typer.Option(
+        help="range of pixels that the model takes; auto: read off what stands in front of it, or tried on labelled images",
+        **among(("auto", *PIXELS)),
+    ),
+]
+Streamed = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--in-memory",
+        help="decode the images of a folder or zip batch by batch, or once; default: in memory if they fill at most a "
+        "quarter of what is free",
+    ),
+]
 Protect = Annotated[list[str] | None, typer.Option(metavar="LAYER", help="keep all its channels; may be repeated")]
 Tie = Annotated[
     list[str] | None, typer.Option(metavar="LAYER,LAYER", help="these lose the same channels; may be repeated")
@@ -85,6 +105,12 @@ def check_number(option: str, value: float | None, low: float, high: float = mat
         return
     expected = f"a number {'above' if above else 'of at least'} {low}" + ("" if high == math.inf else f", up to {high}")
     raise KerasMorphError(f"{option} expects {expected}. Received: {value}.")
+
+
+def check_name(option: str, name: str, choices: Iterable[str]) -> None:
+    """One of some names."""
+    if name not in (names := tuple(choices)):
+        raise KerasMorphError(f"{option} expects one of {', '.join(names)}. Received: {name!r}.")
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -12,12 +12,16 @@ from keras_morph.cli.options import (
     DATA,
     DEVICES,
     OPTIMIZERS,
+    PIXELS,
     Grouped,
+    PixelRange,
     Protect,
     Resume,
+    Streamed,
     Tie,
     among,
     check_folder,
+    check_name,
     check_number,
 )
 from keras_morph.errors import KerasMorphError
@@ -68,6 +72,8 @@ class Shrink:
     learning_rate: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3
     optimizer: Annotated[str, typer.Option(help="optimizer of all phases", **among(OPTIMIZERS))] = "adam"
     image_size: Annotated[int | None, typer.Option(help="resize the images to this height and width")] = None
+    pixels: PixelRange = "auto"
+    stream: Streamed = None
     limit: Annotated[int | None, typer.Option(help="use up to this many training images")] = None
     log_dir: Annotated[Path, typer.Option(help="where the run's folder is made")] = Path("runs")
     random_seed: Annotated[int, typer.Option(help="for weights, data order and everything else")] = 0
@@ -94,6 +100,7 @@ class Shrink:
             )
         if self.latency is not None and not self.latency.is_file():
             raise KerasMorphError(f"--latency expects a file that keras-morph measure wrote. Received: {self.latency}.")
+        check_name("--pixels", self.pixels, ("auto", *PIXELS))
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:
             check_folder("--log-dir", self.log_dir)

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from keras_morph.cli.choices import cost_of, load_model, optimizer_of, regularizer_of, wiring_of
+from keras_morph.cli.choices import cost_of, is_named, load_model, optimizer_of, pixels_of, regularizer_of, wiring_of
 from keras_morph.cli.options import plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.shrink import Shrink
@@ -33,7 +33,7 @@ from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.checkpoints import Saved, fit_resumably
 from keras_morph.training.guards import warn_at_chance
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax
+from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of
 from keras_morph.training.regularizers import Regularizer
 
 __all__ = ["run"]
@@ -60,10 +60,18 @@ def run(options: Shrink) -> None:
     if options.resume is None:
         say_unfinished("shrink", options)
     keras.utils.set_random_seed(options.random_seed)
-    dataset = load(options.data, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
+    dataset = load(
+        options.data,
+        image_size=options.image_size,
+        limit=options.limit,
+        seed=options.random_seed,
+        stream=options.stream,
+    )
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
     reaches = _reaches(plan, seed)
     _check_fits(seed, dataset)
+    pixels = pixels_of(options.pixels, seed, dataset, named=is_named(options.model))
+    dataset = dataset.in_pixels(pixels.pixels)
 
     folder = options.resume or new_run_folder(options.log_dir)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -71,7 +79,7 @@ def run(options: Shrink) -> None:
         if options.resume is None:
             config = {"command": "shrink", "options": plain(options), **describe_environment()}
             write_json(folder / "config.json", config)
-        console.print("\n".join([str(dataset), *reaches, f"run folder: {folder}"]), highlight=False)
+        console.print("\n".join([str(dataset), str(pixels), *reaches, f"run folder: {folder}"]), highlight=False)
         before = _train_seed(options, plan, seed, dataset, folder)
         result = _shrunk(options, plan, seed, dataset, folder)
         if options.rounds == 1:  # later rounds begin with other networks
@@ -125,7 +133,7 @@ def _train_seed(
     default = 0 if options.model.endswith(".keras") else SEED_EPOCHS
     epochs = default if options.seed_epochs is None else options.seed_epochs
     if not epochs:
-        if options.resume is None and (held_out := _held_out(dataset)) is not None:
+        if options.resume is None and (held_out := dataset.validation(options.batch_size)) is not None:
             warn_at_chance(seed, held_out)
         return []
     log = EpochLog(folder / "history.csv", phase="seed", line=print)
@@ -134,7 +142,7 @@ def _train_seed(
     checkpoints = folder / "checkpoint" / "seed"
     fit_resumably(
         seed,
-        (dataset.x_train, dataset.y_train),
+        dataset.training(options.batch_size, options.random_seed),
         options.batch_size,
         phase="seed",
         epochs=epochs,
@@ -142,7 +150,7 @@ def _train_seed(
         saved=Saved.load(checkpoints / "last.npz"),
         callbacks=[log],
         seed=options.random_seed,
-        validation_data=_held_out(dataset),
+        validation_data=dataset.validation(options.batch_size),
         verbose=0,
     )
     return log.rows
@@ -164,17 +172,13 @@ def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, f
     return shrink_model(
         trace(seed, **plan.wiring),
         plan.budget,
-        (dataset.x_train, dataset.y_train),
-        validation_data=_held_out(dataset),
+        dataset.training(options.batch_size, options.random_seed),
+        validation_data=dataset.validation(options.batch_size),
         regularizer=plan.regularizer,
         recipe=recipe,
         run=folder,
         verbose=2,
     )
-
-
-def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    return (dataset.x_val, dataset.y_val) if len(dataset.x_val) else None
 
 
 def _loss_of(seed: keras.Model) -> keras.losses.Loss:
@@ -197,7 +201,9 @@ def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
 
 
 def _accuracy(model: keras.Model, dataset: Dataset) -> float:
-    predictions = model.predict(dataset.x_test, batch_size=256, verbose=0)
+    images = dataset.test(256)
+    with failures_of(images):
+        predictions = model.predict(images, batch_size=None if dataset.streamed else 256, verbose=0)
     return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
 
 

@@ -13,10 +13,14 @@ from keras_morph.cli.options import (
     DATA,
     DEVICES,
     OPTIMIZERS,
+    PIXELS,
     SCHEDULES,
+    PixelRange,
     Resume,
+    Streamed,
     among,
     check_folder,
+    check_name,
     check_number,
 )
 
@@ -84,6 +88,8 @@ class Train:
         typer.Option(help=f"{', '.join(DATA)}, an image folder or zip, an .npz, tfds:NAME", **among(DATA, show=False)),
     ] = "cifar10"
     image_size: Annotated[int | None, typer.Option(help="Resize the images to this height and width.")] = None
+    pixels: PixelRange = "auto"
+    stream: Streamed = None
     limit: Annotated[int | None, typer.Option(help="Use up to this many images for training and validation.")] = None
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Compute in half precision; penalty and scores stay float32.")
@@ -116,6 +122,7 @@ class Train:
             ("--limit", self.limit, 1, 10**9),
         ):
             check_number(option, value, low, high)
+        check_name("--pixels", self.pixels, ("auto", *PIXELS))
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:
             check_folder("--log-dir", self.log_dir)

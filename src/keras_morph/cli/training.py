@@ -7,13 +7,22 @@ from typing import Any
 
 import keras
 
-from keras_morph.cli.choices import SCHEDULES, base_model_of, cost_of, one_of, optimizer_of, regularizer_of
+from keras_morph.cli.choices import (
+    SCHEDULES,
+    base_model_of,
+    cost_of,
+    is_named,
+    one_of,
+    optimizer_of,
+    pixels_of,
+    regularizer_of,
+)
 from keras_morph.cli.options import plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.train import Train
 from keras_morph.costs.costs import Cost
-from keras_morph.datasets import Dataset, load
-from keras_morph.devices import Devices, choose, existing, mixed_precision, padded, whole_batches
+from keras_morph.datasets import PIXELS, Dataset, load
+from keras_morph.devices import Devices, choose, existing, mixed_precision, whole_batches
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import trace
 from keras_morph.runs import describe_environment, save_model, write_json, write_somewhere
@@ -60,6 +69,9 @@ def run(options: Train) -> None:
     whole = _whole(images, plan)
     with mixed_precision(options.mixed_precision):
         model = _model(options, plan, images, whole)
+        named = is_named(options.base_model_name)
+        pixels = pixels_of(options.pixels, model.learner.seed, images, named=named, trained=False)  # the head is fresh
+        images = images.in_pixels(pixels.pixels)
         initial_cost = model.get_model_cost()
         strength = options.morphnet_regularization_multiplier / initial_cost
         model.set_morphnet_regularization_strength(strength)
@@ -69,7 +81,7 @@ def run(options: Train) -> None:
         with running(model.folder):
             if options.resume is None:
                 write_json(model.folder / "config.json", config | describe_environment())
-            print(f"{images}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
+            print(f"{images}\n{pixels}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
             print(f"run folder: {model.folder}")
             _fit(model, images, whole, options)
             _save(model)
@@ -109,13 +121,21 @@ def _say_devices(options: Train, plan: _Plan) -> None:
 
 def _images(options: Train, plan: _Plan) -> Dataset:
     """The data set, of at least the smallest images that the network takes."""
-    images = load(options.dataset, image_size=options.image_size, limit=options.limit, seed=options.random_seed)
+    images = load(
+        options.dataset,
+        image_size=options.image_size,
+        limit=options.limit,
+        seed=options.random_seed,
+        stream=options.stream,
+    )
     minimum = minimum_size(plan.base_model)
     height, width, _ = images.image_shape
     size = (max(height, minimum), max(width, minimum))
     if size != (height, width):
         print(f"{plan.base_model} takes images of at least {minimum}x{minimum}: enlarged from {height}x{width}")
         images = images.resized(size)
+    if options.pixels != "auto":
+        PIXELS[options.pixels].check(images.image_shape)
     if options.num_classes is not None and options.num_classes < images.num_classes:
         raise KerasMorphError(
             f"--num-classes expects at least the {images.num_classes} classes of {images.name}. "
@@ -156,11 +176,14 @@ def _model(options: Train, plan: _Plan, images: Dataset, whole: int) -> MorphNet
 
 def _fit(model: MorphNetModel, images: Dataset, whole: int, options: Train) -> None:
     """Train on the first `whole` images, validate, and log; where a checkpoint is, from there on."""
-    held_out = padded(images.x_val, images.y_val, model.devices.count) if len(images.x_val) else None
+    size = model.batch_size
+    held_out = images.validation(size, devices=model.devices.count)
     elsewhere = held_out is not None and model.evaluates_elsewhere
 
     def validate(epoch: int, logs: dict[str, float]) -> None:
-        logs["val_accuracy"], _ = model.validate(images.x_val, images.y_val)
+        parts = [slice(start, start + size) for start in range(0, len(images.y_val), size)]
+        right = sum(len(images.y_val[s]) * model.validate(images.x_val[s], images.y_val[s])[0] for s in parts)
+        logs["val_accuracy"] = right / len(images.y_val)
 
     checkpoints = model.folder / "checkpoint"
     callbacks = [
@@ -172,8 +195,8 @@ def _fit(model: MorphNetModel, images: Dataset, whole: int, options: Train) -> N
     with model.devices.scope():
         fit_resumably(
             model.learner,
-            (images.x_train[:whole], images.y_train[:whole]),
-            model.batch_size,
+            images.training(size, options.random_seed, examples=whole),
+            size,
             phase="learn",
             epochs=options.num_epochs,
             folder=checkpoints,

@@ -1,16 +1,21 @@
 """What a data set is, and how one is cut: limit, validation part, test part, each with every class in proportion.
 
 A source hands over `Examples`: labels that are known at once, and images that are fetched only for the chosen ones. So
-a limit of 2,000 costs 2,000 decoded images, however large the archive is.
+a limit of 2,000 costs 2,000 decoded images, however large the archive is; and images that would fill the memory are
+decoded batch by batch while a model trains.
 """
 
-__all__ = ["Dataset", "Examples", "assemble", "integer_labels", "resize", "unit_images"]
+__all__ = ["Dataset", "Examples", "Source", "assemble", "check_rank", "integer_labels", "resize", "unit_images"]
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from keras_morph.datasets.pixels import PIXELS, Pixels
+from keras_morph.datasets.streams import SHARE, Batches, Images, fits, free_memory
+from keras_morph.devices import padded
 from keras_morph.errors import DataError
 
 # The test part does not depend on the user's seed: runs with different seeds are compared on the same images.
@@ -18,14 +23,20 @@ _TEST_SEED = 0
 _TEST_SPLIT = 0.2
 # More outputs than this are a mistake in the labels, and would be one of several gigabytes.
 _LAST_LABEL = 65_535
+# A small part of a data set may lack classes; more than half and this many are labels that are no numbers of classes.
+_ABSENT = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Labelled images for training, validation and test.
 
-    Images are float32 of shape `(n, height, width, channels)` with values in [0, 1]; labels are int32 of shape `(n,)`
-    and index `class_names`.
+    Images are float32 of shape `(n, height, width, channels)` with values in [0, 1], or in the range of `pixels`; labels
+    are int32 of shape `(n,)` and index `class_names`. Images that would fill the memory stay on disk: `Images`, which are
+    indexed like arrays and decoded then.
+
+    Attributes:
+        notes: What was found or left out, and whether images are in memory; one line each.
 
     Example:
         >>> images = km.datasets.load("digits", limit=100)
@@ -36,13 +47,15 @@ class Dataset:
     """
 
     name: str
-    x_train: np.ndarray
+    x_train: Any
     y_train: np.ndarray
-    x_val: np.ndarray
+    x_val: Any
     y_val: np.ndarray
-    x_test: np.ndarray
+    x_test: Any
     y_test: np.ndarray
     class_names: tuple[str, ...]
+    pixels: Pixels = PIXELS["0-1"]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -55,17 +68,66 @@ class Dataset:
         height, width, channels = self.x_train.shape[1:]
         return height, width, channels
 
+    @property
+    def streamed(self) -> bool:
+        """Whether images stay on disk and are decoded batch by batch."""
+        return isinstance(self.x_train, Images)
+
+    def training(self, batch_size: int, seed: int, *, examples: int | None = None) -> Any:
+        """Give the first `examples` training images as `shrink` and `fit` take them: a pair of arrays, or `Batches`."""
+        x, y = self.x_train[:examples], self.y_train[:examples]
+        return Batches(x, y, batch_size, seed=seed) if self.streamed else (x, y)
+
+    def validation(self, batch_size: int, *, devices: int = 1) -> Any:
+        """Give the validation images likewise, in their order; `None` if there are none.
+
+        Args:
+            batch_size: Images per batch.
+            devices: Number that share a batch; images of weight 0 make it a multiple.
+        """
+        if not len(self.y_val):
+            return None
+        if self.streamed:
+            return Batches(self.x_val, self.y_val, batch_size, devices=devices)
+        return padded(self.x_val, self.y_val, devices) if devices > 1 else (self.x_val, self.y_val)
+
+    def test(self, batch_size: int) -> Any:
+        """Give the test images as `predict` takes them: an array, or `Batches` in their order."""
+        return Batches(self.x_test, self.y_test, batch_size) if self.streamed else self.x_test
+
     def resized(self, size: tuple[int, int]) -> "Dataset":
         """Give the same images at another height and width, in pixels."""
-        x_train, x_val, x_test = (resize(images, size) for images in (self.x_train, self.x_val, self.x_test))
+        return self._with_images(lambda images: images.resized(size) if self.streamed else resize(images, size))
+
+    def in_pixels(self, pixels: Pixels) -> "Dataset":
+        """Give the same images in another range, as a model takes them.
+
+        Raises:
+            DataError: If they are in another range than [0, 1] already, or if the range is for colours and they are grey.
+        """
+        if self.pixels != PIXELS["0-1"]:
+            msg = f"pixels: expected images in [0, 1], received {self.pixels.name}; load them anew"
+            raise DataError(msg)
+        pixels.check(self.image_shape)
+        changed = self._with_images(
+            lambda images: dataclasses.replace(images, pixels=pixels) if self.streamed else pixels(images)
+        )
+        return dataclasses.replace(changed, pixels=pixels)
+
+    def _with_images(self, change: Callable[[Any], Any]) -> "Dataset":
+        x_train, x_val, x_test = (change(images) for images in (self.x_train, self.x_val, self.x_test))
         return dataclasses.replace(self, x_train=x_train, x_val=x_val, x_test=x_test)
 
     def __repr__(self) -> str:
         shape = "x".join(str(length) for length in self.image_shape)
+        pixels = "" if self.pixels == PIXELS["0-1"] else f", pixels {self.pixels.name}"
         return (
             f"Dataset({self.name}: {len(self.x_train)} training, {len(self.x_val)} validation and "
-            f"{len(self.x_test)} test images of {shape}, {self.num_classes} classes)"
+            f"{len(self.x_test)} test images of {shape}, {self.num_classes} classes{pixels})"
         )
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *(f"  {note}" for note in self.notes)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,37 +136,56 @@ class Examples:
 
     Attributes:
         labels: int32 of shape `(n,)`.
-        fetch: Maps k indices to float32 images of shape `(k, height, width, channels)` with values in [0, 1].
+        images: Encoded `Images`, or what maps k indices to float32 images of shape `(k, height, width, channels)` with
+            values in [0, 1].
     """
 
     labels: np.ndarray
-    fetch: Callable[[np.ndarray], np.ndarray]
+    images: Images | Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """What a place has to offer.
+
+    Attributes:
+        train: Images for training, and for what has none of its own: a part of them is held out.
+        class_names: One name per label.
+        test, validation: Images for these, or `None`.
+        notes: As in `Dataset`.
+    """
+
+    train: Examples
+    class_names: tuple[str, ...]
+    test: Examples | None = None
+    validation: Examples | None = None
+    notes: tuple[str, ...] = ()
 
 
 def assemble(
     name: str,
-    train: Examples,
+    source: Source,
     *,
-    test: Examples | None,
-    class_names: tuple[str, ...],
     limit: int | None,
     validation_split: float,
     seed: int,
+    stream: bool | None = None,
 ) -> Dataset:
     """Choose images of a source, fetch them, and split them.
 
     Args:
         name: Name of the data set, used in errors.
-        train: The source's images for training and validation; for the test too where it has none of its own.
-        test: The source's test images. If `None`, a fifth of `train` is split off, the same for every seed.
-        class_names: One name per label.
+        source: Where the images come from. Without test images, a fifth of those for training is split off, the same
+            for every seed; without validation images, `validation_split`.
         limit: At most so many images for training and validation together, and at most so many for the test.
         validation_split: Part of the chosen training images that is held out, in [0, 1).
         seed: Chooses the limited and the held out training images.
+        stream: Whether images stay on disk; by default if they would fill more than a quarter of the free memory.
 
     Raises:
         DataError: If an option is out of range, a class or an image is missing, or the images' shapes differ.
     """
+    train, test, class_names = source.train, source.test, source.class_names
     if limit is not None and limit < len(class_names):
         msg = f"limit: expected at least one image for each of {len(class_names)} classes of {name}, received {limit}"
         raise DataError(msg)
@@ -127,22 +208,69 @@ def assemble(
         )
         raise DataError(msg)
     chosen = pool[_stratified_order(train.labels[pool], seed)][:limit]
-    train_chosen, val_chosen = _split(chosen, validation_split)
+    if source.validation is None:
+        held_out, (train_chosen, val_chosen) = train, _split(chosen, validation_split)
+    else:
+        held_out, train_chosen = source.validation, chosen
+        val_chosen = _stratified_order(held_out.labels, seed)[:limit]
+    test_chosen = test_chosen[:limit]
     if not len(train_chosen) or not len(test_chosen):
         msg = f"{name}: expected enough images for training and test, received {len(train.labels)} in all; add some"
         raise DataError(msg)
-    x_fitted, x_test = _alike(train.fetch(chosen), test.fetch(test_chosen[:limit]), name)
-    cut = len(train_chosen)
+    parts = ((train, train_chosen), (held_out, val_chosen), (test, test_chosen))
+    images, notes = _fetched(parts, stream, name)
+    x_train, x_val, x_test = images
     return Dataset(
         name=name,
-        x_train=x_fitted[:cut],
+        x_train=x_train,
         y_train=train.labels[train_chosen],
-        x_val=x_fitted[cut:],
-        y_val=train.labels[val_chosen],
+        x_val=x_val,
+        y_val=held_out.labels[val_chosen],
         x_test=x_test,
-        y_test=test.labels[test_chosen[:limit]],
+        y_test=test.labels[test_chosen],
         class_names=class_names,
+        notes=(*source.notes, *notes),
     )
+
+
+_Chosen = tuple[tuple[Examples, np.ndarray], ...]
+
+
+def _fetched(parts: _Chosen, stream: bool | None, name: str) -> tuple[list[Any], list[str]]:
+    """The chosen images of each part, all of one shape, in memory or on disk; and a note which, where that is a choice."""
+    encoded = [each.images.take(chosen) for each, chosen in parts if isinstance(each.images, Images)]
+    if not encoded:
+        if stream:
+            msg = f"stream: expected a folder or zip of images, received {name}, which is in memory"
+            raise DataError(msg)
+        nothing = np.empty((0, 0, 0, 1), np.float32)
+        fetched = [each.images(chosen) if len(chosen) else nothing for each, chosen in parts]  # type: ignore[operator]
+        return _alike(fetched, name), []
+    first = encoded[0]
+    height, width = first.size or first[:1].measured().shape[1:3]
+    count = sum(len(images) for images in encoded)
+    size = 4 * 3 * height * width * count
+    said = f"{count:,} images of {height}x{width} take up to {_bytes(size)} decoded"
+    if stream if stream is not None else not fits(size):
+        why = "" if stream else f", more than {SHARE:.0%} of the {_bytes(free_memory())} that are free"
+        measured = [images.measured() if len(images) else images for images in encoded]
+        channels = max(images.channels or 1 for images in measured)
+        for images in measured:
+            if len(images) and images.size != measured[0].size:
+                msg = (
+                    f"{name}: expected test images of the training images' size {measured[0].size}, received "
+                    f"{images.size}; give an image size"
+                )
+                raise DataError(msg)
+        whole = [dataclasses.replace(images, size=measured[0].size, channels=channels) for images in measured]
+        return whole, [f"images are read from disk while training: {said}{why}"]
+    why = "" if stream is not None else f", of {_bytes(free_memory())} that are free"
+    return _alike([np.asarray(images) for images in encoded], name), [f"images are in memory: {said}{why}"]
+
+
+def _bytes(count: float) -> str:
+    power = min(3, int(np.log10(max(1, count)) / 3))
+    return f"{count / 1000**power:,.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def unit_images(images: np.ndarray, origin: str) -> np.ndarray:
@@ -155,11 +283,9 @@ def unit_images(images: np.ndarray, origin: str) -> np.ndarray:
     Raises:
         DataError: If rank, dtype or values are others.
     """
+    check_rank(images, origin)
     if images.ndim == 3:  # images, height, width
         images = images[..., np.newaxis]
-    if images.ndim != 4 or 0 in images.shape:  # images, height, width, channels
-        msg = f"{origin}: expected images of shape (n, height, width, channels), received shape {images.shape}"
-        raise DataError(msg)
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
@@ -173,6 +299,17 @@ def unit_images(images: np.ndarray, origin: str) -> np.ndarray:
         )
         raise DataError(msg)
     return images.astype(np.float32)
+
+
+def check_rank(images: np.ndarray, origin: str) -> None:
+    """Refuse an array that cannot be images.
+
+    Raises:
+        DataError: If its shape is neither `(n, height, width, channels)` nor `(n, height, width)`, or has a zero.
+    """
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        msg = f"{origin}: expected images of shape (n, height, width, channels), received shape {images.shape}"
+        raise DataError(msg)
 
 
 def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
@@ -193,6 +330,13 @@ def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
     if labels.min() < 0 or labels.max() > _LAST_LABEL:
         msg = (
             f"{origin}: expected labels from 0 to {_LAST_LABEL}, received {labels.min()} to {labels.max()}; "
+            "number the classes 0, 1, 2, ..."
+        )
+        raise DataError(msg)
+    different, classes = len(np.unique(labels)), int(labels.max()) + 1
+    if classes > 2 * different + _ABSENT:
+        msg = (
+            f"{origin}: expected labels 0 to n - 1 of n classes, received {different} different ones up to {classes - 1}; "
             "number the classes 0, 1, 2, ..."
         )
         raise DataError(msg)
@@ -233,16 +377,19 @@ def _split(order: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
     return order[:cut], order[cut:]
 
 
-def _alike(train: np.ndarray, test: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Give both arrays the same number of channels: grey images become colour where the others are."""
-    channels = {train.shape[3], test.shape[3]}
+def _alike(parts: list[np.ndarray], name: str) -> list[np.ndarray]:
+    """Give all arrays the same number of channels: grey images become colour where others are."""
+    filled = [x for x in parts if len(x)]
+    channels = {x.shape[3] for x in filled}
     if channels == {1, 3}:
-        train, test = (np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x for x in (train, test))
-    if train.shape[1:] != test.shape[1:]:
-        advice = "give an image size" if len(channels) == 1 else "save both with the same channels"
-        msg = (
-            f"{name}: expected test images of the training images' shape {train.shape[1:]}, received {test.shape[1:]}; "
-            f"{advice}"
-        )
-        raise DataError(msg)
-    return train, test
+        parts = [np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x for x in parts]
+        filled = [x for x in parts if len(x)]
+    for other in filled:
+        if other.shape[1:] != filled[0].shape[1:]:
+            advice = "give an image size" if len(channels) == 1 else "save both with the same channels"
+            msg = (
+                f"{name}: expected test images of the training images' shape {filled[0].shape[1:]}, received "
+                f"{other.shape[1:]}; {advice}"
+            )
+            raise DataError(msg)
+    return [x if len(x) else np.empty((0, *filled[0].shape[1:]), np.float32) for x in parts]

@@ -3,22 +3,33 @@
 __all__ = ["NAMES", "load"]
 
 import difflib
+import math
 import os
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_morph.datasets.arrays import Dataset, Examples, assemble, integer_labels, resize, unit_images
-from keras_morph.datasets.images import decode, image_folder, image_zip, reason
+from keras_morph.datasets.arrays import (
+    Dataset,
+    Examples,
+    Source,
+    assemble,
+    check_rank,
+    integer_labels,
+    resize,
+    unit_images,
+)
+from keras_morph.datasets.decoding import UNREADABLE, reason, shortened
+from keras_morph.datasets.images import image_folder, image_zip
+from keras_morph.datasets.streams import Images, free_memory
 from keras_morph.errors import DataError
 
 Size = tuple[int, int] | None
-Source = tuple[Examples, Examples | None, tuple[str, ...]]
 
 _TFDS = "tfds:"
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -32,19 +43,22 @@ def load(
     limit: int | None = None,
     validation_split: float = 0.1,
     seed: int = 0,
+    stream: bool | None = None,
 ) -> Dataset:
     """Load a data set.
 
     Args:
-        name_or_path: One of `NAMES`; `tfds:NAME`; a folder or a zip of images (`train/CLASS/*.png` and
-            `test/CLASS/*.jpg`, or `CLASS/*.png`); or an `.npz` with `x_train`, `y_train`, `x_test` and `y_test`. A name
-            goes before a file that is called the same; write `./digits` for the file.
+        name_or_path: One of `NAMES`; `tfds:NAME`; a folder or a zip of images (`train/CLASS/*.png`, `val/CLASS/*.png`
+            and `test/CLASS/*.jpg`, or `CLASS/*.png`); or an `.npz` with `x_train`, `y_train`, `x_test` and `y_test`. A
+            name goes before a file that is called the same; write `./digits` for the file.
         image_size: Height and width in pixels that the images are resized to, or one number for both; by default they
             keep their size.
         limit: At most so many images for training and validation together, and at most so many for the test; every
             class in proportion. Others are not decoded.
         validation_split: Part of the training images that is held out for validation, in [0, 1).
         seed: Chooses the images for training and validation. The test images do not depend on it.
+        stream: Whether the images of a folder or zip stay on disk and are decoded batch by batch; by default if they
+            would fill more than a quarter of the free memory.
 
     Returns:
         The data set, in the order in which it was drawn: classes are mixed.
@@ -65,28 +79,35 @@ def load(
     elif text.startswith(_TFDS):
         name, source = text, _tfds(text.removeprefix(_TFDS), size)
     else:
+        path = _existing(text)
+        name, source = Path(os.path.abspath(path)).stem, _from_path(path, size)
+    return assemble(name, source, limit=limit, validation_split=validation_split, seed=seed, stream=stream)
+
+
+def _existing(text: str) -> Path:
+    """A path that is there.
+
+    Raises:
+        DataError: If it is not, or cannot be one.
+    """
+    why = "check the path"
+    try:
         path = Path(text).expanduser()
-        name, source = path.resolve().stem, _from_path(path, text, size)
-    train, test, class_names = source
-    return assemble(
-        name,
-        train,
-        test=test,
-        class_names=class_names,
-        limit=limit,
-        validation_split=validation_split,
-        seed=seed,
-    )
+        if text.strip() and (path.is_file() or path.is_dir()):
+            return path
+        if text.strip() and path.exists():
+            why = "which is neither a file nor a folder"
+    except (OSError, ValueError, RuntimeError) as error:
+        why = reason(error)
+    close = difflib.get_close_matches(text, NAMES, n=1)
+    advice = f"did you mean {close[0]}?" if close else why
+    msg = f"data: expected {', '.join(NAMES)}, {_TFDS}NAME or an existing path, received {shortened(text)}; {advice}"
+    raise DataError(msg)
 
 
-def _from_path(path: Path, text: str, size: Size) -> Source:
+def _from_path(path: Path, size: Size) -> Source:
     if path.is_dir():
         return image_folder(path, size)
-    if not path.exists():
-        close = difflib.get_close_matches(text, NAMES, n=1)
-        advice = f"did you mean {close[0]}?" if close else "check the path"
-        msg = f"data: expected {', '.join(NAMES)}, {_TFDS}NAME or an existing path, received {text!r}; {advice}"
-        raise DataError(msg)
     if path.suffix.lower() == ".npz":
         return _npz(path, size)
     if path.suffix.lower() == ".zip":
@@ -105,13 +126,41 @@ def _npz(path: Path, size: Size) -> Source:
                     found = ", ".join(file) or "no arrays"
                     msg = f"{path}: expected x_train, y_train, x_test and y_test, received {found}; {key} is missing"
                     raise DataError(msg)
-                arrays[key] = file[key]
+            _check_headers(path, ("x_train", "y_train", "x_test", "y_test"))
+            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, TypeError, AttributeError, KeyError, IndexError, NotImplementedError, MemoryError) as error:
         msg = f"{path}: expected an .npz of plain arrays, received one that cannot be read ({reason(error)})"
         raise DataError(msg) from error
     return _array_source(arrays, str(path), size)
+
+
+def _check_headers(path: Path, keys: Iterable[str]) -> None:
+    """Refuse arrays that are not what their headers say, or that would fill the memory, before they are made.
+
+    Raises:
+        DataError: For these.
+    """
+    needed = 0
+    with zipfile.ZipFile(path) as archive:
+        for key in keys:
+            member = archive.getinfo(f"{key}.npy")
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+                said, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+            if said != there and not dtype.hasobject:
+                msg = f"{path}: {key}: expected {said:,} bytes for shape {shape}, received {there:,}; save it anew"
+                raise DataError(msg)
+            needed += math.prod(shape) * 4 + said  # as it is, and as float32
+    if needed > free_memory():
+        msg = (
+            f"{path}: expected arrays that fit into the {free_memory() / 1e9:.3g} GB of free memory, received "
+            f"{needed / 1e9:.3g} GB; a folder of images is read from disk"
+        )
+        raise DataError(msg)
 
 
 def _digits(size: Size) -> Source:
@@ -122,7 +171,7 @@ def _digits(size: Size) -> Source:
         raise DataError(msg) from error
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8, 1) / 16
-    return _array_examples(images, integer_labels(labels, "digits"), "digits", size), None, _numbers(10)
+    return Source(_array_examples(images, integer_labels(labels, "digits"), "digits", size), _numbers(10))
 
 
 def _downloaded(name: str, class_names: tuple[str, ...]) -> Callable[[Size], Source]:
@@ -138,8 +187,7 @@ def _downloaded(name: str, class_names: tuple[str, ...]) -> Callable[[Size], Sou
         if x_train.ndim == 4 and keras.config.image_data_format() == "channels_first":  # CIFAR
             x_train, x_test = np.moveaxis(x_train, 1, -1), np.moveaxis(x_test, 1, -1)
         arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-        train, test, _ = _array_source(arrays, name, size)
-        return train, test, class_names
+        return replace(_array_source(arrays, name, size), class_names=class_names)
 
     return source
 
@@ -173,28 +221,26 @@ def _tfds(name: str, size: Size) -> Source:
         )
         raise DataError(msg) from error
     parts = {part: _encoded_examples(rows[part], f"{_TFDS}{name} {part}", size) for part in rows}
-    return parts["train"], parts.get("test"), class_names
+    return Source(parts["train"], class_names, test=parts.get("test"))
 
 
 def _encoded_examples(rows: list[tuple[bytes, int]], origin: str, size: Size) -> Examples:
     images = [image for image, _ in rows]
-
-    def fetch(chosen: np.ndarray) -> np.ndarray:
-        return decode([(f"{origin}[{index}]", partial(images.__getitem__, index)) for index in chosen], size)
-
-    return Examples(np.array([label for _, label in rows], np.int32), fetch)
+    encoded = Images(lambda i: (f"{origin}[{i}]", partial(images.__getitem__, i)), np.arange(len(images)), size)
+    return Examples(np.array([label for _, label in rows], np.int32), encoded)
 
 
 def _array_source(arrays: dict[str, np.ndarray], origin: str, size: Size) -> Source:
     labels = {part: integer_labels(arrays[f"y_{part}"], f"{origin}: y_{part}") for part in ("train", "test")}
     train, test = (_array_examples(arrays[f"x_{part}"], labels[part], f"{origin}: x_{part}", size) for part in labels)
-    return train, test, _numbers(1 + max(int(part.max()) for part in labels.values()))
+    return Source(train, _numbers(1 + max(int(part.max()) for part in labels.values())), test=test)
 
 
 def _array_examples(images: np.ndarray, labels: np.ndarray, origin: str, size: Size) -> Examples:
     if images.shape[:1] != labels.shape:
         msg = f"{origin}: expected {len(labels)} images, as many as labels, received shape {images.shape}"
         raise DataError(msg)
+    check_rank(images, origin)
     return Examples(labels, lambda chosen: resize(unit_images(images[chosen], origin), size))
 
 

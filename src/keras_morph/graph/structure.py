@@ -1,7 +1,9 @@
 """Which channels of each layer are alive: a value that can be printed, saved, compared, and applied to its seed."""
 
+import itertools
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,12 +16,15 @@ from keras_morph.errors import StructureMismatchError
 from keras_morph.graph.closure import close
 from keras_morph.graph.identities import connections, fingerprint, fingerprint_of, identities
 from keras_morph.graph.tracing import graph_of, known_graph, trace_as
-from keras_morph.runs import write_json
+from keras_morph.runs import read_regular, write_json
 from keras_morph.showing import html_table, shortened
 
 __all__ = ["Structure", "graph_and_structure"]
 
+EXAMPLE = '{"conv1_conv/Conv2D": 64}'
 FORMAT = 2
+KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+LIMIT = 2**28  # bytes of a file: the largest networks have structures of some hundred thousand
 READABLE = (1, 2)  # structures of format 1 know neither their wiring nor what their layers read
 
 # What TensorFlow calls the operation in which a layer makes its channels: the Model Zoo's keys are operation names.
@@ -121,34 +126,7 @@ class Structure:
         Raises:
             StructureMismatchError: if the file is missing, damaged or of another format.
         """
-        data = _read_json(path)
-        try:
-            if data["format"] not in READABLE:
-                raise StructureMismatchError(f"{path} has format {data['format']!r}. Expected: one of {READABLE}.")
-            layers, expanded = data["layers"], data.get("expanded") is True
-            alive = {name: _whole_numbers(layer["alive"], name) for name, layer in layers.items()}
-            widths = {name: int(layer["width"]) for name, layer in layers.items()}
-            kinds = {name: str(layer.get("kind", "Conv2D")) for name, layer in layers.items()}
-            own = {name: str(layer.get("identity", name)) for name, layer in layers.items()}
-            connections = {str(name): str(value) for name, value in data.get("connections", {}).items()}
-            seed = data["seed"]
-            wiring = _wiring_from(data["wiring"]) if data["format"] > 1 else None
-            structure = cls(str(seed["name"]), str(seed["fingerprint"]), alive, widths, kinds, own, connections, wiring)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, StructureMismatchError):
-                raise
-            raise StructureMismatchError(
-                f"{path} is not a structure file. Expected the keys format, seed and layers with width and alive. "
-                f"Received: {type(error).__name__} {error}; write it with Structure.save."
-            ) from error
-        for name, indices in alive.items():
-            steps = np.diff(indices)
-            if np.any(steps < 0 if expanded else steps <= 0) or np.any(indices < 0) or np.any(indices >= widths[name]):
-                raise StructureMismatchError(
-                    f"{path}: layer {name!r} lists alive channels that are not ascending indices below its width "
-                    f"{widths[name]}."
-                )
-        return structure
+        return _from_file(_read_json(path), path)
 
     @property
     def is_expanded(self) -> bool:
@@ -201,10 +179,12 @@ class Structure:
         if self.fingerprint != fingerprint_of(graph, own):
             # Earlier versions named layers as Keras does.
             if self.fingerprint == fingerprint_of(graph, {name: name for name in own}):
+                self._check_layers(graph, {layer: layer for layer in self.alive})
                 return self
             raise StructureMismatchError(_mismatch(self, graph))
         names = {identity: name for name, identity in own.items()}
         known = {layer: names.get(self.identities.get(layer, layer), layer) for layer in self.alive}
+        self._check_layers(graph, known)
         if all(layer == name for layer, name in known.items()):
             return self
         return replace(
@@ -213,6 +193,27 @@ class Structure:
             seed_widths={known[layer]: width for layer, width in self.seed_widths.items()},
             kinds={known[layer]: kind for layer, kind in self.kinds.items()},
             identities=own,
+        )
+
+    def _check_layers(self, graph: ChannelGraph, names: Mapping[str, str]) -> None:
+        """Refuse a structure that was edited such that its layers are not those of its model.
+
+        Args:
+            graph: the model's, whose fingerprint is that of the structure.
+            names: layer -> its name there.
+        """
+        here = {names[layer]: width for layer, width in self.seed_widths.items()}
+        if len(here) == len(names) and here == graph.widths:
+            return
+        missing = [name for name in graph.widths if name not in here]
+        unknown = [layer for layer, name in names.items() if name not in graph.widths]
+        other = [f"{name!r} with {here[name]} channels" for name in here if here[name] != graph.widths.get(name)]
+        received = (
+            f"no {missing[0]!r}" if missing else f"{unknown[0]!r}" if unknown else (other or ["one of them twice"])[0]
+        )
+        raise StructureMismatchError(
+            f"The structure's layers are not those of {graph.model.name}. Expected: each layer that makes channels, once, with "
+            f"its width. Received: {received}."
         )
 
     def groups(self, graph: ChannelGraph) -> np.ndarray:
@@ -235,6 +236,7 @@ class Structure:
             if layer.made is not None and layer.name in own:
                 channels[layer.made] = np.bincount(own[layer.name], minlength=len(layer.made))
         alive = _agreed(graph, channels > 0)
+        _check_kept(graph, alive, channels)
         copies = alive.astype(np.int64)
         np.maximum.at(copies, graph.group_of, np.where(alive[graph.group_of], channels, 0))
         return copies
@@ -245,18 +247,89 @@ def repeated(copies: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(copies)), copies)
 
 
-def _whole_numbers(values: Any, layer: str) -> np.ndarray:
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise TypeError(f"alive of {layer} is no list of whole numbers")
-    return np.array(values, np.int64)
+def _from_file(data: Any, path: str | Path) -> Structure:
+    """A structure of what its file holds, each part of which has to be of its kind.
+
+    Raises:
+        StructureMismatchError: if one is not.
+    """
+
+    def part(value: Any, kind: type, what: str) -> Any:
+        if type(value) is not kind:  # True is an int to isinstance
+            raise StructureMismatchError(
+                f"{path} is not a structure file. Expected: {what}, {KINDS[kind]}. Received: {_shortened(value)}; write it "
+                "with Structure.save."
+            )
+        return value
+
+    def texts(value: Any, what: str) -> tuple[str, ...]:
+        return tuple(part(text, str, f"texts in {what}") for text in part(value, list, what))
+
+    part(data, dict, "format, seed and layers with width and alive")
+    if type(data.get("format")) is not int or data["format"] not in READABLE:
+        raise StructureMismatchError(
+            f"{path} has format {_shortened(data.get('format'))}. Expected: one of {READABLE}."
+        )
+    seed, layers = part(data.get("seed"), dict, "seed"), part(data.get("layers"), dict, "layers")
+    expanded = part(data.get("expanded", False), bool, "expanded")
+    connections = part(data.get("connections", {}), dict, "connections")
+    if not layers:
+        raise StructureMismatchError(
+            f"{path} has no layers. Expected: all that make channels; write it with Structure.save."
+        )
+    alive, widths, kinds, own = {}, {}, {}, {}
+    for name, layer in layers.items():
+        part(layer, dict, f"layer {name!r}")
+        widths[name] = part(layer.get("width"), int, f"width of {name!r}")
+        indices = part(layer.get("alive"), list, f"alive of {name!r}")
+        kinds[name] = part(layer.get("kind", "Conv2D"), str, f"kind of {name!r}")
+        own[name] = part(layer.get("identity", name), str, f"identity of {name!r}")
+        for index in indices:
+            part(index, int, f"alive of {name!r}")
+        pairs = itertools.pairwise(indices)
+        ascending = all(low <= high if expanded else low < high for low, high in pairs)
+        if not ascending or widths[name] < 1 or (indices and not 0 <= indices[0] <= indices[-1] < widths[name]):
+            raise StructureMismatchError(
+                f"{path}: layer {name!r} lists alive channels that are not ascending indices below its width "
+                f"{widths[name]}."
+            )
+        alive[name] = indices
+    wiring = None
+    if data["format"] > 1:
+        given = part(data.get("wiring"), dict, "wiring")
+        ties = tuple(texts(names, "each tie") for names in part(given.get("tie"), list, "tie"))
+        wiring = Wiring(texts(given.get("protect"), "protect"), ties, part(given.get("grouped"), str, "grouped"))
+        _check_wiring(wiring, path)
+    return Structure(
+        part(seed.get("name"), str, "name of the seed"),
+        part(seed.get("fingerprint"), str, "fingerprint of the seed"),
+        {name: np.array(indices, np.int64) for name, indices in alive.items()},
+        widths,
+        kinds,
+        own,
+        {name: part(value, str, f"connections of {name!r}") for name, value in connections.items()},
+        wiring,
+    )
 
 
-def _wiring_from(data: Any) -> Wiring:
-    protect, tie, grouped = data["protect"], data["tie"], data["grouped"]
-    lists = [protect, tie, *tie]
-    if not all(isinstance(x, list) for x in lists) or grouped not in ("whole", "equal"):
-        raise TypeError(f"wiring is {data!r}")
-    return Wiring(tuple(map(str, protect)), tuple(tuple(map(str, names)) for names in tie), grouped)
+def _check_wiring(wiring: Wiring, path: str | Path) -> None:
+    wrong = None if wiring.grouped in ("whole", "equal") else f"grouped {wiring.grouped!r}"
+    for pattern in wiring.protect:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            wrong = f"protect {_shortened(pattern)} ({error})"
+    if any(len(names) < 2 for names in wiring.tie):
+        wrong = "a tie of fewer than two layers"
+    if wrong is not None:
+        raise StructureMismatchError(
+            f"{path} has a wiring that cannot be. Expected: protect with names or patterns, tie with two or more names, "
+            f"grouped whole or equal. Received: {wrong}."
+        )
+
+
+def _shortened(value: Any) -> str:
+    return textwrap.shorten(repr(value), 80, placeholder="...")
 
 
 def graph_and_structure(model: Any, source: Any) -> tuple[ChannelGraph, Structure]:
@@ -303,12 +376,14 @@ def _read(source: Any) -> Any:
 def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
     """Counts say how many channels, not which: the first ones of each layer are kept."""
     layers = {layer.name: layer for layer in graph.layers if layer.made is not None}
-    if not isinstance(counts, Mapping) or not all(isinstance(n, int) and n >= 0 for n in counts.values()):
+    if not isinstance(counts, Mapping) or not all(_is_count(count) for count in counts.values()):
         raise StructureMismatchError(
-            f"{origin} is neither a structure nor counts. Expected an object of whole numbers, such as "
-            '{"conv1_conv/Conv2D": 64}.'
+            f"{origin} is neither a structure nor counts. Expected an object of whole numbers, such as {EXAMPLE}."
         )
+    if not counts:
+        raise StructureMismatchError(f"{origin} names no layer. Expected: counts, such as {EXAMPLE}. Received: none.")
     undecided, alive = np.ones(graph.num_groups, bool), np.ones(graph.num_groups, bool)
+    asked = {}
     for key, count in counts.items():
         name = key.rpartition("/")[0] or key
         layer = layers.get(name) or layers.get(key)
@@ -325,7 +400,34 @@ def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
             )
         alive[groups[open_[missing:]]] = False
         undecided[groups] = False
-    return Structure.closed(graph, alive)
+        asked[name if name in layers else key] = count
+    structure = Structure.closed(graph, alive)
+    for name, count in asked.items():
+        if structure.widths[name] > count:
+            pins = [graph.pinned[g] for g in graph.group_of[layers[name].made].tolist() if g in graph.pinned]
+            raise StructureMismatchError(
+                f"{origin} gives {count} channels to {name}. Expected: at least {structure.widths[name]}, which cannot be "
+                f"removed ({f'pinned: {pins[0]}' if pins else 'the only path to an output'})."
+            )
+    return structure
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def _check_kept(graph: ChannelGraph, alive: np.ndarray, channels: np.ndarray) -> None:
+    """Refuse to keep what a structure does not list: what is pinned, and what the last path to an output needs."""
+    kept = (close(graph, alive).channels > 0) & (channels == 0)
+    for layer in graph.layers:
+        if layer.made is not None and layer.name in graph.widths and kept[layer.made].any():
+            index = int(np.flatnonzero(kept[layer.made])[0])
+            group = int(graph.group_of[layer.made[index]])
+            why = f"pinned: {graph.pinned[group]}" if group in graph.pinned else "the only path to an output"
+            raise StructureMismatchError(
+                f"The structure does not keep channel {index} of {layer.name}, which cannot be removed ({why}). "
+                "Expected: it among those alive."
+            )
 
 
 def _agreed(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
@@ -386,9 +488,18 @@ def _mismatch(structure: Structure, graph: ChannelGraph) -> str:
 
 def _read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_regular(path, LIMIT).decode(), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise StructureMismatchError(
             f"{path} cannot be read as JSON. Expected a structure.json or an alive_STEP file. "
             f"Received: {type(error).__name__} {error}."
         ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose keys is there twice: Python would take the last and drop the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {_shortened(twice)} is there more than once")
+    return found

@@ -1,6 +1,7 @@
 """How to train: everything that a run needs besides the model, the budget and the data, as one value."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from keras_morph.keras_internals import compiled_with
 from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps
 
-__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "fit_on"]
+__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "failures_of", "fit_on"]
 
 
 @dataclass(frozen=True)
@@ -224,4 +225,18 @@ def fit_on(
     if hasattr(data, "set_epoch"):
         ordered = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: data.set_epoch(first + epoch))
         callbacks = [*callbacks, ordered]
-    return model.fit(data, callbacks=list(callbacks), **options)
+        options.setdefault("shuffle", False)  # batches that know their order would be mixed once more, by chance
+    with failures_of(data, options.get("validation_data")):
+        return model.fit(data, callbacks=list(callbacks), **options)
+
+
+@contextmanager
+def failures_of(*data: Any) -> Iterator[None]:
+    """Inside, an error of a data set that has kept it (`failure`) is raised as it was: TensorFlow wraps it in one of its own."""
+    try:
+        yield
+    except Exception:
+        for failure in (getattr(each, "failure", None) for each in data):
+            if failure is not None:
+                raise failure from None
+        raise
