@@ -33,7 +33,7 @@ def image_batches(data: Any) -> list[list[Any]]:
     if isinstance(x, (list, dict)) or hasattr(x, "shape"):
         arrays = tree.flatten(x)
         size = len(arrays[0]) if arrays else 0
-        chosen = np.linspace(0, size - 1, min(size, MOST_IMAGES)).round().astype(int) if size else []
+        chosen = np.linspace(0, max(size - 1, 0), min(size, MOST_IMAGES)).round().astype(int)
         parts = (chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH))
         batches = [[array[part] for array in arrays] for part in parts]
     else:

@@ -12,7 +12,7 @@ regression towards the kernel of the cut: where nothing is lost, or nothing vari
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -34,6 +34,7 @@ CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 LINEAR = (layers.Dense, *CONVOLUTIONS, *DEPTHWISE)
 SAMPLES = 40_000  # positions that a kernel is fitted on: some ten for each unknown of a 3x3 convolution of 512 channels
+SMALLEST_SCALE = 1e-3  # of a normalization's channels, as a share of the largest; what has less cannot make up for much
 LARGEST = 8192  # unknowns of a fit, per output: the matrix that is solved takes their square, here 0.5 GB
 
 
@@ -74,19 +75,19 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
         warnings.simplefilter("ignore", UnknownLayerWarning)
         after = trace(small)
     batches = image_batches(images)
-    pairs = list(_pairs(graph, closed, after))
-    before = Stream(graph, batches, [pair.looked_at for pair in pairs])
-    now = Stream(after, batches)
+    pairs = list(_Pairing(graph, closed, after).pairs())
+    before, now = Stream(graph, batches, [t for pair in pairs for t in pair.looks]), Stream(after, batches)
     by_call = {id(pair.call): pair for pair in pairs}
     for call in now:
         pair = by_call.get(id(call))
-        if pair is not None:
-            given, had = now.values[call.inputs[0]], before[pair.looked_at]
-            if type(pair.layer.operation) is layers.BatchNormalization:
-                _renormalize(pair, given, had)
-            else:
-                _fit(pair, given, had, ridge)
-            before.release(pair.looked_at)
+        if pair is None:
+            continue
+        if pair.is_normalization:
+            _renormalize(pair, now.values[call.inputs[0]], before[pair.read])
+        else:
+            _fit(pair, now, before, ridge)
+        for tensor in pair.looks:
+            before.release(tensor)
 
 
 @dataclass(frozen=True)
@@ -96,37 +97,94 @@ class _Pair:
     Attributes:
         call: of the smaller model.
         layer, original: its layer, and the seed's.
-        looked_at: what the seed's layer reads, a tensor of the seed.
+        read: what the seed's layer reads, a tensor of the seed.
         kept: positions of the original's channels that are left, along the channel axis of its result.
-        absorbs: whether BatchNormalization alone reads the result, and takes what constant is missing.
+        norm: BatchNormalization that alone reads the result, before any activation, or None.
+        beside: what is added to the result afterwards: tensors of the smaller model and of the seed, and the channel axis.
     """
 
     call: Call
     layer: Layer
     original: Layer
-    looked_at: int
+    read: int
     kept: np.ndarray
-    absorbs: bool
+    norm: Any = None
+    beside: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def is_normalization(self) -> bool:
+        return type(self.layer.operation) is layers.BatchNormalization
+
+    @property
+    def looks(self) -> list[int]:
+        """Tensors of the seed that are looked at."""
+        return [self.read, *(theirs for _, theirs, _ in self.beside)]
 
 
-def _pairs(graph: ChannelGraph, closed: Closed, after: ChannelGraph) -> Iterator[_Pair]:
-    """Calls of layers that can be fitted. What is inside a nested model may have another prefix in the smaller one."""
-    originals = {layer.name.replace("/", "_"): number for number, layer in enumerate(graph.layers)}
-    readers: dict[int, list[Call]] = {}
-    for call in after.calls:
-        for tensor in set(call.numbers.values()):
-            readers.setdefault(tensor, []).append(call)
-    for number, layer in enumerate(after.layers):
-        original = originals.get(layer.name.replace("/", "_"), -1)
-        calls = graph.layer_calls[original] if original >= 0 else []
-        if len(calls) != 1 or len(after.layer_calls[number]) != 1 or not _can_be_fitted(layer, graph.layers[original]):
-            continue
-        call, theirs = after.calls[after.layer_calls[number][0]], graph.calls[calls[0]]
-        result = graph.tensors[theirs.outputs[0]]
-        kept = np.flatnonzero(closed.channels[graph.channels_of(result)])
-        following = [after.layers[reader.layer].operation for reader in readers.get(call.outputs[0], [])]
-        absorbs = len(following) == 1 and type(following[0]) is layers.BatchNormalization
-        yield _Pair(call, layer, graph.layers[original], theirs.inputs[0], kept, absorbs)
+class _Pairing:
+    """Finds the calls that can be fitted: of layers that are called once, in the seed and in the smaller model."""
+
+    def __init__(self, graph: ChannelGraph, closed: Closed, after: ChannelGraph) -> None:
+        self.graph, self.closed, self.after = graph, closed, after
+        # What is inside a nested model may have another prefix in the smaller one.
+        originals = {layer.name.replace("/", "_"): number for number, layer in enumerate(graph.layers)}
+        self.theirs: dict[int, Call] = {}  # layer of the smaller model -> call of the seed
+        for number, layer in enumerate(after.layers):
+            original = originals.get(layer.name.replace("/", "_"), -1)
+            if original >= 0 and len(graph.layer_calls[original]) == len(after.layer_calls[number]) == 1:
+                self.theirs[number] = graph.calls[graph.layer_calls[original][0]]
+        self.readers: dict[int, list[Call]] = {}
+        for call in after.calls:
+            for tensor in set(call.numbers.values()):
+                self.readers.setdefault(tensor, []).append(call)
+
+    def pairs(self) -> Iterator[_Pair]:
+        fitted = set()  # normalizations whose mean takes the constant of a fit
+        for call in self.after.calls:
+            layer = self.after.layers[call.layer]
+            if not self.can_be_fitted(call) or id(layer.operation) in fitted:
+                continue
+            theirs = self.theirs[call.layer]
+            pair = _Pair(call, layer, self.graph.layers[theirs.layer], theirs.inputs[0], self.kept(theirs.outputs[0]))
+            if pair.is_normalization or not _is_linear(layer):
+                yield pair
+                continue
+            result, reader = call.outputs[0], self.only_reader(call.outputs[0])
+            if reader is not None and self.normalizes(reader):
+                pair = replace(pair, norm=self.after.layers[reader.layer].operation)
+                fitted.add(id(pair.norm))
+                result, reader = reader.outputs[0], self.only_reader(reader.outputs[0])
+            yield pair if reader is None else replace(pair, beside=self.beside(result, reader))
+
+    def normalizes(self, call: Call) -> bool:
+        return type(self.after.layers[call.layer].operation) is layers.BatchNormalization and self.can_be_fitted(call)
+
+    def can_be_fitted(self, call: Call) -> bool:
+        layer, theirs = self.after.layers[call.layer], self.theirs.get(call.layer)
+        return theirs is not None and _can_be_fitted(layer, self.graph.layers[theirs.layer])
+
+    def kept(self, tensor: int) -> np.ndarray:
+        return np.flatnonzero(self.closed.channels[self.graph.channels_of(self.graph.tensors[tensor])])
+
+    def only_reader(self, tensor: int) -> Call | None:
+        readers = self.readers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in self.after.outputs else None
+
+    def beside(self, tensor: int, adding: Call) -> tuple[tuple[int, int, int], ...]:
+        """What a call adds to a tensor, where it has its shape."""
+        tensors, theirs = self.after.tensors, self.theirs.get(adding.layer)
+        if theirs is None or self.after.layers[adding.layer].kind != "Add" or len(theirs.inputs) != len(adding.inputs):
+            return ()
+        if any(
+            tensors[t].shape != tensors[tensor].shape or tensors[t].axis != tensors[tensor].axis for t in adding.inputs
+        ):
+            return ()
+        pairs = zip(adding.inputs, theirs.inputs, strict=True)
+        return tuple((ours, other, tensors[ours].axis) for ours, other in pairs if ours != tensor)
+
+
+def _is_linear(layer: Layer) -> bool:
+    return getattr(layer.operation, "activation", None) in (None, keras.activations.linear)
 
 
 def _can_be_fitted(layer: Layer, original: Layer) -> bool:
@@ -141,33 +199,65 @@ def _can_be_fitted(layer: Layer, original: Layer) -> bool:
     return "kernel" in weights and _matrices(layer.operation, _values(layer.operation.kernel)).shape[1] <= LARGEST
 
 
-def _fit(pair: _Pair, given: list[Any], had: list[Any], ridge: float) -> None:
-    """Fit a kernel, and the bias with it, to the results that the seed's layer has."""
+def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
+    """Fit a kernel, and the constant with it, to the results that the seed's layer has.
+
+    Where the result is added to what the smaller model has computed already, the fit makes up for what is missing there.
+    """
     operation, original = pair.layer.operation, pair.original.operation
     kernel, theirs = (_matrices(each, _values(each.kernel)) for each in (operation, original))
     bias = _values(operation.bias) if operation.use_bias else np.zeros(len(pair.kept))
-    random = np.random.default_rng(0)
-    n, patches, errors, squares, products = 0, 0.0, 0.0, 0.0, 0.0
-    for x, y in zip(given, had, strict=True):
+    given, had, missing = now.values[pair.call.inputs[0]], before[pair.read], _Missing(pair, now, before)
+    groups, unknowns, outputs = kernel.shape
+    squares, products = np.zeros((groups, unknowns, unknowns)), np.zeros((groups, unknowns, outputs))
+    mean, error = np.zeros((groups, 1, unknowns)), np.zeros((groups, 1, outputs))
+    random, n = np.random.default_rng(0), 0
+    for number, (x, y) in enumerate(zip(given, had, strict=True)):
         places = _Places(operation, x, len(given), random)
         p, q = places.patches(operation, x), places.patches(original, y)
-        wanted = _results(q, theirs, original)[:, pair.kept]
+        wanted = _results(q, theirs)[:, pair.kept]
         if operation.use_bias:
             wanted = wanted + _values(original.bias)[pair.kept]
-        e = _split(wanted - _results(p, kernel, operation) - bias, len(p))
+        wanted = wanted + missing.at(places, number)
+        e = _split(wanted - _results(p, kernel) - bias, groups)
         n += p.shape[1]
-        patches, errors = patches + p.sum(1, keepdims=True), errors + e.sum(1, keepdims=True)
+        mean, error = mean + p.sum(1, keepdims=True), error + e.sum(1, keepdims=True)
         squares, products = squares + p.transpose(0, 2, 1) @ p, products + p.transpose(0, 2, 1) @ e
-    patches, errors, squares, products = patches / n, errors / n, squares / n, products / n
-    if operation.use_bias or pair.absorbs:
-        squares = squares - patches.transpose(0, 2, 1) @ patches
-        products = products - patches.transpose(0, 2, 1) @ errors
-    each = np.einsum("gii->g", squares) / squares.shape[1] * ridge
-    each = np.where(each > 0, each, 1.0)  # nothing varies, and nothing is changed
-    change = np.linalg.solve(squares + each[:, None, None] * np.eye(squares.shape[1]), products)
+    mean, error, squares, products = mean / n, error / n, squares / n, products / n
+    if operation.use_bias or pair.norm is not None:
+        squares = squares - mean.transpose(0, 2, 1) @ mean
+        products = products - mean.transpose(0, 2, 1) @ error
+    held = ridge * np.einsum("gii->g", squares) / unknowns
+    held = np.where(held > 0, held, 1.0)  # where nothing varies, nothing changes
+    change = np.linalg.solve(squares + held[:, None, None] * np.eye(unknowns), products)
     operation.kernel.assign(_kernel(operation, kernel + change))
+    constant = (error - mean @ change).ravel()
     if operation.use_bias:
-        operation.bias.assign(bias + (errors - patches @ change).ravel())
+        operation.bias.assign(bias + constant)
+    elif pair.norm is not None:
+        pair.norm.moving_mean.assign(_values(pair.norm.moving_mean) - constant)
+
+
+class _Missing:
+    """What the smaller model lacks so far of what is added to a layer's results, in front of a BatchNormalization."""
+
+    def __init__(self, pair: _Pair, now: Stream, before: Stream) -> None:
+        known = all(ours in now.values for ours, *_ in pair.beside)
+        beside = pair.beside if known else ()
+        self.operands = [(now.values[ours], before[theirs], axis) for ours, theirs, axis in beside]
+        self.kept, self.factor = pair.kept, np.ones(len(pair.kept))
+        if pair.norm is not None:
+            scale = 1.0 if pair.norm.gamma is None else _values(pair.norm.gamma)
+            scale = scale / np.sqrt(_values(pair.norm.moving_variance) + pair.norm.epsilon)
+            usable = np.abs(scale) > SMALLEST_SCALE * np.abs(scale).max(initial=0)
+            self.factor = np.where(usable, 1 / np.where(usable, scale, 1.0), 0.0)
+
+    def at(self, places: "_Places", batch: int) -> np.ndarray | float:
+        total: np.ndarray | float = 0.0
+        for ours, theirs, axis in self.operands:
+            one, other = (np.moveaxis(_values(each[batch]), axis, -1)[places.at] for each in (theirs, ours))
+            total = total + (one[:, self.kept] - other) * self.factor
+        return total
 
 
 def _renormalize(pair: _Pair, given: list[Any], had: list[Any]) -> None:
@@ -182,7 +272,7 @@ def _renormalize(pair: _Pair, given: list[Any], had: list[Any]) -> None:
 
 def _moments(operation: Any, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each channel."""
-    n, total, squares = 0, 0.0, 0.0
+    n, total, squares = 0, np.zeros(1), np.zeros(1)
     for batch in batches:
         x = np.moveaxis(_values(batch), operation.axis, -1)
         x = x.reshape(-1, x.shape[-1])
@@ -217,7 +307,7 @@ def _split(results: np.ndarray, groups: int) -> np.ndarray:
     return results.reshape(len(results), groups, -1).transpose(1, 0, 2)
 
 
-def _results(patches: np.ndarray, matrices: np.ndarray, operation: Any) -> np.ndarray:
+def _results(patches: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     """What a layer makes of patches, before bias and activation: (position, channel)."""
     results = (patches @ matrices).transpose(1, 0, 2)
     return results.reshape(len(results), -1)
@@ -240,7 +330,9 @@ class _Places:
             return x[self.at][None].astype(np.float64)
         if operation.data_format == "channels_first":
             x = np.moveaxis(x, 1, -1)
-        sizes = [(size - 1) * step + 1 for size, step in zip(operation.kernel_size, operation.dilation_rate, strict=True)]
+        sizes = [
+            (size - 1) * step + 1 for size, step in zip(operation.kernel_size, operation.dilation_rate, strict=True)
+        ]
         x = np.pad(x, [(0, 0), *_padding(operation, x.shape[1:-1], sizes), (0, 0)])
         windows = np.lib.stride_tricks.sliding_window_view(x, sizes, axis=tuple(range(1, self.rank + 1)))
         strided = (slice(None, None, step) for step in operation.strides)
