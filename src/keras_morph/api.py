@@ -29,9 +29,18 @@ from keras_morph.pipeline import Progress, Shrunk, prune, shrink
 from keras_morph.reporting import Report, report
 from keras_morph.runtimes import Session, open_exported
 from keras_morph.search.expansion import expand
-from keras_morph.search.scores import taylor_scores
+from keras_morph.search.scores import (
+    contribution_scores,
+    flap_scores,
+    fpgm_scores,
+    minitron_scores,
+    obs_scores,
+    taylor_scores,
+    whc_scores,
+)
 from keras_morph.search.selection import Reach, fit_budget, reach
 from keras_morph.surgery.rebuilding import masked, rebuild
+from keras_morph.surgery.recovery import recover
 from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.distilling import Distiller
@@ -87,21 +96,28 @@ __all__ = [
     "UnknownLayerWarning",
     "UnsupportedModelError",
     "UnwrittenWarning",
+    "contribution_scores",
     "datasets",
     "expand",
     "export",
     "fit_budget",
+    "flap_scores",
+    "fpgm_scores",
     "masked",
     "measure",
+    "minitron_scores",
+    "obs_scores",
     "open_exported",
     "prune",
     "reach",
     "rebuild",
+    "recover",
     "reestimate_statistics",
     "register_rule",
     "report",
     "shrink",
     "taylor_scores",
     "trace",
+    "whc_scores",
     "zoo",
 ]

@@ -26,10 +26,12 @@ from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.runs import save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
+from keras_morph.search.scores import contribution_scores
 from keras_morph.search.selection import fit_budget
 from keras_morph.status import read_status, running
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import rebuild
+from keras_morph.surgery.recovery import recover
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.checkpoints import Saved, fill, fit_resumably
 from keras_morph.training.distilling import Distiller
@@ -477,21 +479,33 @@ def _trained(
     return replace(progress, history=(*progress.history, *log.rows), steps_per_epoch=steps, under_way=None)
 
 
-def prune(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None = None) -> keras.Model:
-    """Cut a trained model to a budget in one shot, by the scores of its weights as they are.
+def prune(
+    model: Any, budget: Any, *, scores: Any = None, cost: Cost | None = None, calibration: Any = None
+) -> keras.Model:
+    """Cut a trained model to a budget in one shot, and regress back from images what the cut lost, without training.
 
     Args:
         model: a functional or Sequential model, its ChannelGraph, or a StructureLearner; it is left alone.
         budget: as in `fit_budget`.
-        scores: as in `fit_budget`.
+        scores: as in `fit_budget`. With `calibration`, a Keras model's channels are chosen by `contribution_scores` per unit
+            of cost by default.
         cost: as in `fit_budget`.
+        calibration: a few hundred images without labels, as in `recover`; without them the result is to be fine-tuned.
 
     Returns:
-        The rebuilt model, to be fine-tuned.
+        The rebuilt model.
 
     Example:
-        >>> small = km.prune(model, km.Budget("50%", round_to=2))
+        >>> small = km.prune(model, "50%", calibration=images)
         >>> km.FLOPs()(small) <= 0.5 * km.FLOPs()(model)
         True
     """
-    return rebuild(model, fit_budget(model, budget, scores=scores, cost=cost))
+    if calibration is None:
+        return rebuild(model, fit_budget(model, budget, scores=scores, cost=cost))
+    if scores is None and getattr(model, "regularizer", None) is None:
+        scores, budget = contribution_scores(model, calibration), budget_from(budget, cost)
+        budget = replace(budget, per_cost=budget.per_cost or 1.0)
+    structure = fit_budget(model, budget, scores=scores, cost=cost)
+    small = rebuild(model, structure)
+    recover(small, model, structure, calibration)
+    return small

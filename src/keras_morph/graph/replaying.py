@@ -12,7 +12,7 @@ from keras import tree
 from keras_morph.channels import Call
 from keras_morph.keras_internals import nodes_of, one_or_all, structs
 
-__all__ = ["called", "filled", "model_like", "replay", "replayed"]
+__all__ = ["called", "filled", "inferring", "model_like", "replay", "replayed"]
 
 
 def replay(calls: Iterable[Any], tensors: dict[Any, Any], run: Callable[[Any], Any]) -> None:
@@ -45,6 +45,15 @@ def called(call: Call, operation: Any, value: Callable[[int, Any], Any]) -> list
         return [call.compute(*(value(numbers[source], source) for source in call.sources))]
     args, kwargs = filled(call.arguments, lambda source: value(numbers[source], source))
     return tree.flatten(operation(*args, **kwargs))
+
+
+def inferring(operation: Any) -> Callable[..., Any]:
+    """An operation that is called in inference, whatever its call says: training would change statistics."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return operation(*args, **{**kwargs, "training": False} if "training" in kwargs else kwargs)
+
+    return run
 
 
 def replayed(function: Any, run: Callable[[Any, tuple, dict], Any], name: str) -> keras.Model:

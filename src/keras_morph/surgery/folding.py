@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_morph.channels import Call, ChannelGraph, on_axis
-from keras_morph.graph.replaying import called, replay
+from keras_morph.graph.replaying import called, inferring, replay
 from keras_morph.keras_internals import CustomScaleLayer
 from keras_morph.layers.rules import rests_at_activation
 
@@ -46,7 +46,7 @@ class Constants(dict):
             values = self.zeros(number) if call.mode == "make" else self[number]
             return self._spread(number, values, source.dtype, size_of_unknown)
 
-        results = called(call, _inferring(self.graph.layers[call.layer].operation), value)
+        results = called(call, inferring(self.graph.layers[call.layer].operation), value)
         return [self._gathered(number, result) for number, result in zip(call.outputs, results, strict=True)]
 
     def _spread(self, number: int, values: np.ndarray, dtype: Any, size_of_unknown: int) -> Any:
@@ -62,15 +62,6 @@ class Constants(dict):
 
     def zeros(self, tensor: int) -> np.ndarray:
         return np.zeros(len(self.graph.channels_of(self.graph.tensors[tensor])))
-
-
-def _inferring(operation: Any) -> Callable[..., Any]:
-    """An operation that is called in inference, whatever its call says: training would change statistics."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return operation(*args, **{**kwargs, "training": False} if "training" in kwargs else kwargs)
-
-    return run
 
 
 class DeadValues(Constants):

@@ -1,0 +1,259 @@
+"""What a cut lost, regressed back: the formula, what stays as it is, and that the error falls on images that were not seen."""
+
+import keras
+import models
+import numpy as np
+import pytest
+import structures
+from exactness import assert_equal_outputs
+from keras import layers, ops
+
+import keras_morph as km
+from keras_morph.graph.streaming import Stream, image_batches
+from keras_morph.surgery.recovery import _matrices, _Places, _results, _values
+
+TINY_RIDGE = 1e-9
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def recovered(model, structure, x, **options):
+    small = km.rebuild(model, structure)
+    km.recover(small, model, structure, x, **options)
+    return small
+
+
+def predicted(model, x):
+    return ops.convert_to_numpy(model(x, training=False)).astype(np.float64)
+
+
+# A stream computes what the model does.
+
+
+@pytest.mark.one_of(3)
+@pytest.mark.parametrize("name", models.PARAMETERS)
+def test_a_stream_makes_the_tensors_of_the_model_and_lets_them_go(name):
+    model = models.build(name)
+    graph, x = km.trace(model), models.examples(model)
+    stream = Stream(graph, image_batches(x), graph.outputs)
+    for _ in stream:
+        pass
+    assert set(stream.values) <= {*graph.outputs, *graph.inputs}
+    received = [np.concatenate([ops.convert_to_numpy(batch) for batch in stream[t]]) for t in graph.outputs]
+    assert_equal_outputs(received, models.outputs(model, x))
+
+
+# The formula.
+
+
+def dense(activation=None):
+    """features(6) -- hidden(5) -- out(3)."""
+    x = keras.Input((6,), name="features")
+    hidden = layers.Dense(5, activation="tanh", name="hidden")(x)
+    return models.randomize(keras.Model(x, layers.Dense(3, activation=activation, name="out")(hidden)), seed=1)
+
+
+def cut(model, layer, dead):
+    """The structure without these channels of a layer."""
+    graph = km.trace(model)
+    alive = np.ones(graph.num_groups, bool)
+    made = {each.name: each.made for each in graph.layers}[layer]
+    alive[graph.group_of[made[list(dead)]]] = False
+    return km.Structure.closed(graph, alive)
+
+
+def test_it_is_ridge_regression_of_the_dead_channels_on_the_others():
+    """B = S_DA (S_AA + l I)^-1; the kernel gains B' K_D, and the bias K_D' (mean_D - B mean_A)."""
+    model, x = dense("softmax"), images(100, 6)
+    alive, dead = [0, 2, 4], [1, 3]
+    small = recovered(model, cut(model, "hidden", dead), x, ridge=0.1)
+    hidden = _values(model.get_layer("hidden")(x))
+    mean, covariance = hidden.mean(0), np.cov(hidden.T, bias=True)
+    inside = covariance[np.ix_(alive, alive)]
+    held = inside + 0.1 * np.mean(np.diag(inside)) * np.eye(3)
+    b = covariance[np.ix_(dead, alive)] @ np.linalg.inv(held)
+    kernel, bias = (_values(weight) for weight in model.get_layer("out").weights)
+    received = [_values(weight) for weight in small.get_layer("out").weights]
+    np.testing.assert_allclose(received[0], kernel[alive] + b.T @ kernel[dead], rtol=1e-4, atol=1e-5)
+    constant = kernel[dead].T @ (mean[dead] - b @ mean[alive])
+    np.testing.assert_allclose(received[1], bias + constant, rtol=1e-4, atol=1e-5)
+    for one, other in zip(small.get_layer("hidden").weights, model.get_layer("hidden").weights, strict=True):
+        np.testing.assert_array_equal(_values(one), np.take(_values(other), alive, -1))
+
+
+def test_of_images_that_are_all_alike_only_the_constant_is_learned():
+    model, x = dense(), np.repeat(images(1, 6), 8, axis=0)
+    structure = cut(model, "hidden", [1, 3])
+    small, plain = recovered(model, structure, x), km.rebuild(model, structure)
+    np.testing.assert_allclose(_values(small.layers[-1].kernel), _values(plain.layers[-1].kernel), rtol=1e-5)
+    np.testing.assert_allclose(predicted(small, x), predicted(model, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.one_of(3)
+@pytest.mark.parametrize("name", models.PARAMETERS)
+def test_where_nothing_is_lost_nothing_changes(name):
+    """Law 1: of the masked seed, whose dead channels are cut off, the rebuilt model loses nothing."""
+    model = models.build(name)
+    structure = structures.draw(km.trace(model), "half", seed=1)
+    masked, x = km.masked(model, structure), models.examples(model, count=8)
+    small = recovered(masked, structure, x)
+    assert_equal_outputs(models.outputs(small, x), models.outputs(masked, x), tolerance=1e-4)
+
+
+# Every layer that is fitted.
+
+READERS = {
+    "Dense": (2, layers.Dense, {"units": 3}),
+    "Conv1D causal": (1, layers.Conv1D, {"filters": 3, "kernel_size": 3, "padding": "causal", "dilation_rate": 2}),
+    "Conv2D": (2, layers.Conv2D, {"filters": 3, "kernel_size": (2, 3), "activation": "relu"}),
+    "Conv2D same": (2, layers.Conv2D, {"filters": 3, "kernel_size": 3, "padding": "same", "strides": 2}),
+    "Conv2D dilated": (2, layers.Conv2D, {"filters": 3, "kernel_size": 2, "padding": "same", "dilation_rate": (2, 3)}),
+    "Conv2D grouped": (2, layers.Conv2D, {"filters": 6, "kernel_size": 3, "groups": 3}),
+    "Conv3D": (3, layers.Conv3D, {"filters": 3, "kernel_size": 2, "strides": (1, 2, 1), "padding": "same"}),
+    "DepthwiseConv1D": (1, layers.DepthwiseConv1D, {"kernel_size": 3, "padding": "same", "depth_multiplier": 2}),
+    "DepthwiseConv2D": (2, layers.DepthwiseConv2D, {"kernel_size": 3, "strides": 2, "depth_multiplier": 2}),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_patches_times_kernel_is_what_the_layer_computes(name):
+    rank, kind, config = READERS[name]
+    layer, x = kind(**{**config, "activation": None}), images(2, *(7, 6, 5)[:rank], 6)
+    made = _values(layer(x))
+    places = _Places(layer, x, 1, np.random.default_rng(0))
+    received = _results(places.patches(layer, x), _matrices(layer, _values(layer.kernel))) + _values(layer.bias)
+    np.testing.assert_allclose(received.reshape(made.shape), made, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", [name for name in READERS if "Depthwise" not in name])
+def test_what_others_say_too_is_not_lost(name, bias):
+    """Every other channel of `double` is a multiple of the one in front of it, so that nothing is missing without them.
+
+    image(2) -- double(6) -- the reader [-- bn] -- relu
+    """
+    rank, kind, config = READERS[name]
+    image = keras.Input((*(7, 6, 5)[:rank], 2))
+    x = layers.Dense(6, name="double")(image)
+    x = kind(**config, use_bias=bias, name="reader")(x)
+    x = x if bias else layers.BatchNormalization(name="bn")(x)
+    model = models.randomize(keras.Model(image, layers.ReLU(name="relu")(x)), seed=1)
+    double = model.get_layer("double")
+    for weight in double.weights:
+        values = _values(weight)
+        values[..., 1::2] = np.array([2.0, -3.0, 0.5]) * values[..., ::2]
+        weight.assign(values)
+    graph = km.trace(model, grouped="equal")
+    alive = np.ones(graph.num_groups, bool)
+    owned = np.flatnonzero(graph.owner == [each.name for each in graph.layers].index("double"))
+    alive[graph.group_of[owned[1::2]]] = False
+    structure, x = km.Structure.closed(graph, alive), images(60, *image.shape[1:])
+    small = recovered(graph, structure, x, ridge=TINY_RIDGE)
+    received, unseen = models.outputs(small, x), images(4, *image.shape[1:], seed=1)
+    assert small.count_params() < model.count_params()
+    assert_equal_outputs(received, models.outputs(model, x), tolerance=2e-3)
+    assert_equal_outputs(models.outputs(small, unseen), models.outputs(model, unseen), tolerance=2e-3)
+
+
+# Whole networks, on images that were not seen.
+
+
+def error(model, seed, x):
+    """Mean square of the difference to the seed's outputs, as a share of their variance; the largest of all outputs."""
+    pairs = zip(models.outputs(model, x), models.outputs(seed, x), strict=True)
+    return max(float(np.mean(np.square(one - other)) / np.var(other)) for one, other in pairs)
+
+
+NETWORKS = ["residual_identity", "residual_projection", "inverted_residual", "separable", "two_outputs", "grouped"]
+
+
+@pytest.mark.one_of(2)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_error_falls_on_images_that_were_not_seen(name):
+    model = models.build(name)
+    graph = km.trace(model)
+    structure = km.Structure.closed(graph, np.random.default_rng(0).random(graph.num_groups) < 0.7)
+    x, unseen = models.examples(model, count=200), models.examples(model, count=50, seed=1)
+    small, plain = recovered(model, structure, x), km.rebuild(model, structure)
+    assert error(small, model, unseen) < 0.5 * error(plain, model, unseen)
+
+
+def test_batchnormalization_moves_by_as_much_as_its_operand_does():
+    model = models.build("plain")
+    structure = cut(model, "conv1", [0, 3])
+    x = models.examples(model, count=50)
+    model_norm, kept = model.get_layer("bn1"), [1, 2, 4]
+    norm = recovered(model, structure, x).get_layer("bn1")
+    # Nothing in front of it was lost.
+    np.testing.assert_allclose(_values(norm.moving_mean), _values(model_norm.moving_mean)[kept], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(_values(norm.moving_variance), _values(model_norm.moving_variance)[kept], rtol=1e-4)
+
+
+def test_what_gates_do_is_in_the_target():
+    """Behind gates, the network that was trained is not the seed: with all channels alive nothing is lost of it."""
+    model = models.build("plain")
+    learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid(), cost=km.FLOPs(), strength=0.0)
+    graph, x = learner.graph, models.examples(model, count=20)
+    whole = km.Structure.closed(graph, np.ones(graph.num_groups, bool))
+    small, plain = recovered(learner, whole, x), km.rebuild(learner, whole)
+    assert_equal_outputs(models.outputs(small, x), models.outputs(plain, x), tolerance=1e-4)
+
+
+# Images.
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return images(10, 4, seed=index), np.zeros(10)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("data", "sizes"),
+    [
+        (images(100, 4), [64, 36]),
+        ((images(100, 4), np.zeros(100)), [64, 36]),
+        ([images(3, 4), images(3, 5)], [3]),
+        ({"a": images(3, 4), "b": images(3, 5)}, [3]),
+        (images(5000, 4), [64] * 16),
+        (Batches(), [10, 10, 10]),
+        (iter([images(10, 4), images(2000, 4), images(10, 4)]), [10, 2000]),
+    ],
+    ids=["array", "labels", "list", "dictionary", "many", "dataset", "iterator"],
+)
+def test_images_come_as_fit_takes_them(data, sizes):
+    assert [len(batch[0]) for batch in image_batches(data)] == sizes
+
+
+@pytest.mark.once
+def test_arrays_that_are_sorted_by_label_are_taken_evenly():
+    chosen = np.concatenate([batch[0] for batch in image_batches(np.arange(5000))])
+    np.testing.assert_array_equal(chosen[[0, -1]], [0, 4999])
+    assert set(np.diff(chosen)) <= {4, 5}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("data", "message"), [(images(0, 6), "Received: none"), ([images(2, 6)] * 2, "has 1 inputs")])
+def test_images_that_do_not_suit_are_one_line(data, message):
+    model = dense()
+    with pytest.raises(km.DataError, match=message):
+        recovered(model, cut(model, "hidden", [1]), data)
+
+
+# prune.
+
+
+@pytest.mark.parametrize("name", ["residual_projection", "grouped"])
+def test_prune_recovers_from_images_within_the_budget(name):
+    model = models.build(name)
+    x, unseen = models.examples(model, count=200), models.examples(model, count=50, seed=1)
+    with models.weights_stay(model):
+        small = km.prune(model, "70%", calibration=x)
+    assert km.FLOPs()(small) <= 0.7 * km.FLOPs()(model)
+    structure = km.fit_budget(model, km.Budget("70%", per_cost=1), scores=km.contribution_scores(model, x))
+    assert error(small, model, unseen) < error(km.rebuild(model, structure), model, unseen)
