@@ -1,0 +1,154 @@
+"""How well MeasuredLatency foretells what was not timed, and whether budgets in it are kept, as measured.
+
+    KERAS_BACKEND=tensorflow python benchmarks/latency.py --network ResNet20 --runtime onnxruntime [--folder FOLDER]
+
+Fits the cost to some random structures, times others in the same runtime, and compares. Then structures of random scores
+are cut to 60 % of the latency; seed and all of them are timed in turn. Files are kept in --folder, so that a run that was
+ended goes on. Appends a row to benchmarks/results/latency.csv.
+"""
+
+import argparse
+import datetime
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from rows import append
+
+import keras_morph as km
+from keras_morph.exporting import FORMATS, write_unchecked
+from keras_morph.graph.closure import close
+from keras_morph.graph.structure import Structure
+from keras_morph.measuring import fit_timings, random_structures
+from keras_morph.runs import describe_environment
+from keras_morph.timing import Timings, time_files_apart
+
+RESULTS = ROOT / "benchmarks" / "results" / "latency.csv"
+SHARE = 0.6
+KEPT = 1.02  # of the budget: what two timings of one file differ by
+
+
+def vit():
+    """A small vision transformer at 64 px: 8 x 8 patches, 4 blocks of width 96 with 4 heads."""
+    image = keras.Input((64, 64, 3))
+    x = layers.Reshape((64, 96))(layers.Conv2D(96, 8, strides=8, name="patches")(image))
+    for number in range(4):
+        y = layers.LayerNormalization(name=f"norm{number}a")(x)
+        x = layers.Add(name=f"add{number}a")([x, layers.MultiHeadAttention(4, 24, name=f"attention{number}")(y, y)])
+        y = layers.LayerNormalization(name=f"norm{number}b")(x)
+        y = ops.gelu(layers.Dense(384, name=f"wide{number}")(y))
+        x = layers.Add(name=f"add{number}b")([x, layers.Dense(96, name=f"narrow{number}")(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization(name="norm")(x))
+    return keras.Model(image, layers.Dense(10, activation="softmax", name="head")(x), name="ViT")
+
+
+NETWORKS = {
+    "ResNet20": lambda: km.zoo.build("ResNet20", input_shape=(32, 32, 3), classes=10),
+    "MobileNetV2": lambda: km.zoo.build("MobileNetV2", input_shape=(96, 96, 3), classes=10),
+    "ViT": vit,
+}
+
+
+def written(graph, structures, folder, form):
+    """Files of structures, those that are there already left as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:03}{FORMATS[form].suffix}" for number in range(len(structures))]
+    for number, (path, structure) in enumerate(zip(paths, structures, strict=True)):
+        if not path.with_suffix(".json").exists():
+            write_unchecked([km.rebuild(graph, structure, weights=False)], [path], form)
+            structure.save(path.with_suffix(".json"))
+            print(f"{folder.name} {number + 1}/{len(paths)}", flush=True)
+    return paths
+
+
+def timed(paths, options, seconds):
+    timings = paths[0].parent / "timings.json"
+    if not timings.exists():
+        time_files_apart(paths, threads=options.threads, seconds=seconds).save(timings)
+    return Timings.parsed(timings.read_text())
+
+
+def budgeted(graph, cost, number):
+    """Structures of random scores, cut to a share of the latency."""
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(number):
+        offsets = np.zeros(graph.num_groups)
+        for vector in graph.vectors:
+            offsets[np.unique(graph.group_of[vector])] = random.normal(0, 0.5)
+        scores = np.exp(offsets) * random.uniform(0.5, 1.5, graph.num_groups)
+        found.append(km.fit_budget(graph, f"{SHARE:.0%}", scores=scores, cost=cost))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=NETWORKS, default="ResNet20")
+    parser.add_argument("--runtime", choices=("onnxruntime", "litert", "openvino"), default="onnxruntime")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fit", type=int, default=32)
+    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--budgets", type=int, default=20)
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp())
+    form = next(name for name, row in FORMATS.items() if row.runtime == options.runtime)
+    graph = km.trace(NETWORKS[options.network]())
+
+    start = time.perf_counter()
+    drawn = random_structures(graph, options.fit)
+    paths = written(graph, drawn, folder / "fit", form)
+    timings = timed(paths, options, seconds=60)
+    cost = fit_timings(graph, folder / "fit", timings)
+    seconds = time.perf_counter() - start
+
+    tests = random_structures(graph, options.test, random_seed=1)
+    paths = written(graph, tests, folder / "test", form)
+    measured = timed(paths, options, seconds=120).least
+    table = cost.table(graph)
+    closed = [close(graph, structure.copies(graph)) for structure in tests]
+    foretold = np.array([float((table.costs(each.counts) * each.present).sum()) for each in closed])
+    errors = np.abs(foretold / measured - 1)
+
+    everything = Structure.closed(graph, np.ones(graph.num_groups, bool), np.ones(graph.num_groups))
+    cuts = [everything, *budgeted(graph, cost, options.budgets)]
+    least = timed(written(graph, cuts, folder / "budget", form), options, seconds=60).least
+    shares = least[1:] / least[0]
+
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "network": options.network,
+        "conditions": str(cost.conditions),
+        "fitted": len(drawn),
+        "fit_seconds": round(seconds),
+        "block": cost.coefficients.block,
+        "multiple": cost.coefficients.multiple,
+        "tested": len(tests),
+        "median_error": round(float(np.median(errors)), 4),
+        "within_10_percent": round(float(np.mean(errors <= 0.1)), 4),
+        "largest_error": round(float(errors.max()), 4),
+        "budgets": options.budgets,
+        "kept": int((shares <= SHARE * KEPT).sum()),
+        "share_min": round(float(shares.min()), 4),
+        "share_median": round(float(np.median(shares)), 4),
+        "share_max": round(float(shares.max()), 4),
+        "keras": keras.__version__,
+        "cpu": describe_environment()["cpu"],
+        "command": "python benchmarks/latency.py "
+        + shlex.join(a for a in sys.argv[1:] if "/" not in a and a != "--folder"),
+    }
+    print(row)
+    append(RESULTS, row)
+
+
+if __name__ == "__main__":
+    main()
