@@ -54,5 +54,5 @@ check: .venv/.check
 	@touch $@
 
 .venv/.dev: .venv/bin/pip pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,onnx,litert,openvino]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,onnx,litert,openvino,int8]'
 	@touch $@

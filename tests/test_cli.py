@@ -22,13 +22,14 @@ from keras import layers
 import keras_morph as km
 from keras_morph.cli import choices, inspecting, main, options
 from keras_morph.cli.app import app
-from keras_morph.exporting import FORMATS
+from keras_morph.formats import FORMATS
 from keras_morph.runs import save_model
+from keras_morph.runtimes import RUNTIMES
 
 pytestmark = pytest.mark.once
 
 MODEL = "test_cli:for_digits"
-COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "zoo")
+COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "benchmark", "zoo")
 
 
 def command(*arguments):
@@ -141,6 +142,7 @@ def test_help_describes_every_option(name):
         (options.COSTS, choices.COSTS),
         (options.DATA, km.datasets.NAMES),
         (options.EXPORTS, FORMATS),
+        (options.RUNTIMES, RUNTIMES),
         (options.DEVICES, (*km.HARDWARE, "Others")),
         (options.OPTIMIZERS, choices.OPTIMIZERS),
         (options.PIXELS, km.datasets.PIXELS),
@@ -203,6 +205,29 @@ def test_export_writes_a_file_for_each_format(files, tmp_path, capsys):
     for line, suffix, runtime in zip(printed, (".onnx", ".tflite"), ("onnxruntime", "ai-edge-litert"), strict=True):
         path = tmp_path / "new" / f"small{suffix}"
         assert line.startswith(f"{path}: {path.stat().st_size:,} bytes; {runtime} agrees with Keras to ")
+
+
+def test_export_in_eight_bits_says_what_it_costs(files, tmp_path, capsys):
+    options = ["--to", "litert", "--output", tmp_path / "small", "--int8", "--calibrate", "digits"]
+    assert command("export", files / "seed.keras", *options) == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert re.search(r"small\.tflite: [\d,]+ bytes in int8; ai-edge-litert agrees with Keras to ", first)
+    costs = r"  \d+\.\d% of float32's [\d,]+ bytes; accuracy on the 359 test images of digits: ([\d.]+)%, in float32 ([\d.]+)%"
+    before, after = map(float, re.fullmatch(costs, second).groups())
+    assert abs(before - after) < 10
+
+
+def test_benchmark_prints_a_table_and_writes_its_figures(files, tmp_path, capsys):
+    paths, output = [files / "seed.keras", files / "small.keras"], tmp_path / "figures.json"
+    options = ["--runtimes", "onnxruntime", "--data", "digits", "--seconds", "0.05", "--output", output]
+    assert command("benchmark", *paths, *options) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["model"] for row in rows] == ["seed.keras", "small.keras"]
+    assert "onnxruntime: timing seed.keras, small.keras" in printed.err
+    for row, line in zip(rows, printed.out.splitlines()[2:4], strict=True):
+        assert line.startswith(f"| onnxruntime | {row['model']}")
+        assert f"{row['accuracy']:.2%}" in line
 
 
 def test_rebuild_from_counts_and_without_weights(files, tmp_path):
@@ -402,8 +427,20 @@ MISTAKES = [
     (["export", "{}/nowhere.keras"], ["nowhere.keras", "does not exist"]),
     (["export", "{}/small.keras", "--to", "onnx,onyx"], ["--to", "'onyx'", "openvino"]),
     (["export", "{}/small.keras", "--output", "{}/small.keras/out"], ["--output", "small.keras"]),
+    (["export", "{}/small.keras", "--int8"], ["--int8", "--calibrate DATA"]),
+    (["export", "{}/small.keras", "--calibrate", "digits"], ["--calibrate", "--int8"]),
+    (["export", "{}/small.keras", "--int8", "--calibrate", "digit"], ["'digit'", "digits"]),
     (["export", "DigitsResNet", "--image-size", "3"], ["4x4"]),
     (["export", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
+    (["benchmark", "{}/nowhere.keras"], ["nowhere.keras", "does not exist"]),
+    (["benchmark", "{}/small.keras", "--runtimes", "onnx"], ["--runtimes", "'onnx'", "onnxruntime"]),
+    (["benchmark", "{}/small.keras", "--threads", "0"], ["--threads", "0"]),
+    (["benchmark", "{}/small.keras", "--batch-size", "0"], ["--batch-size", "0"]),
+    (["benchmark", "{}/small.keras", "--seconds", "0"], ["--seconds", "0"]),
+    (["benchmark", "{}/small.keras", "--data", "digit"], ["'digit'", "digits"]),
+    (["benchmark", "{}/small.keras", "--output", "{}/small.keras/out.json"], ["--output", "small.keras"]),
+    (["benchmark", "DigitsResNet", "--image-size", "3"], ["4x4"]),
+    (["benchmark", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
     (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--image-size", "3"], ["4x4"]),
     (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--classes", "0"], ["classes", "0"]),
     (["report", "{}/seed.keras"], ["AFTER"]),

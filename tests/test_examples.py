@@ -55,7 +55,8 @@ def test_what_has_no_example_is_listed():
 
 
 # On the other backends a process on TensorFlow writes the file, as test_exporting.py has it do once.
-MARKS = {"export": pytest.mark.only_on("tensorflow"), "MeasuredLatency": pytest.mark.slow}  # it times for 20 seconds
+MARKS = dict.fromkeys(("benchmark", "export"), pytest.mark.only_on("tensorflow"))
+MARKS["MeasuredLatency"] = pytest.mark.slow  # it times for 20 seconds
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from keras import layers
 from user_models import L1Distance
 
 import keras_morph as km
-from keras_morph import exporting, runtimes
-from keras_morph.exporting import FORMATS, Format, export_all
+from keras_morph import exporting, formats, quantizing, runtimes
+from keras_morph.exporting import export_all
+from keras_morph.formats import FORMATS, Format
 from keras_morph.runtimes import RUNTIMES
 
 NAMES = {name: f"small{row.suffix}" for name, row in FORMATS.items()}
@@ -147,6 +148,105 @@ def test_pytorch_exports_where_there_is_no_tensorflow(name, model, tmp_path, mon
     assert (found.backend, found.difference < 1e-5) == ("torch", True)
 
 
+def in_half_precision():
+    x = keras.Input((4,), name="x")
+    hidden = layers.Dense(6, activation="relu", dtype="mixed_float16")(x)
+    return keras.Model(x, layers.Dense(3, dtype="float32")(hidden))
+
+
+@pytest.mark.only_on("tensorflow")
+def test_mixed_precision_is_exported_in_float32(tmp_path):
+    model, given = in_half_precision(), np.random.default_rng(0).random((3, 4), np.float32)
+    assert km.export(model, tmp_path / "small.onnx").difference < 1e-6
+    (expected,), (received,) = models.outputs(model, given), km.open_exported(tmp_path / "small.onnx").run([given])
+    np.testing.assert_allclose(received, expected, atol=2e-3)
+    assert model.layers[1].compute_dtype == "float16"
+
+
+EIGHT_BITS = [name for name in FORMATS if name != "saved_model"]
+
+
+def to_quantize():
+    """image(3) -- conv(32) -- bn -- relu -- conv(64) -- mean -- dense(10): 20,394 parameters."""
+    image = x = keras.Input((8, 8, 3), name="image")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(32, 3)(x)))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(64, 3, activation="relu")(x))
+    return models.randomize(keras.Model(image, layers.Dense(10)(x), name="to_quantize"), seed=1)
+
+
+@pytest.mark.only_on("tensorflow")
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each == "openvino")) for each in EIGHT_BITS]
+)
+def test_eight_bits_are_smaller_and_close(name, tmp_path):
+    model, images = to_quantize(), examples(60)["image"]
+    before = km.export(model, tmp_path / "before" / NAMES[name])
+    found = km.export(model, tmp_path / NAMES[name], int8=images[:40])
+    assert found.precision == "int8"
+    assert found.bytes < 0.6 * before.bytes  # names and shapes are most of what is left
+    assert {each.name for each in tmp_path.iterdir()} == {each.name for each in before.path.parent.iterdir()} | {
+        "before"
+    }
+    session = km.open_exported(found.path)
+    assert session.inputs == km.open_exported(before.path).inputs
+    (received,), (expected,) = session.run([images[40:]]), models.outputs(model, images[40:])
+    off = np.sqrt(np.mean((received - expected) ** 2)) / expected.std()
+    assert 1e-4 < off < 0.1  # in float32 it would be 1e-6
+
+
+@pytest.mark.only_on("tensorflow")
+def test_eight_bits_that_are_only_noise_are_refused(tmp_path, monkeypatch):
+    """One image is a million times as bright as the others, which are rounded away."""
+    images = examples(40)["image"]
+    monkeypatch.setattr(exporting, "PREFERENCE", ("tensorflow",))
+    images[0] *= 1e6
+    with pytest.raises(km.UnsupportedModelError, match=r"in eight bits its outputs are off by .* deviation"):
+        km.export(to_quantize(), tmp_path / "small.onnx", int8=images, check=examples(8)["image"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.only_on("jax", "torch")
+def test_eight_bits_from_another_backend(tmp_path):
+    images = examples(40)["image"]
+    assert km.export(to_quantize(), tmp_path / "small.tflite", int8=images).precision == "int8"
+
+
+@pytest.mark.once
+def test_a_saved_model_has_no_eight_bits(tmp_path):
+    with pytest.raises(km.KerasMorphError, match=r"int8: .*saved_model"):
+        km.export(one(1.0), tmp_path / "small", int8=np.ones((3, 4)))
+
+
+@pytest.mark.once
+def test_a_missing_quantizer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantizing, "find_spec", lambda _: None)
+    with pytest.raises(km.KerasMorphError, match=r"'keras-morph\[int8\]'"):
+        km.export(one(1.0), tmp_path / "small.xml", int8=np.ones((3, 4)))
+
+
+def recurrent(steps):
+    x = keras.Input((steps, 5), name="x")
+    return keras.Model(x, layers.LSTM(3)(layers.Bidirectional(layers.GRU(2, return_sequences=True))(x)))
+
+
+@pytest.mark.slow
+@pytest.mark.only_on("tensorflow")
+@pytest.mark.parametrize("name", FORMATS)
+def test_recurrent_layers_of_a_fixed_number_of_steps(name, tmp_path):
+    model = recurrent(7)
+    assert km.export(model, tmp_path / NAMES[name]).difference < 1e-5
+    assert not any(part.unroll for part in model._flatten_layers() if hasattr(part, "unroll"))
+
+
+@pytest.mark.slow
+@pytest.mark.only_on("tensorflow")
+def test_recurrent_layers_of_any_number_of_steps_need_onnx(tmp_path):
+    assert km.export(recurrent(None), tmp_path / "small.onnx").difference < 1e-5
+    with pytest.raises(km.UnsupportedModelError, match="unroll"):
+        km.export(recurrent(None), tmp_path / "small.tflite")
+
+
 # What is wrong is refused.
 
 
@@ -159,7 +259,7 @@ def one(number):
 def wrong(one_of_ours):
     """An exporter that writes a network that cuts off at 1, where the model does at 5."""
     write = FORMATS["onnx"].write
-    one_of_ours(lambda _, path: write(one(1.0), path))
+    one_of_ours(lambda _, path, calibration: write(one(1.0), path, calibration))
 
 
 @pytest.mark.only_on("tensorflow")
@@ -186,7 +286,7 @@ def test_examples_of_the_users_own_are_compared_too(wrong, tmp_path):
 
 @pytest.mark.once
 def test_what_an_exporter_raises_is_the_reason(one_of_ours, tmp_path):
-    def fails(model, path):
+    def fails(model, path, calibration):
         raise RuntimeError("no rule for\nthat")
 
     one_of_ours(fails)
@@ -196,14 +296,14 @@ def test_what_an_exporter_raises_is_the_reason(one_of_ours, tmp_path):
 
 @pytest.mark.once
 def test_a_process_says_why_it_failed(tmp_path):
-    found = exporting._write_elsewhere(one(1.0), {"onnx": tmp_path / "small.onnx"}, "no_such_backend")
+    (found,) = formats.write_elsewhere([one(1.0)], [{"onnx": tmp_path / "small.onnx"}], "no_such_backend")
     assert "no_such_backend" in found["onnx"]
 
 
 @pytest.mark.once
 def test_layers_of_the_script_itself_need_a_module(tmp_path, monkeypatch):
     monkeypatch.setattr(L1Distance, "__module__", "__main__")
-    found = exporting._write_elsewhere(mixed(), {"litert": tmp_path / "small.tflite"}, "tensorflow")
+    (found,) = formats.write_elsewhere([mixed()], [{"litert": tmp_path / "small.tflite"}], "tensorflow")
     assert "move it to a module" in found["litert"]
 
 
@@ -216,6 +316,7 @@ def test_layers_of_the_script_itself_need_a_module(tmp_path, monkeypatch):
         ("small.onnx", {"format": "litert"}, r"litert expects a name that ends in \.tflite"),
         ("small.onnx", {"format": "saved_model"}, "the name of a folder"),
         ("small.onnx", {"check": np.ones((3, 5))}, r"check: .*\(None, 4\).*\(3, 5\)"),
+        ("small.onnx", {"int8": np.ones((3, 5))}, r"int8: .*\(None, 4\).*\(3, 5\)"),
         ("small.onnx", {"check": np.ones((0, 4))}, r"check: .*\(None, 4\).*\(0, 4\)"),
         ("small.onnx", {"check": [np.ones((3, 4))] * 2}, r"check: .*\(None, 4\).*\(3, 4\), \(3, 4\)"),
     ],
@@ -255,7 +356,7 @@ def test_a_missing_package_is_named(name, tmp_path, monkeypatch):
 
 @pytest.mark.once
 def test_a_format_that_no_installed_backend_writes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "find_spec", lambda module: module != "tensorflow" or None)
+    monkeypatch.setattr(formats, "find_spec", lambda module: module != "tensorflow" or None)
     with pytest.raises(km.KerasMorphError, match=r"litert needs tensorflow.*'keras-morph\[litert,tensorflow\]'"):
         km.export(one(1.0), tmp_path / "small.tflite")
 

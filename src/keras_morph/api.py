@@ -1,6 +1,7 @@
 """The public API, a line for each name; `keras_morph` loads this file when one of them is used."""
 
 from keras_morph import datasets, zoo
+from keras_morph.benchmarking import Benchmark, BenchmarkRow, benchmark
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
@@ -55,6 +56,8 @@ __all__ = [
     "HARDWARE",
     "Activations",
     "Anneal",
+    "Benchmark",
+    "BenchmarkRow",
     "Budget",
     "BudgetError",
     "ChanceWarning",
@@ -96,6 +99,7 @@ __all__ = [
     "UnknownLayerWarning",
     "UnsupportedModelError",
     "UnwrittenWarning",
+    "benchmark",
     "contribution_scores",
     "datasets",
     "expand",

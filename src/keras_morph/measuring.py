@@ -22,7 +22,8 @@ from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Cost, Table
 from keras_morph.costs.fitted import Coefficients, FittedTable, fit
 from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError
-from keras_morph.exporting import FORMATS, write_unchecked, written_here
+from keras_morph.exporting import write_unchecked, written_here
+from keras_morph.formats import FORMATS
 from keras_morph.graph.closure import close
 from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_morph.errors import KerasMorphError
 
-__all__ = ["RUNTIMES", "Input", "Runtime", "Session", "installed", "open_exported", "runtime_of"]
+__all__ = ["RUNTIMES", "Input", "Runtime", "Session", "installed", "is_exported", "open_exported", "runtime_of"]
 
 Path_ = str | os.PathLike[str]
 
@@ -123,6 +123,12 @@ def runtime_of(path: Path_) -> str:
             return name
     known = ", ".join(runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix)
     raise KerasMorphError(f"Expected a file that ends in {known}, or a SavedModel's folder. Received: {path}.")
+
+
+def is_exported(path: Path_) -> bool:
+    """Whether a path is that of an exported file, or of a SavedModel's folder; a `.keras` file is none."""
+    suffixes = {runtime.suffix for name, runtime in RUNTIMES.items() if name != "keras" and runtime.suffix}
+    return Path(path).suffix in suffixes or (Path(path) / "saved_model.pb").exists()
 
 
 def installed(name: str) -> None:

@@ -8,6 +8,7 @@ prints a JSON object, or writes FOLDER/timings.json. In a process of its own the
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -150,13 +151,16 @@ def time_files_apart(
     options = {"threads": threads, "batch-size": batch_size, "seconds": seconds / processes, "rounds": rounds}
     given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "keras_morph.timing", *given, *map(str, paths)]
+    # Keras's backends read how many threads they may use when they start.
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC"), str(threads))
+    environment = {**os.environ, **limits, "TF_NUM_INTEROP_THREADS": "1"}
     found = []
     for _ in range(processes):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise KerasMorphError(f"{runtime_of(paths[0])} could not time {len(paths)} files: {last[0]}")
-        found.append(Timings.parsed(done.stdout))
+        found.append(Timings.parsed(done.stdout.splitlines()[-1]))  # a backend may print notes of its own before
     seconds_of_all = tuple(sum(samples, ()) for samples in zip(*(each.seconds for each in found), strict=True))
     return Timings(found[0].conditions, seconds_of_all)
 

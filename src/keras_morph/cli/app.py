@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import keras_morph
+from keras_morph.cli.benchmark import benchmark
 from keras_morph.cli.export import export
 from keras_morph.cli.inspect import inspect
 from keras_morph.cli.measure import measure
@@ -56,5 +57,5 @@ def shrink(options: Shrink) -> None:
     run(options)
 
 
-for command in (inspect, rebuild, report, export, measure, zoo):
+for command in (inspect, rebuild, report, export, benchmark, measure, zoo):
     app.command()(command)

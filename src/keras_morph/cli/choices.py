@@ -13,8 +13,9 @@ import keras
 from keras_morph.cli.options import check_number
 from keras_morph.costs.costs import Cost, Latency
 from keras_morph.costs.hardware import HARDWARE, Hardware
-from keras_morph.datasets import PIXELS, Choice, Dataset, choose_pixels
+from keras_morph.datasets import PIXELS, Choice, Dataset, choose_pixels, load
 from keras_morph.errors import KerasMorphError
+from keras_morph.runtimes import open_exported
 from keras_morph.training.regularizers import Regularizer
 from keras_morph.zoo import build, minimum_size, morphnet_model
 from keras_morph.zoo.morphnet_model import ALGORITHMS, COSTS, one_of
@@ -26,6 +27,8 @@ __all__ = [
     "SCHEDULES",
     "base_model_of",
     "cost_of",
+    "image_size_of",
+    "images_for",
     "is_named",
     "load_model",
     "one_of",
@@ -173,6 +176,23 @@ def load_model(text: str, *, input_shape: tuple[int, int, int] = (32, 32, 3), cl
 def is_named(text: str) -> bool:
     """Whether MODEL is a name of the zoo, and no file or function."""
     return not text.endswith(".keras") and ":" not in text
+
+
+def images_for(model: Any, data: str) -> Dataset:
+    """A data set at the size and in the range of pixels that a model takes; for an exported file, in 0-1."""
+    dataset = load(data, image_size=image_size_of(model))
+    if not isinstance(model, keras.Model):
+        return dataset
+    return dataset.in_pixels(pixels_of("auto", model, dataset, named=False).pixels)
+
+
+def image_size_of(model: Any) -> tuple[int, int] | None:
+    """Height and width of a model's images, or of those of an exported file; None if any will do."""
+    shape = model.input_shape if isinstance(model, keras.Model) else open_exported(model).inputs[0].shape
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        raise KerasMorphError(f"data: expected a model that takes images. Received: inputs of shape {shape}.")
+    height, width = shape[1:3]
+    return None if height is None or width is None else (height, width)
 
 
 def _load_file(path: str) -> keras.Model:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import EXPORTS, Classes, ImageSize, check_folder
+from keras_morph.cli.options import DATA, EXPORTS, Classes, ImageSize, among, check_folder
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["export"]
@@ -19,6 +19,14 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="where the files go, without a suffix; by default beside the .keras file")
     ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="in eight bits; needs --calibrate")] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="data whose training images calibrate --int8, and whose test images measure it",
+            **among(DATA, show=False),
+        ),
+    ] = None,
     image_size: ImageSize = 32,
     classes: Classes = 10,
 ) -> None:
@@ -26,12 +34,15 @@ def export(
     formats = list(dict.fromkeys(name.strip() for name in to.split(",")))
     if unknown := [name for name in formats if name not in EXPORTS]:
         raise KerasMorphError(f"--to expects formats out of {', '.join(EXPORTS)}. Received: {unknown[0] or to!r}.")
+    if int8 != (calibrate is not None):
+        missing, given = ("--calibrate DATA", "--int8") if int8 else ("--int8", "--calibrate")
+        raise KerasMorphError(f"{given} needs {missing}. Received: {given} alone.")
     stem = output or Path(model.removesuffix(".keras").rpartition(":")[2])
     check_folder("the folder of --output", stem.parent)
 
     from keras_morph.cli.choices import load_model
-    from keras_morph.exporting import export_all
+    from keras_morph.cli.exporting import written
 
     found = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
-    for exported in export_all(found, [stem.with_name(stem.name + SUFFIXES[name]) for name in formats]):
-        print(exported)
+    for line in written(found, [stem.with_name(stem.name + SUFFIXES[name]) for name in formats], calibrate):
+        print(line)

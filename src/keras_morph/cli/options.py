@@ -23,6 +23,7 @@ __all__ = [
     "EXPORTS",
     "OPTIMIZERS",
     "PIXELS",
+    "RUNTIMES",
     "RUNTIMES_THAT_MEASURE",
     "SCHEDULES",
     "Classes",
@@ -56,6 +57,7 @@ EXPORTS = ("onnx", "litert", "openvino", "saved_model")
 RUNTIMES_THAT_MEASURE = ("onnxruntime", "litert", "openvino")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "adamax", "adagrad", "lion")
 PIXELS = ("0-1", "0-255", "-1-1", "caffe", "torch")
+RUNTIMES = ("onnxruntime", "litert", "openvino", "keras", "tensorflow")
 SCHEDULES = ("constant", "cosine", "linear", "exponential")
 
 
