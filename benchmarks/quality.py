@@ -99,9 +99,8 @@ class Trial:
 
     def train(self, model, epochs, *, span=None, done=0):
         """Epochs `done` to `done + epochs` of a cosine over `span` epochs."""
-        rate = cosine(self.options.learning_rate, self.steps * (span or epochs))
+        rate = cosine(self.options.learning_rate, self.steps * (span or epochs), self.steps * done)
         model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
-        model.optimizer.iterations.assign(done * self.steps)
         model.fit(self.batches(), epochs=epochs, verbose=0)
         return model
 
