@@ -10,6 +10,7 @@ import io
 import json
 import re
 import sys
+import typing
 import zipfile
 
 import keras
@@ -396,6 +397,14 @@ MISTAKES = [
     (["shrink", MODEL, "--image-size", "0"], ["image_size", "0"]),
     (["shrink", MODEL, "--pixels", "0-256"], ["--pixels", "'0-256'", "0-255"]),
     (["shrink", MODEL, "--pixels", "caffe"], ["caffe", "3 colours"]),
+    (["shrink", MODEL, "--stream"], ["stream", "digits", "in memory"]),
+    (["shrink", MODEL, "--data", ""], ["data", "''", "check the path"]),
+    (["shrink", MODEL, "--data", "/proc"], ["/proc", "the system's own"]),
+    (["shrink", MODEL, "--data", "x" * 5000], ["data", "too long"]),
+    (["shrink", MODEL, "--log-dir", "x" * 5000], ["--log-dir"]),
+    (["shrink", "x" * 5000 + ".keras"], ["does not exist"]),
+    (["inspect", "DigitsResNet", "--classes", "1000000000"], ["--classes", "65536"]),
+    (["inspect", "DigitsResNet", "--image-size", "1000000000"], ["--image-size", "65536"]),
     (["shrink", MODEL, "--limit", "0"], ["limit", "0"]),
     (["shrink", MODEL, "--random-seed", "-1"], ["--random-seed"]),
     (["shrink", MODEL, "--log-dir", "{}/seed.keras"], ["--log-dir", "seed.keras"]),
@@ -460,7 +469,7 @@ def options_of(name):
         "--" + parameter.name.replace("_", "-")
         for parameter in parameters
         if isinstance(parameter.annotation.__metadata__[0], typer.models.OptionInfo)
-        and parameter.annotation.__origin__ is not bool
+        and bool not in (parameter.annotation.__origin__, *typing.get_args(parameter.annotation.__origin__))
     }
 
 

@@ -685,9 +685,13 @@ def test_a_bad_value_is_one_line(option, value, no_data, capsys):
 
 @pytest.mark.once
 def test_every_option_has_a_bad_value_here():
-    """But for --dataset, whose mistakes are in test_datasets.py and test_cli.py, and --mixed-precision, which takes none."""
+    """But for --dataset, whose mistakes are in test_datasets.py and test_cli.py, and those that take no value."""
     options = {"--" + name.replace("_", "-") for name in inspect.signature(Train).parameters}
-    assert options == {option for option, _ in BAD if option != "--no-such-option"} | {"--dataset", "--mixed-precision"}
+    assert options == {option for option, _ in BAD if option != "--no-such-option"} | {
+        "--dataset",
+        "--mixed-precision",
+        "--stream",
+    }
 
 
 @pytest.mark.once

@@ -18,6 +18,8 @@ __all__ = [
     "UnsupportedModelError",
     "UnwrittenWarning",
     "backend_needed",
+    "is_of_users",
+    "of_users",
 ]
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -197,3 +199,27 @@ def _missing_backend(error: Exception) -> str | None:
         return package if package in (*BACKENDS, "openvino") else None
     _, _, unknown = str(error).partition("Unable to import backend : ")
     return unknown or None
+
+
+OF_USERS = "keras-morph: this was raised by code of yours, "
+
+
+@contextmanager
+def of_users(name: str) -> Iterator[None]:
+    """Around a call of the user's code: what it raises says so, and is shown with its traceback.
+
+    Args:
+        name: what the code is called on the command line.
+    """
+    try:
+        yield
+    except KerasMorphError:
+        raise
+    except Exception as error:
+        error.add_note(f"{OF_USERS}{name}")
+        raise
+
+
+def is_of_users(error: BaseException) -> bool:
+    """Whether an error was raised by the user's code."""
+    return any(note.startswith(OF_USERS) for note in getattr(error, "__notes__", ()))

@@ -3,14 +3,17 @@
 Keras is imported by what a command does, not by its options: help, version, completion and mistakes in writing come first.
 """
 
+import io
 import logging
+import os
 import sys
 from typing import Any, NoReturn
 
-from keras_morph.errors import DivergedError, KerasMorphError, backend_needed
+from keras_morph.errors import DivergedError, KerasMorphError, backend_needed, is_of_users
 
 __all__ = ["main"]
 
+LONGEST = 2000  # characters of a line
 INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 REQUIRED = {"PIL": "pillow"} | {
     name: name for name in ("keras", "numpy", "typer", "rich", "matplotlib", "tensorboardX")
@@ -22,6 +25,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command; a user's mistake is one line on standard error and exit code 2, a training that diverged 1."""
     # TensorFlow warns of every model that it compiles anew, which is what we do for a living.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows few characters, or a file name that is no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with backend_needed():
             code = _run(arguments)
@@ -30,9 +36,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as error:
         _stop(str(error) or "interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
-        if error.name not in REQUIRED:
+        if error.name not in REQUIRED or is_of_users(error):
             raise
         _stop(f"{error.name} is not installed. Run pip install {REQUIRED[error.name]}.", 2)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        if is_of_users(error):
+            raise
+        _stop(_of_the_machine(error), 1)
     sys.exit(code or 0)
 
 
@@ -58,6 +71,16 @@ def _run(arguments: list[str] | None) -> Any:
     return code
 
 
+def _of_the_machine(error: Exception) -> str:
+    """A full disk, a folder that cannot be written, or too little memory."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system'}: {error.strerror}"
+    return "there is not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+
+
 def _stop(message: str, code: int) -> NoReturn:
-    print("keras-morph: " + " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    # Names of files may hold what a terminal takes for commands.
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    print(f"keras-morph: {shown if len(shown) <= LONGEST else f'{shown[:LONGEST]}...'}", file=sys.stderr)
     sys.exit(code)

@@ -5,7 +5,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,8 +13,9 @@ from keras_morph.cli.options import check_number
 from keras_morph.costs.costs import Cost, Latency
 from keras_morph.costs.hardware import HARDWARE, Hardware
 from keras_morph.datasets import PIXELS, Choice, Dataset, choose_pixels, load
-from keras_morph.errors import KerasMorphError
+from keras_morph.errors import KerasMorphError, of_users
 from keras_morph.runtimes import open_exported
+from keras_morph.saving import open_model
 from keras_morph.training.regularizers import Regularizer
 from keras_morph.zoo import build, minimum_size, morphnet_model
 from keras_morph.zoo.morphnet_model import ALGORITHMS, COSTS, one_of
@@ -170,7 +170,7 @@ def load_model(text: str, *, input_shape: tuple[int, int, int] = (32, 32, 3), cl
     """
     if is_named(text):
         return build(text, input_shape=input_shape, classes=classes)
-    return _load_file(text) if text.endswith(".keras") else _call_function(text, input_shape, classes)
+    return open_model(text) if text.endswith(".keras") else _call_function(text, input_shape, classes)
 
 
 def is_named(text: str) -> bool:
@@ -195,26 +195,13 @@ def image_size_of(model: Any) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _load_file(path: str) -> keras.Model:
-    if not Path(path).is_file():
-        raise KerasMorphError(
-            f"MODEL: {path} does not exist. Expected a .keras file, a zoo name or package.module:function."
-        )
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise KerasMorphError(
-            f"MODEL: {path} cannot be loaded by Keras: {reason[0] if reason else type(error).__name__}"
-        ) from error
-
-
 def _imported(text: str, argument: str) -> Callable[..., Any]:
     module, _, name = text.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:
-        function = getattr(importlib.import_module(module), name)
+        with of_users(text):
+            function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise KerasMorphError(
             f"{argument}: {text} cannot be imported: {error}. Expected package.module:function."
@@ -226,11 +213,16 @@ def _imported(text: str, argument: str) -> Callable[..., Any]:
 
 def _call_function(text: str, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
     function = _imported(text, "MODEL")
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:  # of a built-in one
+        raise KerasMorphError(
+            f"MODEL: {text} cannot be called: {error}. Expected a function that returns a model."
+        ) from error
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     offered = {"input_shape": input_shape, "classes": classes}
-    # What goes wrong inside is the user's own, and shown as it is.
-    model = function(**{name: value for name, value in offered.items() if open_ended or name in parameters})
+    with of_users(text):
+        model = function(**{name: value for name, value in offered.items() if open_ended or name in parameters})
     if not isinstance(model, keras.Model):
         raise KerasMorphError(f"MODEL: {text} returned {type(model).__name__}. Expected a keras.Model.")
     return model

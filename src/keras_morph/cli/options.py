@@ -61,6 +61,9 @@ RUNTIMES = ("onnxruntime", "litert", "openvino", "keras", "tensorflow")
 SCHEDULES = ("constant", "cosine", "linear", "exponential")
 
 
+LARGEST = 2**16  # pixels and classes; more are a slip, and a network of gigabytes
+
+
 def among(choices: Iterable[str], *, show: bool = True) -> dict[str, Any]:
     """For `typer.Option`: names that the shell completes, and with `show` those of the help; a check is left to `one_of`."""
     names = tuple(choices)
@@ -68,8 +71,8 @@ def among(choices: Iterable[str], *, show: bool = True) -> dict[str, Any]:
     return completed | ({"metavar": f"[{'|'.join(names)}]"} if show else {})
 
 
-ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at")]
-Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with")]
+ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at", max=LARGEST)]
+Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with", max=LARGEST)]
 PixelRange = Annotated[
     str,
     typer.Option(
@@ -117,8 +120,12 @@ def check_name(option: str, name: str, choices: Iterable[str]) -> None:
 
 def check_folder(option: str, folder: Path) -> None:
     """A folder that is there or can be made, and can be written."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    try:
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        fine = nearest.is_dir() and os.access(nearest, os.W_OK) and not nearest.is_relative_to("/proc")
+    except (OSError, ValueError):  # too long, or with a zero byte
+        fine = False
+    if not fine:
         raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
 
 

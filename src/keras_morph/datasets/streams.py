@@ -1,13 +1,11 @@
 """Images that stay on disk until a batch of them is asked for, and batches in an order that can be repeated."""
 
-__all__ = ["Batches", "Images", "fits", "free_memory"]
+__all__ = ["Batches", "Images", "fits"]
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from keras_morph.datasets.decoding import Encoded, check_size, decode, headers, pool, threads
 from keras_morph.datasets.pixels import PIXELS, Pixels
 from keras_morph.devices import padded
+from keras_morph.memory import free_memory
 
 SHARE = 0.25  # of the free memory that images may fill: a backend may copy them once, and training needs some too
 _QUEUE = 2**27  # bytes of decoded batches that wait to be trained on
@@ -228,30 +227,3 @@ def _order(seed: int | None, epoch: int, count: int) -> np.ndarray:
 def fits(size: int) -> bool:
     """Whether so many bytes of images are at most a quarter of the free memory."""
     return size <= SHARE * free_memory()
-
-
-def free_memory() -> int:
-    """Bytes that can be had without swapping: of the machine, or of the container if that is less."""
-    found = []
-    if available := _numbers("/proc/meminfo").get("MemAvailable:"):
-        found.append(available * 1024)
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    group = Path("/sys/fs/cgroup")
-    if (limit := _text(group / "memory.max")).isdigit():
-        used = int(_text(group / "memory.current") or 0) - _numbers(group / "memory.stat").get("inactive_file", 0)
-        found.append(max(0, int(limit) - used))
-    return min(found, default=2**32)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _numbers(path: str | Path) -> dict[str, int]:
-    """The first number of each line of a file of the system, by the word in front of it."""
-    words = [line.split() for line in _text(Path(path)).splitlines()]
-    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
