@@ -261,7 +261,7 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
         for weight in layer.weights
         if layer.made is not None and weight.reads is not None and weight.vectors[weight.reads] >= 0
     ]
-    stream = Stream(graph, image_batches(images), [tensor for *_, tensor in reading])
+    stream = Stream(graph, image_batches(graph, images), [tensor for *_, tensor in reading])
     # No channel is below what nothing reads.
     scores = np.zeros(graph.num_groups) if reduce is np.add else np.full(graph.num_groups, -np.inf)
     for layer, weight, axis, tensor in reading:
