@@ -9,8 +9,9 @@ from exactness import assert_equal_outputs
 from keras import layers, ops
 
 import keras_morph as km
+from keras_morph import pipeline
 from keras_morph.graph.streaming import Stream, image_batches
-from keras_morph.surgery.recovery import _matrices, _Places, _results, _values
+from keras_morph.surgery.recovery import _matrices, _Places, _results, _values, loses
 
 TINY_RIDGE = 1e-9
 
@@ -37,7 +38,7 @@ def predicted(model, x):
 def test_a_stream_makes_the_tensors_of_the_model_and_lets_them_go(name):
     model = models.build(name)
     graph, x = km.trace(model), models.examples(model)
-    stream = Stream(graph, image_batches(x), graph.outputs)
+    stream = Stream(graph, image_batches(graph, x), graph.outputs)
     for _ in stream:
         pass
     assert set(stream.values) <= {*graph.outputs, *graph.inputs}
@@ -227,25 +228,37 @@ class Batches(keras.utils.PyDataset):
     ids=["array", "labels", "list", "dictionary", "many", "dataset", "iterator"],
 )
 def test_images_come_as_fit_takes_them(data, sizes):
-    assert [len(batch[0]) for batch in image_batches(data)] == sizes
+    shapes = [(4,), (5,)] if isinstance(data, (list, dict)) else [(4,)]
+    inputs = [keras.Input(shape) for shape in shapes]
+    graph = km.trace(keras.Model(inputs, [layers.Dense(2)(x) for x in inputs]))
+    assert [len(batch[0]) for batch in image_batches(graph, data)] == sizes
 
 
 @pytest.mark.once
 def test_arrays_that_are_sorted_by_label_are_taken_evenly():
-    chosen = np.concatenate([batch[0] for batch in image_batches(np.arange(5000))])
+    chosen = np.concatenate([batch[0] for batch in image_batches(km.trace(dense()), np.arange(5000))])
     np.testing.assert_array_equal(chosen[[0, -1]], [0, 4999])
     assert set(np.diff(chosen)) <= {4, 5}
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("data", "message"), [(images(0, 6), "Received: none"), ([images(2, 6)] * 2, "has 1 inputs")])
+@pytest.mark.parametrize(("data", "message"), [(images(0, 6), "Received: none"), ([images(2, 6)] * 2, "each input of")])
 def test_images_that_do_not_suit_are_one_line(data, message):
     model = dense()
     with pytest.raises(km.DataError, match=message):
         recovered(model, cut(model, "hidden", [1]), data)
 
 
-# prune.
+@pytest.mark.once
+def test_large_images_are_fewer():
+    """2^28 elements, of tensors of up to 1,024 x 1,024 x 2."""
+    image = keras.Input((1024, 1024, 1))
+    graph = km.trace(keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(2, 1)(image))))
+    batches = image_batches(graph, np.broadcast_to(np.float32(0), (500, 1024, 1024, 1)))
+    assert [len(batch[0]) for batch in batches] == [64, 64]
+
+
+# prune and shrink.
 
 
 @pytest.mark.parametrize("name", ["residual_projection", "grouped"])
@@ -257,3 +270,29 @@ def test_prune_recovers_from_images_within_the_budget(name):
     assert km.FLOPs()(small) <= 0.7 * km.FLOPs()(model)
     structure = km.fit_budget(model, km.Budget("70%", per_cost=1), scores=km.contribution_scores(model, x))
     assert error(small, model, unseen) < error(km.rebuild(model, structure), model, unseen)
+
+
+def test_what_has_faded_loses_nothing():
+    model = models.build("residual_projection")
+    structure = structures.draw(km.trace(model), "half", seed=1)
+    assert loses(model, structure)
+    assert not loses(km.masked(model, structure), structure)
+
+
+def test_a_cut_before_fading_recovers_from_the_training_data():
+    """An own order of phases, without `fade`."""
+    model = models.build("plain")
+    x = models.examples(model, count=64)
+    y = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    found = []
+
+    def look(progress):
+        found.append((progress.learner.seed, progress.small, progress.rebuilt_weights))
+        return progress
+
+    recipe = km.Recipe(epochs=3, loss="mse", phases=(pipeline.learn, pipeline.choose, pipeline.cut, look))
+    km.shrink(model, "60%", (x, y), recipe=recipe, verbose=0)
+    ((seed, small, plain),) = found
+    recovered_error = error(small, seed, x)
+    small.set_weights(plain)
+    assert recovered_error < 0.5 * error(small, seed, x)

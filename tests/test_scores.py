@@ -1,4 +1,4 @@
-"""Scores from data, against the derivative that they are."""
+"""Scores from data and from kernels, against the derivative, the loss or the numbers that they are."""
 
 import keras
 import models
@@ -81,6 +81,117 @@ def test_what_the_loss_depends_on_most_is_kept():
 def test_what_has_no_loss_is_one_line():
     with pytest.raises(km.KerasMorphError, match="not compiled"):
         km.taylor_scores(network(), data())
+
+
+# Scores from activations: image(3) -- first(4) -- the readers of its channels.
+
+
+def branches():
+    """features(3) -- first(4) --+-- left(2) -- add -- out(1), and right(2) beside left, so that two layers read first."""
+    x = keras.Input((3,))
+    first = layers.Dense(4, activation="tanh", name="first")(x)
+    both = layers.Add(name="add")([layers.Dense(2, name="left")(first), layers.Dense(2, name="right")(first)])
+    return models.randomize(keras.Model(x, layers.Dense(1, name="out")(both)), seed=1)
+
+
+def of_first(model, scores):
+    """Scores of the channels of `first`."""
+    graph = km.trace(model)
+    (made,) = [layer.made for layer in graph.layers if layer.name == "first"]
+    return scores[graph.group_of[made]]
+
+
+def read_by(model, layer):
+    """What a layer reads, float64, and its kernel."""
+    x = np.random.default_rng(0).normal(size=(80, 3)).astype("float32")
+    first = ops.convert_to_numpy(model.get_layer("first")(x)).astype("float64")
+    return x, first, ops.convert_to_numpy(model.get_layer(layer).kernel).astype("float64")
+
+
+def test_the_contribution_is_the_share_of_the_variance_summed_over_readers():
+    model = branches()
+    expected = 0.0
+    for layer in ("left", "right"):
+        x, first, kernel = read_by(model, layer)
+        each = first.var(0) * np.square(kernel).sum(1)
+        expected = expected + each / each.sum()
+    np.testing.assert_allclose(of_first(model, km.contribution_scores(model, x)), expected, rtol=1e-4)
+
+
+def test_the_obs_score_is_the_error_that_the_best_kernel_of_the_others_leaves():
+    model = branches()
+    expected = np.zeros(4)
+    for layer in ("left", "right"):
+        x, first, kernel = read_by(model, layer)
+        centered = first - first.mean(0)
+        for channel in range(4):
+            others = np.delete(centered, channel, axis=1)
+            fitted = np.linalg.lstsq(others, centered @ kernel, rcond=None)[0]
+            lost = np.square(centered @ kernel - others @ fitted).sum(1).mean()
+            expected[channel] += lost / (first.var(0) @ np.square(kernel).sum(1))
+    np.testing.assert_allclose(of_first(model, km.obs_scores(model, x, ridge=1e-9)), expected, rtol=1e-3)
+
+
+def test_flap_standardizes_within_each_reader():
+    model = branches()
+    expected = []
+    for layer in ("left", "right"):
+        x, first, kernel = read_by(model, layer)
+        each = first.var(0) * np.square(kernel).sum(1)
+        expected.append((each - each.mean()) / each.std())
+    np.testing.assert_allclose(
+        of_first(model, km.flap_scores(model, x)), np.max(expected, axis=0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_minitron_takes_the_mean_over_positions_inside_and_over_images_outside():
+    image = keras.Input((2, 2, 3))
+    first = layers.Dense(4, activation="tanh", name="first")(image)
+    model = models.randomize(keras.Model(image, layers.Conv2D(2, 1, name="out")(first)), seed=1)
+    x = np.random.default_rng(0).normal(size=(80, 2, 2, 3)).astype("float32")
+    first = ops.convert_to_numpy(model.get_layer("first")(x)).astype("float64")
+    sizes = np.sqrt(np.square(np.abs(first).mean((1, 2))).mean(0))
+    np.testing.assert_allclose(of_first(model, km.minitron_scores(model, x)), sizes / sizes.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scores", [km.contribution_scores, km.obs_scores, km.flap_scores, km.minitron_scores])
+def test_a_channel_that_never_varies_nor_is_anything_comes_last(scores):
+    model = branches()
+    kernel, bias = model.get_layer("first").weights
+    kernel.assign(ops.convert_to_numpy(kernel) * np.array([1, 1, 0, 1], "float32"))
+    bias.assign(np.zeros(4, "float32"))
+    assert np.argmin(of_first(model, scores(model, read_by(model, "left")[0]))) == 2
+
+
+@pytest.mark.one_of(4)
+@pytest.mark.parametrize("name", models.PARAMETERS)
+@pytest.mark.parametrize("scores", [km.contribution_scores, km.obs_scores, km.flap_scores, km.minitron_scores])
+def test_every_group_of_every_network_has_a_score(scores, name):
+    model = models.build(name)
+    graph = km.trace(model)
+    with models.weights_stay(model):
+        values = scores(model, models.examples(model, count=20))
+    assert values.shape == (graph.num_groups,)
+    assert np.isfinite(values).all()
+    assert values.max() > 0
+
+
+# Scores from kernels: w = (3, 0), (0, 4), (0, 4), whose norms are 3, 4, 4 and distances 5, 5 and 0.
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (km.fpgm_scores, [10, 5, 5]),  # 5 + 5, 5 + 0, 5 + 0
+        (km.whc_scores, [24, 12, 12]),  # 3 * (4 + 4), 4 * 3 + 4 * 4 * 0
+    ],
+)
+def test_what_is_said_twice_scores_low(scores, expected):
+    x = keras.Input((2,))
+    model = keras.Model(x, layers.Dense(1)(layers.Dense(3, name="first")(x)))
+    model.get_layer("first").kernel.assign(np.array([[3, 0, 0], [0, 4, 4]], "float32"))
+    np.testing.assert_allclose(of_first(model, scores(model)), np.array(expected) / np.mean(expected), rtol=1e-6)
 
 
 @pytest.mark.once

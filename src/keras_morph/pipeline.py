@@ -31,7 +31,7 @@ from keras_morph.search.selection import fit_budget
 from keras_morph.status import read_status, running
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import rebuild
-from keras_morph.surgery.recovery import recover
+from keras_morph.surgery.recovery import loses, recover
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.checkpoints import Saved, fill, fit_resumably
 from keras_morph.training.distilling import Distiller
@@ -394,10 +394,12 @@ def fade(progress: Progress) -> Progress:
 
 
 def cut(progress: Progress) -> Progress:
-    """The smaller model, with BatchNormalization's statistics estimated anew."""
+    """The smaller model: what was cut before it had faded is regressed back, BatchNormalization's statistics estimated anew."""
     training = progress.training
     small = rebuild(progress.learner, progress.structure)
     rebuilt = small.get_weights()
+    if loses(progress.learner, progress.structure):
+        recover(small, progress.learner, progress.structure, training.data)
     reestimate_statistics(small, training.data, batch_size=training.recipe.batch_size)
     return replace(progress, small=small, rebuilt_weights=rebuilt, reestimated_weights=small.get_weights())
 

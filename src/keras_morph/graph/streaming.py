@@ -1,5 +1,6 @@
 """What the tensors of a traced model hold for some images: made call by call, and let go when nothing reads them any more."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -8,32 +9,37 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_morph.channels import Call, ChannelGraph
+from keras_morph.channels import Call, ChannelGraph, Tensor
 from keras_morph.errors import DataError
 from keras_morph.graph.replaying import called, inferring
 from keras_morph.keras_internals import functional_in, mask_of
 
 __all__ = ["Stream", "image_batches"]
 
-MOST_IMAGES = 1024  # more add little to means and covariances, and all of them are in memory at once
+MOST_IMAGES = 1024  # more add little to means and covariances
+MOST_ELEMENTS = 2**28  # of a tensor for all images, 1 GB in float32: a handful of tensors are in memory at once
 BATCH = 64  # images in one call of a layer
 
 
-def image_batches(data: Any) -> list[list[Any]]:
-    """Up to 1,024 inputs of a model, without labels: for each batch a flat list of arrays, one per input.
+def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
+    """Inputs of a model without labels, for each batch a flat list of arrays, one per input.
+
+    Up to 1,024 images, and no more than 2^28 elements of any tensor: large images have many positions.
 
     Args:
+        graph: the traced model.
         data: an array, or a list or dictionary of them for a model of several inputs; `(x, y)`; or whatever else `fit` takes
             as its first argument. Of arrays evenly spaced entries are taken, since they may be sorted by label.
 
     Raises:
-        DataError: if there is no image.
+        DataError: if there is no image, or not one array for each input.
     """
     x = data[0] if isinstance(data, tuple) else data
+    most = min(MOST_IMAGES, max(1, MOST_ELEMENTS // max(map(_elements, graph.tensors))))
     if isinstance(x, (list, dict)) or hasattr(x, "shape"):
         arrays = tree.flatten(x)
         size = len(arrays[0]) if arrays else 0
-        chosen = np.linspace(0, max(size - 1, 0), min(size, MOST_IMAGES)).round().astype(int)
+        chosen = np.linspace(0, max(size - 1, 0), min(size, most)).round().astype(int)
         parts = (chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH))
         batches = [[array[part] for array in arrays] for part in parts]
     else:
@@ -41,11 +47,19 @@ def image_batches(data: Any) -> list[list[Any]]:
         for item in _items(x):
             batches.append(tree.flatten(item[0] if isinstance(item, (tuple, list)) else item))
             images += len(batches[-1][0])
-            if images >= MOST_IMAGES:
+            if images >= most:
                 break
     if not batches:
         raise DataError("Expected a few hundred images. Received: none.")
+    if len(batches[0]) != len(graph.inputs):
+        raise DataError(f"Expected an array for each input of {graph.model.name}. Received: {len(batches[0])} arrays.")
     return batches
+
+
+def _elements(tensor: Tensor) -> int:
+    """Elements of a tensor for one example; sizes that are unknown count as 1."""
+    rows = tensor.rows if math.isfinite(tensor.rows) else 1.0
+    return math.ceil(rows * math.prod(size or 1 for size in tensor.shape[1:]))
 
 
 def _items(data: Any) -> Iterable[Any]:
@@ -62,10 +76,6 @@ class Stream:
     """
 
     def __init__(self, graph: ChannelGraph, batches: Sequence[Sequence[Any]], looks: Iterable[int] = ()) -> None:
-        if len(batches[0]) != len(graph.inputs):
-            raise DataError(
-                f"{graph.model.name} has {len(graph.inputs)} inputs. Expected: as many arrays. Received: {len(batches[0])}."
-            )
         self.graph, self.batches = graph, len(batches)
         self.uses = Counter(looks)
         for call in graph.calls:

@@ -142,8 +142,9 @@ def contribution_scores(model: Any, images: Any) -> np.ndarray:
 def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
     """What layers lose that read a channel, if the kernels of the other channels make up for it as far as they can.
 
-    As `contribution_scores`, with 1 / (H^-1)_jj in the place of Var(x_j) in the numerator: H is the covariance of what a layer
-    reads, with `ridge` times its mean variance added to the diagonal. All positions of a kernel are treated alike.
+    As `contribution_scores`, with what the other channels do not say of x_j in the place of Var(x_j) in the numerator. That is
+    1 / (H^-1)_jj - l, where H is the covariance of what a layer reads plus l = `ridge` times its mean variance on the diagonal.
+    All positions of a kernel are treated alike.
 
     Args:
         model: as in `contribution_scores`.
@@ -162,8 +163,9 @@ def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
     """
 
     def lost(energies: np.ndarray, x: _Read) -> np.ndarray:
-        held = x.covariance + np.eye(len(energies)) * (ridge * x.variances.mean() or 1.0)
-        return energies / np.diag(np.linalg.inv(held)) / ((energies @ x.variances) or 1.0)
+        held = ridge * x.variances.mean() or 1.0
+        alone = 1 / np.diag(np.linalg.inv(x.covariance + held * np.eye(len(energies)))) - held
+        return energies * np.maximum(alone, 0.0) / ((energies @ x.variances) or 1.0)
 
     return _scored(model, images, np.add, lost)
 
@@ -259,7 +261,7 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
         for weight in layer.weights
         if layer.made is not None and weight.reads is not None and weight.vectors[weight.reads] >= 0
     ]
-    stream = Stream(graph, image_batches(images), [tensor for *_, tensor in reading])
+    stream = Stream(graph, image_batches(graph, images), [tensor for *_, tensor in reading])
     # No channel is below what nothing reads.
     scores = np.zeros(graph.num_groups) if reduce is np.add else np.full(graph.num_groups, -np.inf)
     for layer, weight, axis, tensor in reading:

@@ -25,9 +25,10 @@ from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.streaming import Stream, image_batches
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import trace, trace_as
+from keras_morph.layers.rules import variable
 from keras_morph.surgery.rebuilding import rebuild
 
-__all__ = ["recover"]
+__all__ = ["loses", "recover"]
 
 # Layers that multiply patches of what they read by a kernel; exact classes, as a subclass may do other things.
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -74,7 +75,7 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownLayerWarning)
         after = trace(small)
-    batches = image_batches(images)
+    batches = image_batches(graph, images)
     pairs = list(_Pairing(graph, closed, after).pairs())
     before, now = Stream(graph, batches, [t for pair in pairs for t in pair.looks]), Stream(after, batches)
     by_call = {id(pair.call): pair for pair in pairs}
@@ -88,6 +89,13 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
             _fit(pair, now, before, ridge)
         for tensor in pair.looks:
             before.release(tensor)
+
+
+def loses(model: Any, structure: Any) -> bool:
+    """Whether a cut loses anything: of a seed whose dead channels have faded to zero it does not."""
+    graph, structure = graph_and_structure(model, structure)
+    entries = graph.dead_entries(close(graph, structure.copies(graph)).channels)
+    return any(_values(variable(layer.operation, weight.name))[dead].any() for layer, weight, dead in entries)
 
 
 @dataclass(frozen=True)
