@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from rows import append
 
 import keras_morph as km
-from keras_morph.exporting import FORMATS, write_unchecked
+from keras_morph.exporting import write_unchecked
+from keras_morph.formats import FORMATS
 from keras_morph.graph.closure import close
 from keras_morph.graph.structure import Structure
 from keras_morph.measuring import fit_timings, random_structures
