@@ -7,7 +7,7 @@ A network is trained as the dense arm of benchmarks/quality.py is, and kept in -
 several scores: as it is, with BatchNormalization's statistics estimated anew, and recovered from the same images. "regained"
 is the share of what `prune(network, budget)` loses in test accuracy that is there again. Settings were chosen on validation
 images; the test images were looked at once per row. One row of benchmarks/results/recovery.csv per arm and random seed; rows
-that are there are not run again.
+that are there are not run again. Writes the tables of docs/recovery.md.
 """
 
 import argparse
@@ -17,12 +17,15 @@ from pathlib import Path
 
 import keras
 from quality import FLOPS, Trial, accuracy
+from quality import _spread as spread
 from rows import append, rows_at
 
 import keras_morph as km
 from keras_morph.runs import describe_environment, save_model
 
 RESULTS = Path(__file__).parent / "results" / "recovery.csv"
+PAGE = Path(__file__).parents[1] / "docs" / "recovery.md"
+TABLES = "<!-- tables written by benchmarks/recovery.py -->\n"
 KEY = (
     "network",
     "data",
@@ -84,6 +87,28 @@ def run(network, scores, then, options, x, y):
     return small, time.perf_counter() - start
 
 
+def tables(rows):
+    """A section per set-up, a line per scores and what is done then, means and standard deviations over random seeds."""
+    text = TABLES
+    for command in dict.fromkeys(row["command"] for row in rows):
+        here = [row for row in rows if row["command"] == command]
+        one = here[0]
+        dense = {row["random_seed"]: float(row["dense"]) for row in here}
+        text += (
+            f"\n### {one['network']} on {one['data']}, {one['budget']} of the FLOPs\n\n`{command}`: {one['images']} images of "
+            f"{one['image_size']}x{one['image_size']}, Keras {one['keras']} on {one['backend']} {one['backend_version']}, "
+            f"{one['cpu']}, {one['date']}. The whole network: {spread(list(dense.values()))} (n = {len(dense)}).\n\n"
+            "| scores | then | test accuracy | regained | seconds | n |\n|---|---|---|---|---|---|\n"
+        )
+        for scores, then in ARMS:
+            group = [row for row in here if (row["scores"], row["then"]) == (scores, then)]
+            if group:
+                figures = (spread([float(row[name]) for row in group]) for name in ("test", "regained"))
+                seconds = max(float(row["seconds"]) for row in group)
+                text += f"| {scores} | {then} | {' | '.join(figures)} | {seconds:.0f} | {len(group)} |\n"
+    return text
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="an image zip or folder, or digits")
@@ -143,6 +168,9 @@ def main():
                 {name: row[name] for name in ("random_seed", "scores", "then", "test", "regained", "seconds")},
                 flush=True,
             )
+            if options.output == RESULTS:
+                written = PAGE.read_text(encoding="utf-8").partition(TABLES)[0]
+                PAGE.write_text(written + tables(rows_at(RESULTS)), encoding="utf-8")
             keras.backend.clear_session()
 
 

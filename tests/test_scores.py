@@ -163,7 +163,8 @@ def test_a_channel_that_never_varies_nor_is_anything_comes_last(scores):
     assert np.argmin(of_first(model, scores(model, read_by(model, "left")[0]))) == 2
 
 
-@pytest.mark.one_of(4)
+@pytest.mark.once
+@pytest.mark.one_of(8)
 @pytest.mark.parametrize("name", models.PARAMETERS)
 @pytest.mark.parametrize("scores", [km.contribution_scores, km.obs_scores, km.flap_scores, km.minitron_scores])
 def test_every_group_of_every_network_has_a_score(scores, name):

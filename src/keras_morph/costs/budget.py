@@ -151,7 +151,10 @@ class Budget:
             BudgetError: if one cannot be read.
         """
         return [
-            Limit(one, parse_budget(amount, one, one(graph), bytes_per_parameter=self.bytes_per_parameter))
+            Limit(
+                one,
+                (1 - one.margin) * parse_budget(amount, one, one(graph), bytes_per_parameter=self.bytes_per_parameter),
+            )
             for one, amount in self.amounts(cost)
         ]
 

@@ -130,6 +130,7 @@ class Cost(Configured, ABC):
 
     unit: str
     block = 8  # channels that are computed at once, as far as anybody knows: what widths are rounded to
+    margin = 0.0  # share of a budget that is left, since what is foretold may be wrong
 
     @property
     def name(self) -> str:

@@ -33,7 +33,8 @@ __all__ = ["loses", "recover"]
 # Layers that multiply patches of what they read by a kernel; exact classes, as a subclass may do other things.
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-LINEAR = (layers.Dense, *CONVOLUTIONS, *DEPTHWISE)
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+LINEAR = (layers.Dense, *CONVOLUTIONS, *DEPTHWISE, *SEPARABLE)
 SAMPLES = 40_000  # positions that a kernel is fitted on: some ten for each unknown of a 3x3 convolution of 512 channels
 SMALLEST_SCALE = 1e-3  # of a normalization's channels, as a share of the largest; what has less cannot make up for much
 LARGEST = 8192  # unknowns of a fit, per output: the matrix that is solved takes their square, here 0.5 GB
@@ -203,8 +204,7 @@ def _can_be_fitted(layer: Layer, original: Layer) -> bool:
         return all(weight.vectors[0] >= 0 for weight in original.weights)
     if kind not in LINEAR:
         return False
-    weights = {weight.name: weight for weight in layer.weights}
-    return "kernel" in weights and _matrices(layer.operation, _values(layer.operation.kernel)).shape[1] <= LARGEST
+    return _matrices(layer.operation).shape[1] <= LARGEST
 
 
 def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
@@ -213,7 +213,7 @@ def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
     Where the result is added to what the smaller model has computed already, the fit makes up for what is missing there.
     """
     operation, original = pair.layer.operation, pair.original.operation
-    kernel, theirs = (_matrices(each, _values(each.kernel)) for each in (operation, original))
+    kernel, theirs = _matrices(operation), _matrices(original)
     bias = _values(operation.bias) if operation.use_bias else np.zeros(len(pair.kept))
     given, had, missing = now.values[pair.call.inputs[0]], before[pair.read], _Missing(pair, now, before)
     groups, unknowns, outputs = kernel.shape
@@ -238,7 +238,7 @@ def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
     held = ridge * np.einsum("gii->g", squares) / unknowns
     held = np.where(held > 0, held, 1.0)  # where nothing varies, nothing changes
     change = np.linalg.solve(squares + held[:, None, None] * np.eye(unknowns), products)
-    operation.kernel.assign(_kernel(operation, kernel + change))
+    _kernel(operation).assign((kernel + change).transpose(1, 0, 2).reshape(_kernel(operation).shape))
     constant = (error - mean @ change).ravel()
     if operation.use_bias:
         operation.bias.assign(bias + constant)
@@ -293,21 +293,27 @@ def _values(x: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(x), np.float64)
 
 
-# A kernel as matrices (group, unknown, output), one for each group of a grouped convolution; of a depthwise one, for each
-# channel. The unknowns are the positions of the kernel, and inside each of them the channels.
+def _kernel(operation: Any) -> Any:
+    """The variable that is fitted: of a separable convolution its second kernel."""
+    return operation.pointwise_kernel if type(operation) in SEPARABLE else operation.kernel
 
 
-def _matrices(operation: Any, kernel: np.ndarray) -> np.ndarray:
+def _matrices(operation: Any) -> np.ndarray:
+    """The kernel as matrices (group, unknown, output), float64.
+
+    There is one for each group of a grouped convolution, for each channel of a depthwise one, and else a single one. The
+    unknowns are the positions of the kernel, and inside each of them the channels that are read.
+    """
+    kernel = _values(_kernel(operation))
     if type(operation) in DEPTHWISE:
-        taps = kernel.reshape(-1, *kernel.shape[-2:])
-        return taps.transpose(1, 0, 2)
+        return _of_each_channel(kernel)
     groups = getattr(operation, "groups", 1)
-    unknowns = kernel.reshape(-1, groups, kernel.shape[-1] // groups)
-    return unknowns.transpose(1, 0, 2)
+    return kernel.reshape(-1, groups, kernel.shape[-1] // groups).transpose(1, 0, 2)
 
 
-def _kernel(operation: Any, matrices: np.ndarray) -> np.ndarray:
-    return matrices.transpose(1, 0, 2).reshape(operation.kernel.shape)
+def _of_each_channel(kernel: np.ndarray) -> np.ndarray:
+    """A depthwise kernel as matrices (channel, position, multiplier)."""
+    return kernel.reshape(-1, *kernel.shape[-2:]).transpose(1, 0, 2)
 
 
 def _split(results: np.ndarray, groups: int) -> np.ndarray:
@@ -347,9 +353,13 @@ class _Places:
         dilated = (slice(None, None, step) for step in operation.dilation_rate)
         patches = windows[(slice(None), *strided, slice(None), *dilated)][self.at]  # (place, channel, *positions)
         patches = patches.reshape(*patches.shape[:2], -1)
-        groups = patches.shape[1] if type(operation) in DEPTHWISE else operation.groups
+        alone = type(operation) in (*DEPTHWISE, *SEPARABLE)
+        groups = patches.shape[1] if alone else operation.groups
         patches = patches.reshape(len(patches), groups, -1, patches.shape[-1])
-        return patches.transpose(1, 0, 3, 2).reshape(groups, len(patches), -1).astype(np.float64)
+        patches = patches.transpose(1, 0, 3, 2).reshape(groups, len(patches), -1).astype(np.float64)
+        if type(operation) in SEPARABLE:  # what its first kernel makes of them
+            return _results(patches, _of_each_channel(_values(operation.depthwise_kernel)))[None]
+        return patches
 
 
 def _spatial(operation: Any, shape: Any, rank: int) -> tuple[int, ...]:
