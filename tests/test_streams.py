@@ -162,7 +162,8 @@ def seen_in(images, labels, epochs, **options):
     recorder = Recorder()
     model = keras.Sequential([keras.Input((4, 6, 3)), recorder, layers.Flatten(), layers.Dense(2)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    fit_on(model, Batches(images, labels, 7, seed=5, **options), 7, epochs=epochs, verbose=0)
+    batches = Batches(images, labels, 7, seed=5, **options)
+    fit_on(model, batches, 7, first=options.get("epoch", 0), epochs=epochs, verbose=0)
     return float(recorder.seen)
 
 
