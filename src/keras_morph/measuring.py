@@ -178,7 +178,7 @@ class MeasuredLatency(Cost):
 
 
 def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0) -> list[Structure]:
-    """Structures of widely different widths, each layer having a share of its own."""
+    """Structures of widely different widths, each layer having a share of its own; the last one is the whole network."""
     random = np.random.default_rng(random_seed)
     found: list[Structure] = []
     for place in range(number):
@@ -187,7 +187,7 @@ def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0)
             offsets[np.unique(graph.group_of[vector])] = random.normal()
         scores = np.exp(random.uniform(0, 1, graph.num_groups) + offsets)
         low, high = SHARES
-        share = low + (high - low) * (place + random.uniform()) / number  # evenly spread
+        share = low + (high - low) * (place + 1) / number
         round_to = MULTIPLES[place % len(MULTIPLES)]
         while True:
             try:
@@ -224,7 +224,8 @@ def export_structures(
     """
     graph, folder, start, name = graph_of(model), Path(folder), time.perf_counter(), _format_of(runtime)
     folder.mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(0).permutation(structures)  # so that those written are spread whenever it stops
+    # The whole network first, and the others so that those written are spread whenever it stops.
+    order = [structures - 1, *np.random.default_rng(0).permutation(structures - 1)]
     drawn = random_structures(graph, structures)
     at_once = 1 if written_here(name) else LEAST  # another backend's process takes long to start
     paths: list[Path] = []
