@@ -120,6 +120,7 @@ def peak(arguments):
         model,
         data.training(arguments.batch_size, 0),
         arguments.batch_size,
+        seed=0,
         validation_data=data.validation(arguments.batch_size),
         verbose=0,
     )

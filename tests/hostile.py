@@ -6,20 +6,27 @@ kind, benchmarks/hostile.py as many as one likes.
 
 import contextlib
 import copy
+import inspect
 import io
 import json
+import os
 import random
 import resource
 import signal
+import sys
+import typing
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import models
 import numpy as np
+import typer
 from PIL import Image
 
 import keras_morph as km
-from keras_morph.cli import choices, inspecting
+from keras_morph.cli import choices, inspecting, main
+from keras_morph.cli.app import app
 from keras_morph.graph.closure import close
 
 SECONDS = 20  # that a case may take
@@ -361,6 +368,117 @@ NONSENSE = [
         "(a+)+$",
     ),
 ]
+
+
+MODEL = "test_cli:for_digits"
+BASES = {
+    "train": ["--base-model-name", "DigitsResNet", "--dataset", "digits", "--limit", "40", "--num-epochs", "1"],
+    "shrink": [MODEL, "--limit", "60", "--epochs", "3", "--seed-epochs", "0"],
+    "inspect": [MODEL],
+    "rebuild": [MODEL, "structure.json", "out.keras"],
+    "report": [MODEL, MODEL],
+    "export": [MODEL],
+    "measure": [MODEL],
+    "benchmark": [MODEL],
+    "zoo": [],
+}
+WORK = (  # what takes long, and is not done here: what comes to it was accepted
+    "keras_morph.cli.training._fit",
+    "keras_morph.cli.shrinking.shrink_model",
+    "keras_morph.exporting.export_all",
+    "keras_morph.measuring.export_structures",
+)
+
+
+class Accepted(BaseException):
+    """Instead of work that takes long."""
+
+
+def option_cases():
+    """Command lines in each of which one option or argument is nonsense; `structure.json` has to be in their folder."""
+    for registered in app.registered_commands:
+        base, position = BASES[registered.callback.__name__], 0
+        for parameter in inspect.signature(registered.callback).parameters.values():
+            kind = parameter.annotation.__origin__
+            if isinstance(parameter.annotation.__metadata__[0], typer.models.ArgumentInfo):
+                for value in NONSENSE:
+                    yield [registered.callback.__name__, *base[:position], "--", value, *base[position + 1 :]]
+                position += 1
+            elif bool not in (kind, *typing.get_args(kind)):
+                for value in NONSENSE:
+                    yield [registered.callback.__name__, *base, "--" + parameter.name.replace("_", "-"), value]
+
+
+def judge_command(arguments, folder):
+    """One line and exit code 2 or 1, or a result; nothing is written but into the folder where the command runs."""
+    out, err, outside = io.StringIO(), io.StringIO(), []
+
+    def stop(*_, **__):
+        raise Accepted
+
+    with contextlib.ExitStack() as stack:
+        for name in WORK:
+            stack.enter_context(mock.patch(name, stop))
+        stack.enter_context(contextlib.chdir(folder))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.enter_context(written(outside, folder))
+        stack.enter_context(watched())
+        try:
+            main(arguments)
+        except Accepted:
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+    assert not outside, f"written: {outside}"
+    if code == 0:
+        return RIGHT
+    assert code in (1, 2), f"exit code {code}"
+    lines = [line for line in err.getvalue().splitlines() if line.startswith("keras-morph: ")]
+    assert len(lines) == 1, f"lines: {err.getvalue()[-500:]}"
+    assert "Traceback" not in err.getvalue()
+    assert len(lines[0]) < 2100, "a line without an end"
+    return REFUSED
+
+
+_WATCHING = []
+
+
+def _audit(event, arguments):
+    if not _WATCHING:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (flags and flags & (os.O_WRONLY | os.O_RDWR))
+    else:
+        path, writes = arguments[0], event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink")
+    if writes and isinstance(path, str | bytes | os.PathLike):
+        for note in _WATCHING:
+            note(os.path.realpath(os.fsdecode(path)))
+
+
+sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def written(found, folder):
+    """Inside, collects the paths outside a folder that are written; bytecode, caches and /dev/null are nobody's."""
+    folder = os.path.realpath(folder)
+
+    def note(path):
+        parts = Path(path).parts
+        if (
+            not path.startswith((folder, "/dev/", "/proc/self/"))
+            and "__pycache__" not in parts
+            and ".cache" not in parts
+        ):
+            found.append(path)
+
+    _WATCHING.append(note)
+    try:
+        yield
+    finally:
+        _WATCHING.remove(note)
 
 
 # What bounds a case ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Keras is imported by what a command does, not by its options: help, version, completion and mistakes in writing come first.
 """
 
+import codecs
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ from keras_morph.errors import DivergedError, KerasMorphError, backend_needed, i
 
 __all__ = ["main"]
 
+_PLAINLY = "keras-morph"  # what our way of writing unknown characters is called
 LONGEST = 2000  # characters of a line
 INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 REQUIRED = {"PIL": "pillow"} | {
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows few characters, or a file name that is no text
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_PLAINLY)
     try:
         with backend_needed():
             code = _run(arguments)
@@ -47,6 +49,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         _stop(_of_the_machine(error), 1)
     sys.exit(code or 0)
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For a terminal that does not know a character: lines of tables as in a typewriter, all else by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    drawn = ["-" if c in "─━═" else "|" if c in "│┃║" else "+" if "\u2500" <= c <= "\u257f" else c for c in text]
+    return "".join(c if c.isascii() else c.encode("ascii", "backslashreplace").decode() for c in drawn), error.end
+
+
+codecs.register_error(_PLAINLY, _plainly)
 
 
 def _run(arguments: list[str] | None) -> Any:

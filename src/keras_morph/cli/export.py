@@ -38,6 +38,8 @@ def export(
         missing, given = ("--calibrate DATA", "--int8") if int8 else ("--int8", "--calibrate")
         raise KerasMorphError(f"{given} needs {missing}. Received: {given} alone.")
     stem = output or Path(model.removesuffix(".keras").rpartition(":")[2])
+    if not stem.name:
+        raise KerasMorphError(f"--output expects a file name without a suffix. Received: {str(output or '')!r}.")
     check_folder("the folder of --output", stem.parent)
 
     from keras_morph.cli.choices import load_model

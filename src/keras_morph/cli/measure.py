@@ -44,6 +44,8 @@ def measure(
         check_number(option, value, low)
     if runtime not in RUNTIMES_THAT_MEASURE:
         raise KerasMorphError(f"--runtime expects {', '.join(RUNTIMES_THAT_MEASURE)}. Received: {runtime!r}.")
+    if not output.name:
+        raise KerasMorphError(f"--output expects a file name. Received: {str(output)!r}.")
     check_folder("the folder of --output", output.parent)
 
     from keras_morph import measuring

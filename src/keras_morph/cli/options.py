@@ -71,8 +71,8 @@ def among(choices: Iterable[str], *, show: bool = True) -> dict[str, Any]:
     return completed | ({"metavar": f"[{'|'.join(names)}]"} if show else {})
 
 
-ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at", max=LARGEST)]
-Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with", max=LARGEST)]
+ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at", min=1, max=LARGEST)]
+Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with", min=1, max=LARGEST)]
 PixelRange = Annotated[
     str,
     typer.Option(

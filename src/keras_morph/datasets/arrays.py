@@ -345,11 +345,22 @@ def integer_labels(labels: np.ndarray, origin: str) -> np.ndarray:
 
 
 def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Resize float32 images of shape `(n, height, width, channels)` to `size`, smoothly in both directions."""
+    """Resize float32 images of shape `(n, height, width, channels)` to `size`, smoothly in both directions.
+
+    Raises:
+        DataError: If they would fill the memory.
+    """
     if size is None or images.shape[1:3] == size:
         return images
     from PIL import Image
 
+    needed = 4 * len(images) * size[0] * size[1] * images.shape[3]
+    if needed > free_memory():
+        msg = (
+            f"image_size: expected one at which {len(images):,} images fit into the {_bytes(free_memory())} of free memory, "
+            f"received {size[0]}x{size[1]}, which takes {_bytes(needed)}"
+        )
+        raise DataError(msg)
     result = np.empty((len(images), *size, images.shape[3]), np.float32)
     for image, target in zip(images, result, strict=True):
         for channel in range(images.shape[3]):

@@ -33,6 +33,7 @@ from keras_morph.memory import free_memory
 Size = tuple[int, int] | None
 
 _TFDS = "tfds:"
+_LARGEST = 2**16  # pixels of a side
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -253,8 +254,8 @@ def _pair(image_size: int | tuple[int, int] | None) -> Size:
     if image_size is None:
         return None
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        msg = f"image_size: expected one positive number of pixels, or (height, width), received {image_size}"
+    if len(pair) != 2 or not all(isinstance(side, int) and 0 < side <= _LARGEST for side in pair):
+        msg = f"image_size: expected a number of pixels from 1 to {_LARGEST}, or (height, width), received {image_size}"
         raise DataError(msg)
     return pair
 

@@ -172,7 +172,7 @@ def _by_class(found: Found, encoded: Callable[[str], Encoded], path: Path, size:
                 "add its training images"
             )
             raise DataError(msg)
-    notes += _left_out(found, images, class_names)
+    notes += _left_out(found, {name for part in (train, *parts.values()) for name in part}, class_names)
     number = {name: index for index, name in enumerate(class_names)}
 
     def examples(part: _Parts) -> Examples:
@@ -184,7 +184,7 @@ def _by_class(found: Found, encoded: Callable[[str], Encoded], path: Path, size:
     return Source(examples(train), class_names, test=split.get("test"), validation=split.get("val"), notes=tuple(notes))
 
 
-def _left_out(found: Found, images: _Parts, class_names: Sequence[str]) -> Iterator[str]:
+def _left_out(found: Found, images: set[str], class_names: Sequence[str]) -> Iterator[str]:
     """Notes on files that are no images, images outside class folders, and class folders without images."""
     others = [name for name in found.names if not name.lower().endswith(_SUFFIXES) and not _hidden(name.split("/"))]
     if others:
