@@ -119,8 +119,10 @@ def test_a_row_whose_layer_was_registered_again_is_replaced(table):
     assert table[Sloped].mode == "uniform"
 
 
-def test_data_says_what_is_chosen(capsys):
+def test_data_says_what_is_chosen(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     _, names = run("data.md")
     (line,) = capsys.readouterr().out.splitlines()
     assert f"# {line}\n" in (DOCS / "data.md").read_text()
-    assert names["images"].x_train.max() == 255
+    assert (names["photos"].streamed, len(names["batches"])) == (True, 5)
+    assert names["images"].shape == (8, 16, 16, 3)

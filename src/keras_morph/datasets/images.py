@@ -138,7 +138,7 @@ def image_zip(path: Path, size: tuple[int, int] | None) -> Source:
         raise DataError(msg) from error
     members = archive.infolist()
     files = [member.filename for member in members if not member.is_dir()]
-    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    folders = _above(name.rpartition("/")[0] for name in files)
     empty = [m.filename.rstrip("/") for m in members if m.is_dir() and m.filename.rstrip("/") not in folders]
     found = Found(files, [name for name in empty if not _hidden(name.split("/"))])
     return _by_class(found, lambda name: (f"{path}: {name}", partial(_member, archive, name)), path, size)
@@ -196,15 +196,16 @@ def _left_out(found: Found, images: set[str], class_names: Sequence[str]) -> Ite
     )
     if outside:
         yield f"{outside:,} images outside a class folder are left out"
-    without = [name for name in _folders(found.names, found.empty) if PurePosixPath(name).name not in class_names]
-    holding = {str(parent) for name in images for parent in PurePosixPath(name).parents}
-    empty = sorted(name for name in without if name not in holding)
+    holding = _above(name.rpartition("/")[0] for name in images)
+    empty = sorted(_above([name.rpartition("/")[0] for name in found.names if "/" in name] + found.empty) - holding)
     if empty:
         yield f"{len(empty):,} folders without images make no class: {', '.join(empty[:5])}{', ...' * (len(empty) > 5)}"
 
 
-def _folders(names: Iterable[str], empty: Iterable[str]) -> set[str]:
-    return {name.rpartition("/")[0] for name in names if "/" in name} | set(empty)
+def _above(folders: Iterable[str]) -> set[str]:
+    """Folders, and those that they are in; a million files are in a thousand of them."""
+    unique = set(folders)
+    return {*unique, *(str(parent) for folder in unique for parent in PurePosixPath(folder).parents)} - {"", "."}
 
 
 def _hidden(parts: Iterable[str]) -> bool:
