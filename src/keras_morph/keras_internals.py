@@ -35,6 +35,7 @@ __all__ = [
     "LayerScale",
     "activations",
     "as_if_training",
+    "build_metrics",
     "call_on",
     "compiled_with",
     "core",
@@ -58,6 +59,7 @@ __all__ = [
     "recorded_arguments",
     "registered_as",
     "remade",
+    "seed_shared",
     "set_random_states",
     "structs",
     "sync_weights",
@@ -271,6 +273,21 @@ def random_states() -> dict[str, Any]:
     return states if torch is None else states | {"torch": torch.get_rng_state().tolist()}
 
 
+def seed_shared(*numbers: int) -> None:
+    """Set the random generators that `random_states` reads to what some numbers give.
+
+    `keras.utils.set_random_seed` would import TensorFlow wherever it is installed.
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    shared, torch = global_state.get_global_attribute(_SEEDS), sys.modules.get("torch")
+    if shared is not None:
+        shared.state.assign(np.array([seed, 0]))
+    if torch is not None:
+        torch.manual_seed(seed)
+
+
 def set_random_states(states: dict[str, Any]) -> None:
     """Set the random generators to states that `random_states` gave."""
     if states["keras"] is not None:
@@ -284,6 +301,11 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and "torch" in states:
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+
+
+def build_metrics(model: keras.Model, batch: Any) -> None:
+    """Make the variables of a compiled model's metrics now: TensorFlow's trainer does it in the first step."""
+    model._symbolic_build(data_batch=batch)
 
 
 def losses_are_given(model: keras.Model) -> bool:

@@ -68,7 +68,7 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     own = trace(copy)
     sources = GroupLasso().sources(own)
     recorder = _Recorder({id(source.variable): source.axis for source in sources})
-    copy.compile(recorder, **{key: value for key, value in objective.items() if key != "metrics"}, jit_compile=False)
+    copy.compile(recorder, **{**objective, "metrics": None, "jit_compile": False})
     options: dict[str, Any] = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
     if isinstance(data, tuple):
         data = tuple(_first(part, batches * batch_size) for part in data)

@@ -33,8 +33,12 @@ class Batches(keras.utils.PyDataset):
         """Take the order of an epoch."""
         self.order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
 
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of this epoch."""
+        self.order = self.order[batches * self.batch_size :]
+
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, number: int) -> Any:
         chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]

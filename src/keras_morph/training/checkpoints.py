@@ -13,10 +13,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_morph.errors import KerasMorphError
-from keras_morph.keras_internals import random_states, set_random_states, sync_weights
+from keras_morph.keras_internals import build_metrics, random_states, set_random_states, sync_weights
 from keras_morph.runs import plain, write_atomically, write_somewhere
 from keras_morph.status import now_running
 from keras_morph.training.guards import StopDiverging
@@ -102,6 +102,8 @@ def fill(variables: Sequence[Any], values: Sequence[np.ndarray], what: str) -> N
 class Checkpoint(keras.callbacks.Callback):
     """Keep `FOLDER/last.npz` when `fit` begins and after each epoch, and the best epoch of this `fit` in `FOLDER/best.npz`.
 
+    Where a signal asks for an end, the state after the step is kept, if the rest of the epoch can be found again.
+
     It stands behind all other callbacks, so that it sees their states as they are after the epoch; those of callbacks with
     `get_state` and `set_state` are kept, and the counts of Keras's own. The best epoch is that of the highest `val_accuracy`;
     without it of the lowest `val_loss`, or `loss`, in both cases without the penalty.
@@ -112,7 +114,8 @@ class Checkpoint(keras.callbacks.Callback):
         models: by name; their variables are kept, those of nested models and random generators included.
         further: what else a checkpoint has to hold.
         callbacks: those in front of this one.
-        saved: a checkpoint to go on from: `fit` has to begin with `initial_epoch`.
+        saved: a checkpoint to go on from: `fit` has to begin with `initial_epoch`, without the first `steps` of that epoch.
+        batch: some examples, if the order of all is known, so that `fit` can begin in the middle of an epoch.
     """
 
     def __init__(
@@ -124,11 +127,13 @@ class Checkpoint(keras.callbacks.Callback):
         further: Saved | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         saved: Saved | None = None,
+        batch: Any = None,
     ) -> None:
         super().__init__()
         self.folder, self.phase, self.models, self.further = folder, phase, models, further or Saved()
-        self.callbacks, self.saved = list(callbacks), saved
+        self.callbacks, self.saved, self.batch = list(callbacks), saved, batch
         self.done, self.best = 0, -np.inf
+        self.steps = 0 if saved is None else saved.state["steps"]
         if saved is not None and saved.state["phase"] != phase:
             raise KerasMorphError(
                 f"{folder} was written while {saved.state['phase']!r} was under way. Expected: {phase!r}. A phase of your own "
@@ -151,19 +156,27 @@ class Checkpoint(keras.callbacks.Callback):
         if self.saved is None:
             self._save()
         else:
+            if self.steps:
+                build_metrics(self.model, self.batch)
             self._restore(self.saved)
         self._place(self.done + 1)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.done = epoch + 1
+        self.done, self.steps, self.saved = epoch + 1, 0, None
         value = _goodness(logs or {})
         improved, self.best = value > self.best, max(value, self.best)
         self._save(improved)
         self._place(self.done + 1)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if batch == 0 and self.steps and self.saved is not None:
+            self._restore(self.saved)  # again, since an epoch that begins changes some of it
+            fill(self.model.metrics_variables, self.saved.arrays["metrics"], "the metrics")
         if (run := now_running()) is not None:
             run.waits = True
+            if run.asked is not None and batch > 0 and self.batch is not None:
+                self.steps += batch
+                self._save()
             run.stop_if_asked()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -182,6 +195,7 @@ class Checkpoint(keras.callbacks.Callback):
         state = {
             "phase": self.phase,
             "epoch": self.done,
+            "steps": self.steps,
             "stopped": bool(self.model.stop_training),
             "best": self.best,
             "callbacks": [_state_of(callback) for callback in self.callbacks],
@@ -189,6 +203,7 @@ class Checkpoint(keras.callbacks.Callback):
         }
         arrays = {name: _values_of(model.variables) for name, model in self.models.items()}
         arrays["optimizer"] = _values_of(self.model.optimizer.variables)
+        arrays["metrics"] = _values_of(self.model.metrics_variables) if self.steps else []
         saved = Saved({**self.further.state, **state}, {**self.further.arrays, **arrays})
         # The best first: killed in between, the epoch is done again, and written again.
         for path in (*([self.folder / "best.npz"] if improved else []), self.path):
@@ -217,7 +232,7 @@ def fit_resumably(
     saved: Saved | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **options: Any,
-) -> Any:
+) -> None:
     """`fit_on` that ends when the loss is lost, keeps checkpoints, and begins where one of them was.
 
     Args:
@@ -228,12 +243,15 @@ def fit_resumably(
         callbacks: as in `fit`.
     """
     callbacks = [*callbacks, StopDiverging(phase, kept=folder)]
-    first = 0
+    begin = {"initial_epoch": 0, "skip": 0}
     if folder is not None:
-        models = models or {"model": model}
-        checkpoint = Checkpoint(folder, phase, models, further=further, callbacks=callbacks, saved=saved)
-        callbacks, first = [*callbacks, checkpoint], checkpoint.initial_epoch(epochs)
-    return fit_on(model, data, batch_size, epochs=epochs, initial_epoch=first, callbacks=callbacks, **options)
+        models, batch = models or {"model": model}, None
+        if isinstance(data, tuple):
+            batch = tree.map_structure(lambda array: array[:1], data)
+        checkpoint = Checkpoint(folder, phase, models, further=further, callbacks=callbacks, saved=saved, batch=batch)
+        begin = {"initial_epoch": checkpoint.initial_epoch(epochs), "skip": checkpoint.steps}
+        callbacks = [*callbacks, checkpoint]
+    fit_on(model, data, batch_size, epochs=epochs, callbacks=callbacks, **begin, **options)
 
 
 def _goodness(logs: Mapping[str, Any]) -> float:

@@ -1,5 +1,6 @@
 """How to train: everything that a run needs besides the model, the budget and the data, as one value."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_morph.errors import DataError, KerasMorphError
-from keras_morph.keras_internals import compiled_with
+from keras_morph.keras_internals import compiled_with, seed_shared
 from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps
 
@@ -204,6 +205,7 @@ def fit_on(
     *,
     seed: int,
     first: int = 0,
+    skip: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **options: Any,
 ) -> Any:
@@ -212,10 +214,12 @@ def fit_on(
     Args:
         model: a compiled model.
         data: arrays are shuffled by `seed` and the number of the epoch. Of other data, `set_epoch` is called with that number
-            before each epoch, if there is such a method, as PyTorch's samplers have it.
+            before each epoch, if there is such a method, as PyTorch's samplers have it. The random generators that a
+            program shares are set by the same two numbers.
         batch_size: for arrays.
         seed: of the order, at least 0.
         first: the number of this `fit`'s first epoch among all of a run.
+        skip: batches of arrays that are left out when `fit` begins.
         callbacks, options: as in `fit`.
     """
     if isinstance(data, tuple) and len(data) in (2, 3):
@@ -223,10 +227,19 @@ def fit_on(
         if isinstance(options.get("validation_data"), tuple):
             options["validation_batch_size"] = batch_size
     if hasattr(data, "set_epoch"):
-        ordered = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: data.set_epoch(first + epoch))
-        callbacks = [*callbacks, ordered]
         options.setdefault("shuffle", False)  # batches that know their order would be mixed once more, by chance
-    with failures_of(data, options.get("validation_data")):
+
+    def begin(epoch: int, logs: Any) -> None:
+        seed_shared(seed, first + epoch)
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(first + epoch)
+        if skip and epoch == options.get("initial_epoch", 0):
+            data.skip(skip)
+
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=begin), *callbacks]
+    with failures_of(data, options.get("validation_data")), warnings.catch_warnings():
+        if skip:  # Keras wonders at an epoch that is shorter than the others
+            warnings.filterwarnings("ignore", message="Your input ran out of data")
         return model.fit(data, callbacks=list(callbacks), **options)
 
 
