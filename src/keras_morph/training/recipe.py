@@ -224,7 +224,6 @@ def fit_on(
     """
     if isinstance(data, tuple) and len(data) in (2, 3):
         data = Batches(data, batch_size, seed)
-        options["shuffle"] = False  # Keras would shuffle the batches once more, by Python's random state
         if isinstance(options.get("validation_data"), tuple):
             options["validation_batch_size"] = batch_size
     if hasattr(data, "set_epoch"):
