@@ -22,7 +22,11 @@ import zipfile
 from pathlib import Path
 
 import keras
+import matplotlib.backends.backend_agg
+import matplotlib.figure
 import numpy as np
+import sklearn.datasets
+import tensorboardX.summary
 from keras import layers
 from rows import append, rows_at
 
@@ -30,11 +34,12 @@ from keras_morph.cli import main as keras_morph
 from keras_morph.runs import describe_environment
 from keras_morph.status import read_status
 
+PRELOADED = (matplotlib, sklearn, tensorboardX)  # by this process, so that the forked ones need not
 RESULTS = Path(__file__).parent / "results" / "kill_runs.csv"
 COMMANDS = {
-    "train": "train --base-model-name kill_runs:body --dataset digits --limit 200 --num-epochs 8 --batch-size 32 "
+    "train": "train --base-model-name kill_runs:body --dataset digits --limit 100 --num-epochs 5 --batch-size 16 "
     "--morphnet-regularizer-algorithm Gamma",
-    "shrink": "shrink kill_runs:network --data digits --limit 200 --seed-epochs 2 --epochs 9 --batch-size 32 --distillation 0.2",
+    "shrink": "shrink kill_runs:network --data digits --limit 100 --seed-epochs 1 --epochs 6 --batch-size 16 --distillation 0.2",
 }
 
 
@@ -162,7 +167,7 @@ def trial(name, number, random, undisturbed, longest, scratch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--terms", type=int, default=5, help="moments of SIGTERM")
+    parser.add_argument("--terms", type=int, default=4, help="moments of SIGTERM")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
@@ -175,7 +180,7 @@ def main():
             code, longest = ended(started([*COMMANDS[name].split(), "--log-dir", str(watched.log_dir)]), watched)
             assert code == 0, code
             undisturbed = results_of(watched.folder)
-            for kind, count in (("SIGKILL", options.kills), ("SIGTERM", options.terms)):
+            for kind, count in (("SIGTERM", options.terms), ("SIGKILL", options.kills)):
                 for number in range(count):
                     key = {"command": name, "signal": kind, "number": str(number), "backend": environment["backend"]}
                     if any(all(row[k] == v for k, v in key.items()) for row in rows_at(options.output)):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import models
@@ -14,6 +15,8 @@ import pytest
 from keras import layers, ops
 
 import keras_morph as km
+from keras_morph import pipeline
+from keras_morph.channels import Wiring
 from keras_morph.runs import save_model
 
 OTHER_BACKEND = "tensorflow" if keras.backend.backend() != "tensorflow" else "jax"
@@ -229,3 +232,45 @@ def test_prune_is_the_rebuilt_structure_of_the_budget(name):
 def test_prune_keeps_what_is_protected_and_ties_what_is_tied():
     small = km.prune(km.trace(models.build("residual_projection"), protect=["a1"], tie=[["a1", "b1"]]), "60%")
     assert small.get_layer("a1").filters == small.get_layer("b1").filters == 4
+
+
+def branches():
+    """image(1) -- stem(4) --+-- left1(3) -- left2(4) --+
+    |                         +-- right1(3) - right2(4) -+-- add -- mean -- head(2)
+    +------------------------------------------------------+
+    """
+    image = keras.Input((6, 6, 1))
+    stem = layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    ways = [stem]
+    for name in ("left", "right"):
+        x = layers.Conv2D(3, 3, padding="same", activation="relu", name=f"{name}1")(stem)
+        ways.append(layers.Conv2D(4, 3, padding="same", use_bias=False, name=f"{name}2")(x))
+    x = layers.GlobalAveragePooling2D()(layers.Add()(ways))
+    return keras.Model(image, layers.Dense(2, activation="softmax", name="head")(x), name="branches")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("dead", "wiring", "left"),
+    [
+        (["right1"], {"tie": [["left1", "right1"]]}, Wiring()),
+        (
+            ["right1"],
+            {"tie": [["stem", "left2", "right2"]], "protect": ["r.*2", "stem"]},
+            Wiring(("stem",), (("stem", "left2"),)),
+        ),
+        ([], {"tie": [["left1", "right1"]], "protect": ["left1"]}, Wiring(("left1",), (("left1", "right1"),))),
+    ],
+)
+def test_the_next_round_knows_what_is_said_of_layers_that_are_left(dead, wiring, left):
+    seed = branches()
+    graph = km.trace(seed, **wiring)
+    alive = np.ones(graph.num_groups, bool)
+    for layer in graph.layers:
+        if layer.name in dead:
+            alive[graph.group_of[layer.made]] = False
+    learner = km.StructureLearner(graph, regularizer=km.GroupLasso())
+    training = SimpleNamespace(recipe=km.Recipe(epochs=6, rounds=2))
+    structure = km.Structure.closed(learner.graph, alive)
+    progress = km.Progress(training, km.Budget("50%"), seed, learner, structure=structure)
+    assert pipeline.widen(progress).learner.graph.wiring == left

@@ -5,6 +5,7 @@ the middle goes on: `Progress.saved` and `Progress.at` are the way into a checkp
 """
 
 import random
+import re
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.channels import ChannelGraph
+from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import KerasMorphError
@@ -375,9 +376,16 @@ def widen(progress: Progress) -> Progress:
     cost: Cost = learner.target_cost
     full = replace(progress.budget, amount=cost(progress.teacher), cost=cost)
     wider = rebuild(learner.graph, expand(learner.graph, progress.structure, cost, full), weights=False)
-    graph = trace_as(wider, learner.graph.wiring)
+    graph = trace_as(wider, _left(learner.graph.wiring, graph_of(wider)))
     learner = _learner(graph, progress.teacher, learner.regularizer, progress.budget, recipe)
     return replace(progress, learner=learner, structure=None, earlier=earlier)
+
+
+def _left(wiring: Wiring, graph: ChannelGraph) -> Wiring:
+    """What a wiring says of the layers that are still there."""
+    protect = tuple(each for each in wiring.protect if any(re.fullmatch(each, layer) for layer in graph.widths))
+    ties = [tuple(layer for layer in layers if layer in graph.widths) for layers in wiring.tie]
+    return replace(wiring, protect=protect, tie=tuple(layers for layers in ties if len(layers) > 1))
 
 
 def fade(progress: Progress) -> Progress:

@@ -59,7 +59,7 @@ class Running:
         """
         if self.asked is None:
             return
-        sys.stderr.write(f"keras-morph: {self.reason}; --resume {self.folder} goes on from the last whole epoch\n")
+        sys.stderr.write(f"keras-morph: {self.reason}; --resume {self.folder} goes on\n")
         if self.asked == signal.SIGINT:
             raise KeyboardInterrupt(self.reason)
         raise SystemExit(TERMINATED)

@@ -227,7 +227,7 @@ def fit_on(
         if isinstance(options.get("validation_data"), tuple):
             options["validation_batch_size"] = batch_size
     if hasattr(data, "set_epoch"):
-        options.setdefault("shuffle", False)  # Keras would shuffle the batches once more, by Python's random state
+        options.setdefault("shuffle", False)  # batches that know their order would be mixed once more, by chance
 
     def begin(epoch: int, logs: Any) -> None:
         seed_shared(seed, first + epoch)
@@ -237,7 +237,7 @@ def fit_on(
             data.skip(skip)
 
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=begin), *callbacks]
-    with warnings.catch_warnings(), failures_of(data, options.get("validation_data")):
+    with failures_of(data, options.get("validation_data")), warnings.catch_warnings():
         if skip:  # Keras wonders at an epoch that is shorter than the others
             warnings.filterwarnings("ignore", message="Your input ran out of data")
         return model.fit(data, callbacks=list(callbacks), **options)
