@@ -307,6 +307,8 @@ def _received(session: Session, model: keras.Model, trials: Sequence[Arrays]) ->
     """What a file answers."""
     names = [each.name for each in keras.tree.flatten(structs(model)[0])]
     own = [each.name for each in session.inputs]
+    if len(own) != len(names):
+        raise KerasMorphError(f"a file of {len(own)} inputs ({', '.join(own)}) instead of {len(names)}")
     # By name where the file has kept the names, else by position.
     order = [names.index(name) for name in own] if sorted(own) == sorted(names) else range(len(own))
     return [
