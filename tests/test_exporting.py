@@ -34,11 +34,12 @@ IMPOSSIBLE = {
 def mixed():
     """All that an exporter may stumble over: two inputs of two types, outputs by name, training only, a layer of one's own.
 
-    image(3) -- noise -- flip -- grouped(6) -- bn -- separable(5) -- dropout -- mean --+-- distance -- scores(3)
-                                                                                 |
-    words -- embedding(5) -- mean -- gelu--------------------------------------------+-------------- classes(2)
+    image(3) -- norm -- noise -- flip -- grouped(6) -- bn -- separable(5) -- dropout -- mean --+-- distance -- scores(3)
+                                                                                               |
+    words -- embedding(5) -- mean -- gelu -----------------------------------------------------+-------------- classes(2)
     """
     image = x = keras.Input((8, 8, 3), name="image")
+    x = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.5, 1.0, 2.0])(x)
     x = layers.RandomFlip()(layers.GaussianNoise(1.0)(x))
     x = layers.BatchNormalization()(layers.Conv2D(6, 3, strides=2, padding="same", groups=3)(x))
     x = layers.Dropout(0.9)(layers.SeparableConv2D(5, 3, activation="relu")(x))

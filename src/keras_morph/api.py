@@ -40,6 +40,7 @@ from keras_morph.search.scores import (
     whc_scores,
 )
 from keras_morph.search.selection import Reach, fit_budget, reach
+from keras_morph.sizing import FileSize
 from keras_morph.surgery.rebuilding import masked, rebuild
 from keras_morph.surgery.recovery import recover
 from keras_morph.tensorboard import TensorBoardLog
@@ -70,6 +71,7 @@ __all__ = [
     "Exported",
     "FLOPs",
     "FadeOut",
+    "FileSize",
     "Gamma",
     "GroupLasso",
     "Hardware",

@@ -210,18 +210,25 @@ def written_here(name: str) -> bool:
     return next(backend for backend in PREFERENCE if can(backend, name)) == keras.backend.backend()
 
 
-def write_unchecked(models: Sequence[keras.Model], paths: Sequence[Path], name: str) -> None:
-    """Write models as files of one format, without comparing outputs: for files that are only timed.
+def write_unchecked(models: Sequence[keras.Model], paths: Sequence[Path], name: str, *, int8: Any = None) -> None:
+    """Write models as files of one format, without comparing outputs: for files that are only timed or weighed.
+
+    Args:
+        models: of the same inputs.
+        paths: where they go.
+        name: of the format.
+        int8: as for `export`.
 
     Raises:
         UnsupportedModelError: if one cannot be written.
     """
     models, files = list(map(_in_float32, models)), [{name: path} for path in paths]
     backend = next(each for each in PREFERENCE if can(each, name))
+    calibration = None if int8 is None else [each[:CALIBRATED] for each in _arrays_of(models[0], "int8", int8)]
     if written_here(name):
-        reasons = [write_here(model, each) for model, each in zip(models, files, strict=True)]
+        reasons = [write_here(model, each, calibration) for model, each in zip(models, files, strict=True)]
     else:
-        reasons = write_elsewhere(models, files, backend)
+        reasons = write_elsewhere(models, files, backend, calibration)
     for model, found in zip(models, reasons, strict=True):
         if found[name]:
             raise UnsupportedModelError(
@@ -307,6 +314,8 @@ def _received(session: Session, model: keras.Model, trials: Sequence[Arrays]) ->
     """What a file answers."""
     names = [each.name for each in keras.tree.flatten(structs(model)[0])]
     own = [each.name for each in session.inputs]
+    if len(own) != len(names):
+        raise KerasMorphError(f"a file of {len(own)} inputs ({', '.join(own)}) instead of {len(names)}")
     # By name where the file has kept the names, else by position.
     order = [names.index(name) for name in own] if sorted(own) == sorted(names) else range(len(own))
     return [

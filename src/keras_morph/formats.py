@@ -198,10 +198,12 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _inlined() -> Iterator[None]:
-    """Inside, TensorFlow traces what is called as a part of its caller: tf2onnx knows no functions compiled by XLA.
+def _for_tf2onnx(model: keras.Model) -> Iterator[None]:
+    """Inside, TensorFlow traces what tf2onnx knows.
 
-    Keras puts grouped convolutions into one, as they do not run on a CPU otherwise.
+    It knows no functions compiled by XLA, into which Keras puts grouped convolutions, as they do not run on a CPU otherwise:
+    they become a part of their caller. And it takes tensors that layers hold besides their weights, such as the mean of a
+    Normalization, for inputs: they become arrays.
     """
     if keras.backend.backend() != "tensorflow":
         yield
@@ -209,10 +211,20 @@ def _inlined() -> Iterator[None]:
     import tensorflow as tf
 
     before = tf.config.functions_run_eagerly()
+    held = [
+        (part, name, value)
+        for part in parts_of(model)
+        for name, value in vars(part).items()
+        if isinstance(value, tf.Tensor)
+    ]
     tf.config.run_functions_eagerly(True)
     try:
+        for part, name, value in held:
+            setattr(part, name, value.numpy())
         yield
     finally:
+        for part, name, value in held:
+            setattr(part, name, value)
         tf.config.run_functions_eagerly(before)
 
 
@@ -220,7 +232,7 @@ def _write_onnx(model: keras.Model, path: Path, calibration: Arrays | None) -> N
     if keras.backend.backend() == "tensorflow":
         _teach_tf2onnx()
     served = _served(model)
-    with _inlined():
+    with _for_tf2onnx(model):
         served.export(path, format="onnx", verbose=False)
     if calibration is not None:
         quantize_onnx(path, calibration)

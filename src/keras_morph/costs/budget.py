@@ -61,7 +61,7 @@ def _is_share(budget: str | float) -> bool:
 
 
 def _examples(cost: Cost) -> str:
-    return {"seconds": '"5ms"', "parameters": '"1.2M", "2MB"'}.get(cost.unit, '"300M"')
+    return {"seconds": '"5ms"', "bytes": '"2MB"', "parameters": '"1.2M", "2MB"'}.get(cost.unit, '"300M"')
 
 
 def _parse_text(text: str, cost: Cost, seed_cost: float, bytes_per_parameter: int) -> float | None:
@@ -75,6 +75,8 @@ def _parse_text(text: str, cost: Cost, seed_cost: float, bytes_per_parameter: in
         return value / 100 * seed_cost
     if cost.unit == "seconds":
         return value * SECONDS[unit] if unit in SECONDS else (value if not unit else None)
+    if cost.unit == "bytes":
+        return value * BYTES[unit or "B"] if (unit or "B") in BYTES else None
     if cost.unit == "parameters" and unit in BYTES:
         return value * BYTES[unit] / bytes_per_parameter
     return value * SCALES[unit.upper()] if unit.upper() in SCALES else None
@@ -93,9 +95,10 @@ class Budget:
     """What a network may cost, and how it is kept.
 
     Args:
-        amount: `"50%"` of the seed, `"300M"`, `"2MB"` (parameters, at `bytes_per_parameter`), `"5ms"`, or a number in the
-            cost's own unit (FLOPs, parameters, elements, seconds); for the cost that its unit or a name behind it says;
-            several of them with commas or "and" between (`"50% FLOPs, 2MB"`); or `{cost: amount}`.
+        amount: `"50%"` of the seed, `"300M"`, `"2MB"` (parameters, at `bytes_per_parameter`; with a FileSize, bytes of the
+            file), `"5ms"`, or a number in the cost's own unit (FLOPs, parameters, elements, seconds, bytes); for the cost
+            that its unit or a name behind it says; several of them with commas or "and" between (`"50% FLOPs, 2MB"`); or
+            `{cost: amount}`.
         cost: what an amount is for where it does not say; by default the learner's cost, or FLOPs().
         round_to: channels that lie in the same places live in multiples of this, or all of them. "auto" takes the block that
             the cost's runtime computes at once, 8 where none was measured; a quarter of the width at most, as a power of 2.
@@ -206,7 +209,7 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
             f'did you mean "{amount} {meant}"?'
         )
     unit = text.strip().lstrip("0123456789.eE+- ")
-    if unit in BYTES and unit != "B" and cost.unit != "parameters":
+    if unit in BYTES and unit != "B" and cost.unit not in ("parameters", "bytes"):
         return ModelSize(), text
     if unit in SECONDS and cost.unit != "seconds":
         raise BudgetError(f"A budget in seconds needs the hardware. Expected cost=Latency(...). Received: {text!r}.")
