@@ -131,7 +131,7 @@ def test_patches_times_kernel_is_what_the_layer_computes(name):
     np.testing.assert_allclose(received.reshape(made.shape), made, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.one_of(4)
+@pytest.mark.one_of(6)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", [name for name in READERS if "Depthwise" not in name and "Separable" not in name])
 def test_what_others_say_too_is_not_lost(name, bias):
@@ -174,7 +174,8 @@ def error(model, seed, x):
 NETWORKS = ["residual_identity", "residual_projection", "inverted_residual", "separable", "two_outputs", "grouped"]
 
 
-@pytest.mark.one_of(6)
+@pytest.mark.once
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_error_falls_on_images_that_were_not_seen(name):
     model = models.build(name)
