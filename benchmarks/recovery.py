@@ -4,7 +4,7 @@
     python benchmarks/recovery.py --data digits              DigitsResNet on scikit-learn's digits
 
 A network is trained as the dense arm of benchmarks/quality.py is, and kept in --networks. Then it is cut in one shot by each of
-several scores: as it is, with BatchNormalization's statistics estimated anew, and recovered from the same images. "regained"
+several scores: as it is, with BatchNormalization's statistics estimated anew, and recovered from training images. "regained"
 is the share of what `prune(network, budget)` loses in test accuracy that is there again. Settings were chosen on validation
 images; the test images were looked at once per row. One row of benchmarks/results/recovery.csv per arm and random seed; rows
 that are there are not run again. Writes the tables of docs/recovery.md.
