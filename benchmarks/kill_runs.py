@@ -141,11 +141,13 @@ def results_of(folder):
 
 
 def trial(name, number, random, undisturbed, longest, scratch):
-    """One kill, and what came of it: a row; None if the run was over before the signal."""
+    """One kill, and what came of it: a row; or how long the run took that was over before, None if there was nothing yet."""
     watched = Watched(scratch)
     seconds = random.uniform(0, longest)
     code, took = ended(started([*COMMANDS[name].split(), "--log-dir", str(scratch)]), watched, seconds, number)
-    if code == 0 or watched.folder is None or not (watched.folder / "config.json").exists():
+    if code == 0:
+        return took
+    if watched.folder is None or not (watched.folder / "config.json").exists():
         return None
     watched.look()
     place = watched.place
@@ -180,17 +182,18 @@ def main():
             code, longest = ended(started([*COMMANDS[name].split(), "--log-dir", str(watched.log_dir)]), watched)
             assert code == 0, code
             undisturbed = results_of(watched.folder)
-            for kind, count in (("SIGTERM", options.terms), ("SIGKILL", options.kills)):
+            for kind, count in (("SIGKILL", options.kills), ("SIGTERM", options.terms)):
                 for number in range(count):
                     key = {"command": name, "signal": kind, "number": str(number), "backend": environment["backend"]}
                     if any(all(row[k] == v for k, v in key.items()) for row in rows_at(options.output)):
                         continue
                     random = np.random.default_rng([number, len(kind), len(name)])
                     row, attempt = None, 0
-                    while row is None:
+                    while not isinstance(row, dict):
                         attempt += 1
                         folder = Path(scratch) / f"{kind}-{number}-{attempt}"
                         row = trial(name, getattr(signal, kind), random, undisturbed, longest, folder)
+                        longest = row if isinstance(row, float) else longest  # other processes come and go
                     environment["date"] = f"{datetime.date.today()}"
                     append(options.output, {**key, **row, **environment, "arguments": COMMANDS[name]})
                     print({**key, **row}, flush=True)
