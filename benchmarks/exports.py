@@ -91,9 +91,11 @@ def table(found):
     agree = sum(row["result"] == "agrees" for row in found.values())
     devices = sorted({f"{row['cores']} cores of {row['cpu']}" for row in found.values()})
     runtimes = sorted({row["runtime"] for row in found.values()})
+    tried = len({key[0] for key in found})
     lines = [
-        f"{agree} of {len(found)} exports agree with Keras, on {'; '.join(devices)}, in {', '.join(runtimes)}. Each cell: the",
-        "largest difference before and after halving, relative to the largest output.",
+        f"{tried} of the {len(architectures.NAMES)} networks were tried: {agree} of {len(found)} exports",
+        f"agree with Keras, on {'; '.join(devices)}, in {', '.join(runtimes)}. Each cell: the largest",
+        "difference before and after halving, relative to the largest output; `-` where it was not tried yet.",
         "",
         f"| network | images | from | {' | '.join(TITLES.values())} |",
         "|---|---:|---|---|---|---|",
