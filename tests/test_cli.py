@@ -30,7 +30,7 @@ from keras_morph.runtimes import RUNTIMES
 pytestmark = pytest.mark.once
 
 MODEL = "test_cli:for_digits"
-COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "benchmark", "zoo")
+COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "benchmark", "measure", "zoo")
 
 
 def command(*arguments):

@@ -17,6 +17,7 @@ import numpy as np
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.costs import counting
 from keras_morph.costs.costs import CONSTANT, Formula, Monomials, positions_of, working
+from keras_morph.errors import KerasMorphError
 from keras_morph.graph.closure import Closed
 
 __all__ = ["Coefficients", "FittedTable", "fit"]
@@ -231,8 +232,12 @@ def _left_out(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def _non_negative(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    from scipy.optimize import nnls
-
+    try:
+        from scipy.optimize import nnls
+    except ModuleNotFoundError as error:
+        raise KerasMorphError(
+            "MeasuredLatency needs the package scipy to fit times. Received: it is not installed. Run pip install scipy."
+        ) from error
     scale = np.maximum(np.abs(design).max(axis=0), 1e-30) / seconds.max()
     relative = design / scale / seconds[:, None]
     held = RIDGE * np.eye(len(scale))
