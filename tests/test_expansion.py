@@ -29,8 +29,8 @@ def test_an_expanded_structure_costs_what_its_model_costs_and_stays_within_the_b
 @pytest.mark.once
 def test_a_wide_network_uses_its_budget_and_keeps_its_proportions():
     seed = km.zoo.build("ResNet20", input_shape=(16, 16, 3))
-    structure = km.fit_budget(seed, km.Budget("30%", per_cost=0.5), scores=km.GroupLasso())
-    wide = km.expand(seed, structure, km.FLOPs(), "100%")
+    structure = km.fit_budget(seed, km.Budget("30%", per_cost=0.5, round_to=1), scores=km.GroupLasso())
+    wide = km.expand(seed, structure, km.FLOPs(), km.Budget("100%", round_to=1))
     assert 0.97 <= km.FLOPs()(seed, wide) / km.FLOPs()(seed) <= 1
     widths = [
         (n, wide.widths[layer]) for layer, n in structure.widths.items() if layer not in ("image", "logits") and n

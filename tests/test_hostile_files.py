@@ -8,6 +8,7 @@ import zipfile
 
 import hostile
 import keras
+import models
 import numpy as np
 import pytest
 from keras import layers
@@ -20,6 +21,7 @@ from keras_morph.cli import choices, main
 from keras_morph.datasets import arrays, catalog, decoding, load
 from keras_morph.errors import DataError
 from keras_morph.runs import read_regular
+from keras_morph.saving import open_model
 
 pytestmark = pytest.mark.once
 
@@ -317,3 +319,14 @@ def test_files_are_read_up_to_a_limit(tmp_path):
     assert read_regular(tmp_path / "file", 5) == b"12345"
     with pytest.raises(OSError, match="more than 4 bytes"):
         read_regular(tmp_path / "file", 4)
+
+
+def test_a_model_that_was_opened_leaves_nothing_to_be_initialized(tmp_path):
+    """Keras keeps a list of variables without values, and gives them some when the next scope ends."""
+    path = tmp_path / "seed.keras"
+    models.build("separable").save(path)
+    open_model(path)
+    with keras.StatelessScope():
+        pass
+    doubled = keras.layers.Lambda(lambda x: 2 * x)(keras.Input((3,)))  # its shape is found out in such a scope
+    assert doubled.shape == (None, 3)

@@ -266,7 +266,7 @@ def test_train_reads_it_off_too(base, line, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         km.StructureLearner,
         "fit",
-        lambda self, x, *args, **rest: seen.append(x.max()) or original(self, x, *args, **rest),
+        lambda self, x, *args, **rest: seen.append(x[0][0].max()) or original(self, x, *args, **rest),
     )
     with pytest.raises(SystemExit) as caught:
         main(

@@ -67,6 +67,7 @@ __all__ = [
     "tensors_of",
     "to_snake_case",
     "weights_are_elsewhere",
+    "without_values",
 ]
 
 
@@ -200,6 +201,7 @@ def mask_of(tensor: Any) -> Any:
 _CONTEXT = "current_call_ctx"  # where Keras keeps whether a network trains, while one of its layers is called
 _SEEDS = "global_seed_generator"  # where it keeps the random generator of those who bring none
 _COUNTERS = "object_name_uids"  # how many layers were named after each class
+_UNINITIALIZED = "uninitialized_variables"  # of layers that were made in a stateless scope
 
 
 @contextmanager
@@ -236,6 +238,21 @@ def count_names_anew() -> Iterator[None]:
         inside = global_state.get_global_attribute(_COUNTERS)
         merged = {key: max(before.get(key, 0), inside.get(key, 0)) for key in {*before, *inside}}
         global_state.set_global_attribute(_COUNTERS, collections.defaultdict(int, merged))
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, variables have shapes only; afterwards nobody gives them values either.
+
+    Keras keeps a list of those that are to be initialized when the next scope ends: it would fill the memory, or fail.
+    """
+    before = global_state.get_global_attribute(_UNINITIALIZED) or []
+    global_state.set_global_attribute(_UNINITIALIZED, [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(_UNINITIALIZED, before)
 
 
 # Trainers.

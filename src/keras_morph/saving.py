@@ -11,6 +11,7 @@ from typing import Any, Self
 import keras
 
 from keras_morph.errors import KerasMorphError
+from keras_morph.keras_internals import without_values
 from keras_morph.memory import free_memory
 
 __all__ = ["Configured", "open_model", "serialized"]
@@ -100,7 +101,7 @@ def _check_file(path: str) -> None:
             raise ValueError(f"its config.json has {members['config.json']:,} bytes")
         config = json.loads(archive.read("config.json"))
     try:
-        with keras.StatelessScope(initialize_variables=False):  # where variables have shapes only
+        with without_values():
             model = keras.saving.deserialize_keras_object(config)
             parameters = sum(math.prod(weight.shape) for weight in model.weights)
     except Exception:  # a layer that cannot be made so; what is wrong otherwise, Keras says when it opens the file

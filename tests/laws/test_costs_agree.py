@@ -85,9 +85,9 @@ def test_model_size_is_what_keras_counts(name):
 #                                          111 + 4 * (2 + 2 + 3) + 9 + 3 = 151
 #                                                                              108 + 12 + 3 = 123
 BY_HAND = [
-    ("plain", {}, 2 * 7752, 359, 247),
+    ("plain", None, 2 * 7752, 359, 247),
     ("plain", {"conv1": 3, "conv2": 2}, 2 * 3786, 161, 143),
-    ("inverted_residual", {}, 2 * 7572, 289, 36 * (4 + 6 + 6 + 4) + 3),
+    ("inverted_residual", None, 2 * 7572, 289, 36 * (4 + 6 + 6 + 4) + 3),
     ("inverted_residual", {"stem": 3, "project": 3, "expand": 2}, 2 * 4005, 151, 36 * (3 + 2 + 2 + 3) + 3),
     ("inverted_residual", {"expand": 0}, 2 * 3900, 123, 36 * 4 + 3),
 ]

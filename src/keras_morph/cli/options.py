@@ -71,8 +71,14 @@ def among(choices: Iterable[str], *, show: bool = True) -> dict[str, Any]:
     return completed | ({"metavar": f"[{'|'.join(names)}]"} if show else {})
 
 
-ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at", min=1, max=LARGEST)]
-Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with", min=1, max=LARGEST)]
+def _size(parameter: typer.CallbackParam, value: int) -> int:
+    """A number that is no size is refused before anything is made of it."""
+    check_number(f"--{(parameter.name or '').replace('_', '-')}", value, 1, LARGEST)
+    return value
+
+
+ImageSize = Annotated[int, typer.Option(help="height and width that a zoo model is built at", callback=_size)]
+Classes = Annotated[int, typer.Option(help="classes that a zoo model is built with", callback=_size)]
 PixelRange = Annotated[
     str,
     typer.Option(

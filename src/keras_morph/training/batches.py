@@ -24,7 +24,7 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(self, data: tuple[Any, ...], batch_size: int, seed: int) -> None:
         super().__init__()
-        self.arrays = tree.map_structure(_array, data)
+        self.arrays = _without_lists(tree.map_structure(_array, data))
         self.count = len(tree.flatten(self.arrays)[0])
         self.batch_size, self.seed = batch_size, seed
         self.set_epoch(0)
@@ -43,6 +43,13 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, number: int) -> Any:
         chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
         return tree.map_structure(lambda array: array[chosen], self.arrays)
+
+
+def _without_lists(data: Any) -> Any:
+    """Tuples for lists: TensorFlow's data sets make tensors of a list."""
+    if isinstance(data, dict):
+        return {key: _without_lists(value) for key, value in data.items()}
+    return tuple(_without_lists(value) for value in data) if isinstance(data, list | tuple) else data
 
 
 def _array(values: Any) -> np.ndarray:
