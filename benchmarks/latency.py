@@ -4,7 +4,7 @@
 
 Fits the cost to some random structures, times others in the same runtime, and compares. Then structures of random scores
 are cut to 60 % of the latency; seed and all of them are timed in turn. Files are kept in --folder, so that a run that was
-ended goes on. Appends a row to benchmarks/results/latency.csv.
+ended goes on. Appends a row to benchmarks/results/latency.csv, and writes the table of docs/latency.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from keras import layers, ops
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from rows import append
+from rows import append, rows_at
 
 import keras_morph as km
 from keras_morph.exporting import write_unchecked
@@ -34,6 +34,7 @@ from keras_morph.runs import describe_environment
 from keras_morph.timing import Timings, time_files_apart
 
 RESULTS = ROOT / "benchmarks" / "results" / "latency.csv"
+TABLE = ROOT / "docs" / "latency.md"
 SHARE = 0.6
 KEPT = 1.02  # of the budget: what two timings of one file differ by
 
@@ -89,6 +90,31 @@ def budgeted(graph, cost, number):
         scores = np.exp(offsets) * random.uniform(0.5, 1.5, graph.num_groups)
         found.append(km.fit_budget(graph, f"{SHARE:.0%}", scores=scores, cost=cost))
     return found
+
+
+def write_table():
+    """The last row of each network and runtime, in docs/latency.md."""
+    last = {(row["network"], row["conditions"]): row for row in rows_at(RESULTS)}
+    lines = [
+        f"Written by `python benchmarks/latency.py`; kept: of structures that were cut to {SHARE:.0%} of the latency, those that are",
+        f"measured within {KEPT * SHARE:.1%} of the seed's.",
+        "",
+        "| network | conditions | timed to fit | not timed before | median error | within 10 % | largest | budgets kept |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in last.values():
+        shares = [f"{float(row[name]):.1%}" for name in ("median_error", "within_10_percent", "largest_error")]
+        cells = (
+            row["network"],
+            row["conditions"],
+            row["fitted"],
+            row["tested"],
+            *shares,
+            f"{row['kept']} of {row['budgets']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    before, _, rest = TABLE.read_text().partition("<!-- latency.py -->\n")
+    TABLE.write_text("\n".join([f"{before}<!-- latency.py -->", *lines, "<!-- end -->", ""]))
 
 
 def main():
@@ -149,6 +175,7 @@ def main():
     }
     print(row)
     append(RESULTS, row)
+    write_table()
 
 
 if __name__ == "__main__":
