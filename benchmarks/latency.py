@@ -113,7 +113,7 @@ def write_table():
             f"{row['kept']} of {row['budgets']}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    before, _, rest = TABLE.read_text().partition("<!-- latency.py -->\n")
+    before, *_ = TABLE.read_text().partition("<!-- latency.py -->\n")
     TABLE.write_text("\n".join([f"{before}<!-- latency.py -->", *lines, "<!-- end -->", ""]))
 
 
