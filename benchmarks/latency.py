@@ -96,7 +96,8 @@ def write_table():
     """The last row of each network and runtime, in docs/latency.md."""
     last = {(row["network"], row["conditions"]): row for row in rows_at(RESULTS)}
     lines = [
-        f"Written by `python benchmarks/latency.py`; kept: of structures that were cut to {SHARE:.0%} of the latency, those that are",
+        "Written by `python benchmarks/latency.py`. Budgets kept: of structures that were cut to "
+        f"{SHARE:.0%} of the latency, those that are",
         f"measured within {KEPT * SHARE:.1%} of the seed's.",
         "",
         "| network | conditions | timed to fit | not timed before | median error | within 10 % | largest | budgets kept |",
