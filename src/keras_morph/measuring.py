@@ -133,7 +133,7 @@ class MeasuredLatency(Cost):
 
     @property
     def margin(self) -> float:  # type: ignore[override]
-        """Share of a budget that is left, so that 19 of 20 networks keep it as they are measured."""
+        """Share of a budget that is left, since what is cut to it is what the fit believes to be cheap."""
         return MARGIN * self.coefficients.error
 
     def table(self, graph: ChannelGraph) -> Table:
