@@ -145,6 +145,15 @@ def test_functions_take_turns():
     assert order[:4] == ["a", "a", "b", "b"]  # warm up
 
 
+@pytest.mark.once
+def test_what_an_earlier_call_wrote_is_gone(tmp_path, monkeypatch):
+    """Else there would be more structures in the folder than timings."""
+    monkeypatch.setattr(measuring, "write_unchecked", lambda models, paths, name: [path.touch() for path in paths])
+    for number in (13, 12):
+        measuring.export_structures(network(), tmp_path, structures=number)
+        assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.onnx"))) == number
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
 def test_a_measurement_from_end_to_end(runtime, tmp_path):

@@ -32,7 +32,7 @@ from keras_morph.runs import write_json
 from keras_morph.runtimes import installed
 from keras_morph.search.selection import fit_budget
 from keras_morph.surgery.rebuilding import rebuild
-from keras_morph.timing import Conditions, Timings, time_files_apart
+from keras_morph.timing import SUFFIXES, Conditions, Timings, time_files_apart
 
 __all__ = ["MeasuredLatency", "export_structures", "fit_timings", "random_structures"]
 
@@ -224,6 +224,9 @@ def export_structures(
     """
     graph, folder, start, name = graph_of(model), Path(folder), time.perf_counter(), _format_of(runtime)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9][0-9].*"):  # of an earlier call that wrote more
+        if old.suffix in (*SUFFIXES, ".json", ".bin"):
+            old.unlink()
     # The whole network first, and the others so that those written are spread whenever it stops.
     order = [structures - 1, *np.random.default_rng(0).permutation(structures - 1)]
     drawn = random_structures(graph, structures)

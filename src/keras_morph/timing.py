@@ -23,7 +23,7 @@ import numpy as np
 from keras_morph.errors import KerasMorphError
 from keras_morph.runtimes import RUNTIMES, Input, Session, open_exported, runtime_of
 
-__all__ = ["TIMINGS", "Conditions", "Timings", "in_turn", "time_files", "time_files_apart"]
+__all__ = ["SUFFIXES", "TIMINGS", "Conditions", "Timings", "in_turn", "time_files", "time_files_apart"]
 
 TIMINGS = "timings.json"
 SUFFIXES = tuple(runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix not in ("", ".keras"))
