@@ -9,7 +9,7 @@ from keras import layers
 from test_datasets import fill, paint, zipped
 
 import keras_morph as km
-from keras_morph import memory
+from keras_morph import machine
 from keras_morph.datasets import Batches, Images, arrays, load, streams
 from keras_morph.errors import DataError
 from keras_morph.training.recipe import fit_on
@@ -86,7 +86,7 @@ def test_what_does_not_fit_stays_on_disk_and_a_line_says_so(photos, monkeypatch)
 
 
 def test_free_memory_is_that_of_a_machine():
-    assert 2**26 < memory.free_memory() < 2**45
+    assert 2**26 < machine.free_memory() < 2**45
 
 
 def test_one_colour_image_makes_a_stream_colour(tmp_path):

@@ -37,6 +37,7 @@ import numpy as np
 
 from keras_morph.errors import KerasMorphError, UnwrittenWarning
 from keras_morph.keras_internals import parts_of
+from keras_morph.machine import cpu_name
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")  # what `write_atomically` calls a file that is not whole yet
 _SAID: set[str] = set()  # files that a warning has named
@@ -208,7 +209,7 @@ def describe_environment() -> dict[str, Any]:
         # Keras has imported its backend; to ask the module spares us an import of a framework of our own.
         "backend_version": getattr(sys.modules.get(backend), "__version__", "unknown"),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
@@ -246,13 +247,3 @@ def _own_version() -> str:
         return importlib.metadata.version("keras-morph")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

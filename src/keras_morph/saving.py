@@ -12,7 +12,7 @@ import keras
 
 from keras_morph.errors import KerasMorphError
 from keras_morph.keras_internals import without_values
-from keras_morph.memory import free_memory
+from keras_morph.machine import free_memory
 
 __all__ = ["Configured", "open_model", "serialized"]
 

@@ -9,7 +9,6 @@ prints a JSON object, or writes FOLDER/timings.json. In a process of its own the
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from keras_morph.errors import KerasMorphError
+from keras_morph.machine import cpu_name
 from keras_morph.runtimes import RUNTIMES, Input, Session, open_exported, runtime_of
 
 __all__ = ["SUFFIXES", "TIMINGS", "Conditions", "Timings", "in_turn", "time_files", "time_files_apart"]
@@ -128,7 +128,7 @@ def time_files(
     sessions = [open_exported(path, threads=threads) for path in paths]
     runs = [_run(session, batch_size) for session in sessions]
     runtime = sessions[0].runtime
-    conditions = Conditions(runtime, RUNTIMES[runtime].version, threads, batch_size, _device())
+    conditions = Conditions(runtime, RUNTIMES[runtime].version, threads, batch_size, cpu_name())
     return Timings(conditions, tuple(map(tuple, in_turn(runs, seconds, rounds=rounds))))
 
 
@@ -176,14 +176,6 @@ def _example(given: Input, batch_size: int, random: np.random.Generator) -> np.n
     if given.dtype.kind == "f":
         return random.random(shape).astype(given.dtype)
     return np.zeros(shape, given.dtype)  # a number that every vocabulary has
-
-
-def _device() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    names = [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from keras_morph.datasets.pixels import PIXELS, Pixels
 from keras_morph.datasets.streams import SHARE, Batches, Images, fits
 from keras_morph.devices import padded
 from keras_morph.errors import DataError
-from keras_morph.memory import free_memory
+from keras_morph.machine import free_memory
 
 # The test part does not depend on the user's seed: runs with different seeds are compared on the same images.
 _TEST_SEED = 0

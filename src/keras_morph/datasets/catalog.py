@@ -28,7 +28,7 @@ from keras_morph.datasets.decoding import reason, shortened
 from keras_morph.datasets.images import image_folder, image_zip
 from keras_morph.datasets.streams import Images
 from keras_morph.errors import DataError
-from keras_morph.memory import free_memory
+from keras_morph.machine import free_memory
 
 Size = tuple[int, int] | None
 

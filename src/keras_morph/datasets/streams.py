@@ -15,7 +15,7 @@ import numpy as np
 from keras_morph.datasets.decoding import Encoded, check_size, decode, headers, pool, threads
 from keras_morph.datasets.pixels import PIXELS, Pixels
 from keras_morph.devices import padded
-from keras_morph.memory import free_memory
+from keras_morph.machine import free_memory
 
 SHARE = 0.25  # of the free memory that images may fill: a backend may copy them once, and training needs some too
 _QUEUE = 2**27  # bytes of decoded batches that wait to be trained on

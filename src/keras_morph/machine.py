@@ -1,9 +1,10 @@
-"""How much memory is free: what comes from outside is measured before it is opened."""
+"""The machine that we are on: its processor, and how much memory is free. Nothing here needs Keras."""
 
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["free_memory"]
+__all__ = ["cpu_name", "free_memory"]
 
 
 def free_memory() -> int:
@@ -18,6 +19,15 @@ def free_memory() -> int:
         used = int(_text(group / "memory.current") or 0) - _numbers(group / "memory.stat").get("inactive_file", 0)
         found.append(max(0, int(limit) - used))
     return min(found, default=2**32)
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _text(path: Path) -> str:
