@@ -62,7 +62,7 @@ MARKS["MeasuredLatency"] = pytest.mark.slow  # it times for 20 seconds
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(PUBLIC.keys() - WITHOUT)]
 )
-def test_the_example_runs(name, tmp_path, monkeypatch):
+def test_the_example_runs(name, tmp_path, monkeypatch, uncompiled):
     monkeypatch.chdir(tmp_path)
     printed = []
     result = doctest.DocTestRunner(optionflags=FLAGS).run(example_of(name), out=printed.append)

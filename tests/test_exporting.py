@@ -51,12 +51,12 @@ def mixed():
     return models.randomize(keras.Model({"words": words, "image": image}, outputs, name="mixed"), seed=1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model():
     return mixed()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a module is left and entered again where workers take tests from each other
 def exported(model, tmp_path_factory):
     """All formats, from whatever backend this is: one process on TensorFlow writes them from the others."""
     folder = tmp_path_factory.mktemp("exported")

@@ -11,7 +11,7 @@ from exactness import largest_difference
 import keras_morph as km
 
 pytestmark = [
-    pytest.mark.once,
+    pytest.mark.only_on("torch"),  # where a network is built in a third of the time
     pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning"),
     pytest.mark.filterwarnings("ignore::keras_morph.UncountedLayerWarning"),
     pytest.mark.usefixtures("quick_initializers"),
@@ -37,3 +37,16 @@ def test_it_is_rebuilt_exactly(network):
     expected = floats(km.masked(model, structure), inputs)
     assert largest_difference(received, expected) <= 1e-5
     np.testing.assert_equal(km.ModelSize()(graph, structure), small.count_params())
+    keeps_budgets(graph)
+
+
+def keeps_budgets(graph):
+    """With widths that are rounded by default, where closing takes away what rounding asks for."""
+    cost = km.ModelSize()
+    least = km.reach(graph, cost).minimum
+    for limit in (0.5 * cost(graph), 0.2 * cost(graph), 1.01 * least):
+        if least <= limit:
+            assert cost(graph, km.fit_budget(graph, limit, cost=cost)) <= limit
+        else:
+            with pytest.raises(km.BudgetError, match="reachable minimum"):
+                km.fit_budget(graph, limit, cost=cost)

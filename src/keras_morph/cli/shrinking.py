@@ -35,6 +35,7 @@ from keras_morph.training.guards import warn_at_chance
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of
 from keras_morph.training.regularizers import Regularizer
+from keras_morph.training.steps import jit_compiles
 
 __all__ = ["run"]
 
@@ -138,7 +139,8 @@ def _train_seed(
         return []
     log = EpochLog(folder / "history.csv", phase="seed", line=print)
     steps = -(-len(dataset.x_train) // options.batch_size)
-    seed.compile(plan.optimizer(cosine(options.learning_rate, steps * epochs)), _loss_of(seed), metrics=["accuracy"])
+    optimizer = plan.optimizer(cosine(options.learning_rate, steps * epochs))
+    seed.compile(optimizer, _loss_of(seed), metrics=["accuracy"], jit_compile=jit_compiles())
     checkpoints = folder / "checkpoint" / "seed"
     fit_resumably(
         seed,

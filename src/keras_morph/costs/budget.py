@@ -101,7 +101,8 @@ class Budget:
             `{cost: amount}`.
         cost: what an amount is for where it does not say; by default the learner's cost, or FLOPs().
         round_to: channels that lie in the same places live in multiples of this, or all of them. "auto" takes the block that
-            the cost's runtime computes at once, 8 where none was measured; a quarter of the width at most, as a power of 2.
+            the cost's runtime computes at once, 8 where none was measured; a quarter of the width at most, as a power of 2;
+            and 1 where the budget is out of reach otherwise.
         floor: layers that every path goes through keep at least this share of the width that they had if all layers were
             narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
             channel or two; 0 to 1. It is halved until the budget is met.

@@ -161,6 +161,8 @@ def choose(
     """
     budget = _Budget(graph, scores, limits, round_to)
     chosen = budget.close(graph.pinned_mask)
+    if round_to == "auto" and budget.share(chosen) > 1:  # rather odd widths than none
+        return choose(graph, scores, limits, floor=floor)
     budget.check_reachable(chosen)
     chosen = budget.raised(chosen, floor)
     queue = budget.blocks[~budget.full(chosen)]

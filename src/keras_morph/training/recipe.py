@@ -12,7 +12,7 @@ import numpy as np
 from keras_morph.errors import DataError, KerasMorphError
 from keras_morph.keras_internals import compiled_with, seed_shared
 from keras_morph.training.batches import Batches
-from keras_morph.training.steps import has_own_steps
+from keras_morph.training.steps import has_own_steps, jit_compiles
 
 __all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "failures_of", "fit_on"]
 
@@ -38,6 +38,8 @@ class Recipe:
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1; for a seed that is trained.
+        jit_compile: as in `compile`; `"auto"` is what the model was compiled with, but not XLA by TensorFlow on a CPU, where it
+            is a loss. (Keras keeps no difference between `True` and its own `"auto"`.)
         phases: functions from a Progress to a Progress; by default `learn, choose, fade, cut, tune` of `pipeline.py`.
 
     Raises:
@@ -61,6 +63,7 @@ class Recipe:
     rounds: int = 1
     strength: float | None = None
     distillation: float = 0.0
+    jit_compile: bool | str = "auto"
     phases: Sequence[Callable[[Any], Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +104,8 @@ class Recipe:
         if self.loss is not None:  # the weights of other losses
             compiled.pop("loss_weights", None)
         found = {key: compiled.get(key) if value is None else value for key, value in given.items()}
-        found |= {key: compiled.get(key) for key in ("weighted_metrics", "run_eagerly", "jit_compile")}
+        found |= {key: compiled.get(key) for key in ("weighted_metrics", "run_eagerly")}
+        found["jit_compile"] = self.jit_compile if self.jit_compile != "auto" else _jit_compile(compiled)
         if found["loss"] is None and not has_own_steps(model):
             if not ends_in_softmax(model):
                 raise KerasMorphError(
@@ -113,6 +117,11 @@ class Recipe:
             found["metrics"] = ["accuracy"]
         # Metrics keep counts: each model has its own.
         return {key: _copied(value) for key, value in found.items() if value is not None}
+
+
+def _jit_compile(compiled: Mapping[str, Any]) -> Any:
+    ours = jit_compiles()
+    return compiled.get("jit_compile") if ours == "auto" else ours
 
 
 def _copied(value: Any) -> Any:

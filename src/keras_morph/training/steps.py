@@ -12,7 +12,7 @@ import keras
 from keras_morph.errors import KerasMorphError
 from keras_morph.keras_internals import registered_as
 
-__all__ = ["Trainee", "compile_plainly", "has_own_steps", "training_as"]
+__all__ = ["Trainee", "compile_plainly", "has_own_steps", "jit_compiles", "training_as"]
 
 STEPS = ("train_step", "test_step", "compute_loss", "compute_metrics")
 NETWORK = {
@@ -71,6 +71,19 @@ def training_as(model: keras.Model, kind: type) -> type:
 def compile_plainly(model: keras.Model, **options: Any) -> None:
     """Compile as `keras.Model` does; what a `compile` of the user's own has kept besides is found in their model."""
     keras.Model.compile(model, **options)
+
+
+def jit_compiles() -> bool | str:
+    """Whether what we train is compiled with XLA: as Keras chooses, but not by TensorFlow without an accelerator.
+
+    There XLA takes twice as long to compile, and runs a depthwise convolution many times slower (docs/decisions.md).
+
+    Returns:
+        A value for the `jit_compile` of `compile`.
+    """
+    if keras.backend.backend() != "tensorflow" or any(name[:3] != "cpu" for name in keras.distribution.list_devices()):
+        return "auto"
+    return False
 
 
 def _without_network(kind: type) -> type:

@@ -23,6 +23,7 @@ from keras_morph.tensorboard import Events
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.logistic_sigmoid import LogisticSigmoid
 from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
+from keras_morph.training.steps import jit_compiles
 from keras_morph.zoo.applications import build
 
 ALGORITHMS: dict[str, Callable[..., Regularizer]] = {
@@ -230,7 +231,7 @@ class MorphNetModel:
     def _objective(self) -> dict[str, Any]:
         # Weighted, so that what pads a batch does not count.
         loss = keras.losses.SparseCategoricalCrossentropy(reduction="mean_with_sample_weight")
-        return {"loss": loss, "weighted_metrics": ["accuracy"]}
+        return {"loss": loss, "weighted_metrics": ["accuracy"], "jit_compile": jit_compiles()}
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[keras.Model]:
