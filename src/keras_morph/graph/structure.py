@@ -1,9 +1,6 @@
 """Which channels of each layer are alive: a value that can be printed, saved, compared, and applied to its seed."""
 
-import itertools
-import json
 import re
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,17 +12,14 @@ from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.errors import StructureMismatchError
 from keras_morph.graph.closure import close
 from keras_morph.graph.identities import connections, fingerprint, fingerprint_of, identities
+from keras_morph.graph.structure_files import FORMAT, fields_of, read_json
 from keras_morph.graph.tracing import graph_of, known_graph, trace_as
-from keras_morph.runs import read_regular, write_json
+from keras_morph.runs import write_json
 from keras_morph.showing import html_table, shortened
 
 __all__ = ["Structure", "graph_and_structure"]
 
 EXAMPLE = '{"conv1_conv/Conv2D": 64}'
-FORMAT = 2
-KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
-LIMIT = 2**28  # bytes of a file: the largest networks have structures of some hundred thousand
-READABLE = (1, 2)  # structures of format 1 know neither their wiring nor what their layers read
 
 # What TensorFlow calls the operation in which a layer makes its channels: the Model Zoo's keys are operation names.
 OPERATION_NAMES = {"SeparableConv2D": "separable_conv2d", "Conv2DTranspose": "conv2d_transpose"}
@@ -126,7 +120,7 @@ class Structure:
         Raises:
             StructureMismatchError: if the file is missing, damaged or of another format.
         """
-        return _from_file(_read_json(path), path)
+        return cls(**fields_of(read_json(path), path))
 
     @property
     def is_expanded(self) -> bool:
@@ -247,91 +241,6 @@ def repeated(copies: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(copies)), copies)
 
 
-def _from_file(data: Any, path: str | Path) -> Structure:
-    """A structure of what its file holds, each part of which has to be of its kind.
-
-    Raises:
-        StructureMismatchError: if one is not.
-    """
-
-    def part(value: Any, kind: type, what: str) -> Any:
-        if type(value) is not kind:  # True is an int to isinstance
-            raise StructureMismatchError(
-                f"{path} is not a structure file. Expected: {what}, {KINDS[kind]}. Received: {_shortened(value)}; write it "
-                "with Structure.save."
-            )
-        return value
-
-    def texts(value: Any, what: str) -> tuple[str, ...]:
-        return tuple(part(text, str, f"texts in {what}") for text in part(value, list, what))
-
-    part(data, dict, "format, seed and layers with width and alive")
-    if type(data.get("format")) is not int or data["format"] not in READABLE:
-        raise StructureMismatchError(
-            f"{path} has format {_shortened(data.get('format'))}. Expected: one of {READABLE}."
-        )
-    seed, layers = part(data.get("seed"), dict, "seed"), part(data.get("layers"), dict, "layers")
-    expanded = part(data.get("expanded", False), bool, "expanded")
-    connections = part(data.get("connections", {}), dict, "connections")
-    if not layers:
-        raise StructureMismatchError(
-            f"{path} has no layers. Expected: all that make channels; write it with Structure.save."
-        )
-    alive, widths, kinds, own = {}, {}, {}, {}
-    for name, layer in layers.items():
-        part(layer, dict, f"layer {name!r}")
-        widths[name] = part(layer.get("width"), int, f"width of {name!r}")
-        indices = part(layer.get("alive"), list, f"alive of {name!r}")
-        kinds[name] = part(layer.get("kind", "Conv2D"), str, f"kind of {name!r}")
-        own[name] = part(layer.get("identity", name), str, f"identity of {name!r}")
-        for index in indices:
-            part(index, int, f"alive of {name!r}")
-        pairs = itertools.pairwise(indices)
-        ascending = all(low <= high if expanded else low < high for low, high in pairs)
-        if not ascending or widths[name] < 1 or (indices and not 0 <= indices[0] <= indices[-1] < widths[name]):
-            raise StructureMismatchError(
-                f"{path}: layer {name!r} lists alive channels that are not ascending indices below its width "
-                f"{widths[name]}."
-            )
-        alive[name] = indices
-    wiring = None
-    if data["format"] > 1:
-        given = part(data.get("wiring"), dict, "wiring")
-        ties = tuple(texts(names, "each tie") for names in part(given.get("tie"), list, "tie"))
-        wiring = Wiring(texts(given.get("protect"), "protect"), ties, part(given.get("grouped"), str, "grouped"))
-        _check_wiring(wiring, path)
-    return Structure(
-        part(seed.get("name"), str, "name of the seed"),
-        part(seed.get("fingerprint"), str, "fingerprint of the seed"),
-        {name: np.array(indices, np.int64) for name, indices in alive.items()},
-        widths,
-        kinds,
-        own,
-        {name: part(value, str, f"connections of {name!r}") for name, value in connections.items()},
-        wiring,
-    )
-
-
-def _check_wiring(wiring: Wiring, path: str | Path) -> None:
-    wrong = None if wiring.grouped in ("whole", "equal") else f"grouped {wiring.grouped!r}"
-    for pattern in wiring.protect:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            wrong = f"protect {_shortened(pattern)} ({error})"
-    if any(len(names) < 2 for names in wiring.tie):
-        wrong = "a tie of fewer than two layers"
-    if wrong is not None:
-        raise StructureMismatchError(
-            f"{path} has a wiring that cannot be. Expected: protect with names or patterns, tie with two or more names, "
-            f"grouped whole or equal. Received: {wrong}."
-        )
-
-
-def _shortened(value: Any) -> str:
-    return textwrap.shorten(repr(value), 80, placeholder="...")
-
-
 def graph_and_structure(model: Any, source: Any) -> tuple[ChannelGraph, Structure]:
     """The graph of a model with the wiring of a structure, and the structure in its layer names.
 
@@ -362,8 +271,9 @@ def graph_and_structure(model: Any, source: Any) -> tuple[ChannelGraph, Structur
 def _read(source: Any) -> Any:
     """A Structure, or where counts come from and what they are."""
     if isinstance(source, (str, Path)):
-        data = _read_json(source)
-        return Structure.load(source) if isinstance(data, dict) and "format" in data else (str(source), data)
+        data = read_json(source)
+        is_structure = isinstance(data, dict) and "format" in data
+        return Structure(**fields_of(data, source)) if is_structure else (str(source), data)
     if isinstance(source, Mapping):
         return "counts", source
     if isinstance(source, Structure):
@@ -484,22 +394,3 @@ def _mismatch(structure: Structure, graph: ChannelGraph) -> str:
         f"The structure belongs to another model of the name {structure.seed}: its layers or connections differ. "
         f"Expected: the connections that it was made with. Received: {', '.join(said) + more if said else 'others'}."
     )
-
-
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(read_regular(path, LIMIT).decode(), object_pairs_hook=_once)
-    except (OSError, ValueError, RecursionError) as error:
-        raise StructureMismatchError(
-            f"{path} cannot be read as JSON. Expected a structure.json or an alive_STEP file. "
-            f"Received: {type(error).__name__} {error}."
-        ) from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, none of whose keys is there twice: Python would take the last and drop the others."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {_shortened(twice)} is there more than once")
-    return found
