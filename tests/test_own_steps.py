@@ -181,6 +181,6 @@ class Guided(keras.Model):
         return {"loss": loss}, (trainable, fixed, optimizer, metrics)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="a step for JAX")
+@pytest.mark.only_on("jax")
 def test_a_step_for_jax_as_in_the_guide_learns():
     assert_scores_fall(Guided)
