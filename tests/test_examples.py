@@ -1,5 +1,6 @@
 """Every public function and class shows an example, which is run here."""
 
+import contextlib
 import dataclasses
 import doctest
 import inspect
@@ -44,8 +45,8 @@ def model():
 
 def example_of(name):
     """The examples in the docstring of a public name; None if there is no section for them."""
-    names = {"km": km, "keras": keras, "np": np, "dataclasses": dataclasses, "warnings": warnings, "Path": Path}
-    names |= {"model": model(), "x": X, "y": Y, "images": X}
+    names = {"km": km, "keras": keras, "np": np, "contextlib": contextlib, "dataclasses": dataclasses, "Path": Path}
+    names |= {"warnings": warnings, "model": model(), "x": X, "y": Y, "images": X}
     (found,) = doctest.DocTestFinder(recurse=False, exclude_empty=False).find(PUBLIC[name], name, globs=names)
     return found if "\nExample:\n" in inspect.cleandoc(found.docstring) and found.examples else None
 

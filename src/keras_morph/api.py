@@ -7,9 +7,11 @@ from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.costs.hardware import HARDWARE, Hardware
 from keras_morph.costs.measured import measure
+from keras_morph.costs.sizing import FileSize
 from keras_morph.costs.stairs import Staircase
 from keras_morph.errors import (
     BudgetError,
+    BudgetWarning,
     ChanceWarning,
     DataError,
     DivergedError,
@@ -40,7 +42,6 @@ from keras_morph.search.scores import (
     whc_scores,
 )
 from keras_morph.search.selection import Reach, fit_budget, reach
-from keras_morph.sizing import FileSize
 from keras_morph.surgery.rebuilding import masked, rebuild
 from keras_morph.surgery.recovery import recover
 from keras_morph.tensorboard import TensorBoardLog
@@ -61,6 +62,7 @@ __all__ = [
     "BenchmarkRow",
     "Budget",
     "BudgetError",
+    "BudgetWarning",
     "ChanceWarning",
     "ChannelGraph",
     "Cost",

@@ -138,6 +138,21 @@ class ChanceWarning(UserWarning):
     """
 
 
+class BudgetWarning(UserWarning):
+    """A budget is kept as computed, but not as measured.
+
+    Example:
+        >>> class Slow(km.FLOPs):
+        ...     def clock(self, graph):  # whatever is measured takes as long as the whole network
+        ...         return contextlib.nullcontext(lambda structure: (1.0, 1.0))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     small = km.prune(model, "50%", cost=Slow())
+        >>> "BudgetWarning" in [each.category.__name__ for each in caught]
+        True
+    """
+
+
 class UnwrittenWarning(UserWarning):
     """A file of a run cannot be written, since the disk is full, say; the run goes on.
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,16 @@ from keras_morph.keras_internals import parts_of, structs
 from keras_morph.quantizing import CALIBRATED, check_quantizer
 from keras_morph.runtimes import RUNTIMES, Session, first_line, installed, open_exported
 
-__all__ = ["Exported", "bytes_of", "export", "export_all", "write_unchecked", "written_here"]
+__all__ = [
+    "Exported",
+    "bytes_of",
+    "check_formats",
+    "export",
+    "export_all",
+    "random_examples",
+    "write_unchecked",
+    "written_here",
+]
 
 TOLERANCE = 1e-4  # difference to the Keras model, relative to its largest output: float32 sums in another order
 INT8_NOISE = 0.5  # of the outputs' standard deviation, root mean square: beyond, a quarter of their variance is lost
@@ -118,13 +127,10 @@ def export_all(
     targets = dict(zip(chosen, map(Path, paths), strict=True))
     for name in targets:
         _check_place(targets[name])
-        installed(FORMATS[name].runtime)
-        check_backends(name)
-        if int8 is not None:
-            check_quantizer(name)
+    check_formats(targets, int8=int8 is not None)
     calibration = None if int8 is None else [each[:CALIBRATED] for each in _arrays_of(model, "int8", int8)]
     given = [] if check is None else _batches(_arrays_of(model, "check", check))
-    trials = [*(_random_examples(model) if calibration is None else _batches(calibration)), *given]
+    trials = [*(random_examples(model) if calibration is None else _batches(calibration)), *given]
     expected = [_outputs(model, arrays) for arrays in trials]
     done: dict[str, Exported] = {}
     failures: dict[str, list[str]] = {name: [] for name in targets}
@@ -150,6 +156,19 @@ def export_all(
             f"Received, {'; '.join(failures[name])}. {targets[name]} was not written."
         )
     return [done[name] for name in chosen]
+
+
+def check_formats(names: Iterable[str], *, int8: bool) -> None:
+    """Make sure that files of some formats can be written and opened here.
+
+    Raises:
+        KerasMorphError: if a package is missing, or a format has no eight bits.
+    """
+    for name in names:
+        installed(FORMATS[name].runtime)
+        check_backends(name)
+        if int8:
+            check_quantizer(name)
 
 
 def _format_of(path: Path, name: str | None) -> str:
@@ -260,7 +279,7 @@ def _in_float32(model: keras.Model) -> keras.Model:
 # Comparing.
 
 
-def _random_examples(model: keras.Model) -> list[list[np.ndarray]]:
+def random_examples(model: keras.Model) -> list[list[np.ndarray]]:
     """Batches of random numbers from 0 to 1, and of integers that embeddings know."""
     rng = np.random.default_rng(0)
     known = [part.input_dim for part in parts_of(model) if isinstance(part, keras.layers.Embedding)]

@@ -9,8 +9,10 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,18 @@ import numpy as np
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget
-from keras_morph.costs.costs import Cost, Table
+from keras_morph.costs.costs import Clock, Cost, Table
 from keras_morph.costs.fitted import Coefficients, FittedTable, fit
 from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError
 from keras_morph.exporting import write_unchecked, written_here
-from keras_morph.formats import FORMATS
+from keras_morph.formats import FORMATS, PREFERENCE, can
 from keras_morph.graph.closure import close
 from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of
+from keras_morph.machine import cpu_name
 from keras_morph.runs import write_json
-from keras_morph.runtimes import installed
+from keras_morph.runtimes import RUNTIMES, installed
 from keras_morph.search.selection import fit_budget
 from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.timing import SUFFIXES, Conditions, Timings, time_files_apart
@@ -39,6 +42,7 @@ __all__ = ["MeasuredLatency", "export_structures", "fit_timings", "random_struct
 MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
 MULTIPLES = (1, 4, 8, 16)  # to which widths are rounded in turn: odd ones and those that runtimes like
+CHECK = 8.0  # seconds of timing for one structure that was chosen
 SHARES = (0.2, 1.0)  # of the FLOPs
 
 
@@ -59,6 +63,7 @@ class MeasuredLatency(Cost):
             written.
         structures: how many are timed; with fewer it is quicker and less certain.
         seconds: when to stop exporting, and then timing; each has half of it. At least 12 structures are timed.
+        progress: takes a line after each export, and before the timing.
 
     Attributes:
         coefficients: what was fitted; `coefficients.error` is the median relative error for structures that a fit had not seen.
@@ -73,7 +78,7 @@ class MeasuredLatency(Cost):
 
     Example:
         >>> cost = km.MeasuredLatency(model, runtime="onnxruntime", structures=12, seconds=10)
-        >>> small = km.prune(model, "60%", cost=cost)
+        >>> small = km.prune(model, "60%", cost=cost)  # which is timed again
         >>> cost(small) <= 0.6 * cost(model)
         True
     """
@@ -93,6 +98,7 @@ class MeasuredLatency(Cost):
         cache: str | Path | None = None,
         structures: int = STRUCTURES,
         seconds: float = 300.0,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         graph = graph_of(model)
         if cache is not None and Path(cache).exists():
@@ -107,7 +113,11 @@ class MeasuredLatency(Cost):
                 self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
                 return
         with tempfile.TemporaryDirectory() as folder:
-            files = export_structures(graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2)
+            files = export_structures(
+                graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2, progress=progress
+            )
+            if progress is not None:
+                progress(f"timing {len(files)} structures in {runtime}, up to {seconds / 2:.0f} s")
             timings = time_files_apart(files, threads=threads, batch_size=batch_size, seconds=seconds / 2)
             found = fit_timings(graph, folder, timings)
         self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
@@ -133,8 +143,42 @@ class MeasuredLatency(Cost):
 
     @property
     def margin(self) -> float:  # type: ignore[override]
-        """Share of a budget that is left, since what is cut to it is what the fit believes to be cheap."""
+        """Share of a budget that is left, since what is cut to it is what the fit believes to be cheap.
+
+        `prune` and `shrink` time what they chose as well, where it was measured on this processor.
+        """
         return MARGIN * self.coefficients.error
+
+    @contextmanager
+    def clock(self, graph: ChannelGraph) -> Iterator[Clock | None]:
+        """Seconds of a structure and of the whole network, timed in turn, in some seconds; None on another processor."""
+        runtime = self.conditions.runtime
+        if not self._runs_here():
+            yield None
+            return
+        name = _format_of(runtime)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / f"{each}{FORMATS[name].suffix}" for each in ("whole", "small")]
+            write_unchecked([graph.model], paths[:1], name)
+
+            def measured(structure: Structure) -> tuple[float, float]:
+                write_unchecked([rebuild(graph, structure, weights=False)], paths[1:], name)
+                whole, small = time_files_apart(
+                    paths,
+                    threads=self.conditions.threads,
+                    batch_size=self.conditions.batch_size,
+                    seconds=CHECK,
+                ).least
+                return float(small), float(whole)
+
+            yield measured
+
+    def _runs_here(self) -> bool:
+        """Whether this is the processor that it was timed on, with the runtime, and with what writes its files."""
+        runtime = self.conditions.runtime
+        (name,) = (name for name, form in FORMATS.items() if form.runtime == runtime)
+        able = find_spec(RUNTIMES[runtime].module) and any(can(backend, name) for backend in PREFERENCE)
+        return bool(able) and self.conditions.device == cpu_name()
 
     def table(self, graph: ChannelGraph) -> Table:
         return FittedTable.of(graph, self.coefficients)

@@ -27,6 +27,7 @@ from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.runs import save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
+from keras_morph.search.keeping import fit_measured
 from keras_morph.search.scores import contribution_scores
 from keras_morph.search.selection import fit_budget
 from keras_morph.status import read_status, running
@@ -364,8 +365,9 @@ def learn(progress: Progress) -> Progress:
 
 
 def choose(progress: Progress) -> Progress:
-    """The channels that meet the budget."""
-    return replace(progress, structure=fit_budget(progress.learner, progress.budget))
+    """The channels that meet the budget, as measured where its cost can be."""
+    structure = fit_measured(progress.learner, progress.budget, say=progress.training.say)
+    return replace(progress, structure=structure)
 
 
 def widen(progress: Progress) -> Progress:
@@ -511,11 +513,11 @@ def prune(
         True
     """
     if calibration is None:
-        return rebuild(model, fit_budget(model, budget, scores=scores, cost=cost))
+        return rebuild(model, fit_measured(model, budget, scores=scores, cost=cost))
     if scores is None and getattr(model, "regularizer", None) is None:
         scores, budget = contribution_scores(model, calibration), budget_from(budget, cost)
         budget = replace(budget, per_cost=budget.per_cost or 1.0)
-    structure = fit_budget(model, budget, scores=scores, cost=cost)
+    structure = fit_measured(model, budget, scores=scores, cost=cost)
     small = rebuild(model, structure)
     recover(small, model, structure, calibration)
     return small

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
+from keras_morph.costs.sizing import FileSizeOf
 from keras_morph.errors import BudgetError
 
 __all__ = ["Budget", "Limit", "budget_from", "group_prices", "parse_budget", "split_budget"]
@@ -22,6 +23,7 @@ BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**
 LEAST_BLOCKS = 4  # that a width is divided into, whatever the runtime likes
 FLOOR = 0.5  # chosen on digits: below it a layer of one channel can cut the network
 COUNTED = ("FLOPs", "parameters", "elements")  # a cost of one's own may well be below 1 in its unit
+FILE = re.compile(rf"(.*\d\s*(?:{'|'.join(BYTES)}))\s+(onnx|litert|openvino)(?:\s+(int8|float32))?")
 NAMED = {cost.__name__: cost for cost in (FLOPs, ModelSize, Activations, Latency)}
 
 
@@ -96,9 +98,9 @@ class Budget:
 
     Args:
         amount: `"50%"` of the seed, `"300M"`, `"2MB"` (parameters, at `bytes_per_parameter`; with a FileSize, bytes of the
-            file), `"5ms"`, or a number in the cost's own unit (FLOPs, parameters, elements, seconds, bytes); for the cost
-            that its unit or a name behind it says; several of them with commas or "and" between (`"50% FLOPs, 2MB"`); or
-            `{cost: amount}`.
+            file), `"2MB litert int8"` (bytes of the file in a format, float32 where it does not say int8), `"5ms"`, or a
+            number in the cost's own unit (FLOPs, parameters, elements, seconds, bytes); for the cost that its unit or a name
+            behind it says; several of them with commas or "and" between (`"50% FLOPs, 2MB"`); or `{cost: amount}`.
         cost: what an amount is for where it does not say; by default the learner's cost, or FLOPs().
         round_to: channels that lie in the same places live in multiples of this, or all of them. "auto" takes the block that
             the cost's runtime computes at once, 8 where none was measured; a quarter of the width at most, as a power of 2;
@@ -201,6 +203,8 @@ def split_budget(budget: str | float | Mapping[Cost, str | float], cost: Cost) -
 
 def _named(text: str, cost: Cost) -> tuple[Cost, str]:
     """The cost that a part of a budget is for, and the budget without the cost's name."""
+    if found := FILE.fullmatch(text.strip()):
+        return FileSizeOf(found[2], found[3] == "int8"), found[1]
     amount, _, name = text.strip().rpartition(" ")
     if amount and name in NAMED:
         return (cost if cost.name == name else NAMED[name]()), amount

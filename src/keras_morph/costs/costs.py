@@ -8,6 +8,8 @@ of your own is one method: `monomials`, or `table` where it is no formula (a sta
 import warnings
 import weakref
 from abc import ABC
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -19,13 +21,14 @@ from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
-from keras_morph.graph.structure import graph_and_structure
+from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.saving import Configured
 
 __all__ = [
     "CONSTANT",
     "Activations",
+    "Clock",
     "Cost",
     "FLOPs",
     "Formula",
@@ -41,6 +44,7 @@ __all__ = [
 
 _WARNED: Any = weakref.WeakKeyDictionary()  # model -> names of the costs whose uncounted layers were named
 
+Clock = Callable[[Structure], tuple[float, float]]
 CONSTANT = -1  # in place of a vector: no channels, a factor of 1
 
 
@@ -178,6 +182,10 @@ class Cost(Configured, ABC):
                 UncountedLayerWarning,
                 stacklevel=3,
             )
+
+    def clock(self, graph: ChannelGraph) -> AbstractContextManager[Clock | None]:
+        """Inside, a function that measures what a structure and the whole network cost, in `unit`; None where nothing does."""
+        return nullcontext()
 
     def total(self, graph: ChannelGraph, closed: Closed) -> float:
         """Cost of a closed structure."""

@@ -1,0 +1,97 @@
+"""A budget that is kept as measured: what was chosen is timed, and chosen again within less where it takes too long.
+
+What is cut to a budget is what the cost believes to be cheap, so that a forecast that is right on average is too low for it.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from keras_morph.costs.budget import Budget, Limit, budget_from, parse_budget
+from keras_morph.costs.costs import Cost
+from keras_morph.errors import BudgetError, BudgetWarning
+from keras_morph.graph.structure import Structure
+from keras_morph.graph.tracing import graph_of
+from keras_morph.search.selection import fit_budget
+
+__all__ = ["fit_measured"]
+
+TRIES = 4
+NOISE = 0.01  # of the limit is left: what two measurements of one network differ by
+
+
+def fit_measured(
+    model: Any,
+    budget: Any,
+    *,
+    scores: Any = None,
+    cost: Cost | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Structure:
+    """`fit_budget`, whose structure also keeps the budget as measured, where the cost has a clock.
+
+    The chosen structure is measured beside the whole network, of which `"60%"` is a share. Where it costs more than the budget
+    says, the limit is lowered by as much and it is chosen again, up to 3 times. Where nothing can be measured (another device,
+    a runtime that is not installed) the budget is kept as computed.
+
+    Args:
+        model, budget, scores, cost: as in `fit_budget`.
+        say: takes a line after each measurement.
+
+    Returns:
+        A closed structure, never above the budget as computed. If none keeps the budget as measured, the nearest one, with a
+        BudgetWarning.
+    """
+    say = say or (lambda _: None)
+    budget = budget_from(budget, cost or getattr(model, "target_cost", None))
+    structure = fit_budget(model, budget, scores=scores)
+    graph = graph_of(model)
+    limits = budget.limits(graph)
+    with ExitStack() as stack:
+        clocks = [stack.enter_context(limit.cost.clock(graph)) for limit in limits]
+        for limit, clock in zip(limits, clocks, strict=True):
+            if clock is None and limit.cost.margin:
+                left = f"{limit.cost.margin:.1%} of it is left"
+                say(f"{limit.cost!r} is not measured here: its budget is kept as computed, and {left}")
+        if not any(clocks):
+            return structure
+        nearest, least = structure, float("inf")
+        for _ in range(TRIES):
+            over = []
+            for clock, (part, amount) in zip(clocks, budget.amounts(), strict=True):
+                found, whole = clock(structure) if clock else (0.0, 1.0)
+                allowed = parse_budget(amount, part, whole, bytes_per_parameter=budget.bytes_per_parameter)
+                over.append(found / allowed / (1 - NOISE))
+                if clock:
+                    words = [_in_words(value, part.unit) for value in (found, whole, allowed)]
+                    say(f"{part!r}: {words[0]} of the whole network's {words[1]} as measured; {words[2]} are allowed")
+            if max(over) <= 1:
+                return structure
+            if max(over) < least:
+                nearest, least = structure, max(over)
+            limits = [
+                Limit(one.cost, one.cost(graph, structure) * (1 - NOISE) / more) if more > 1 else one
+                for one, more in zip(limits, over, strict=True)
+            ]
+            try:
+                structure = fit_budget(model, _of(budget, limits), scores=scores)
+            except BudgetError:  # there is nothing smaller
+                break
+    warnings.warn(
+        f"{graph.model.name} keeps the budget of {budget.amount} as computed, not as measured: the best that was tried takes "
+        f"{least * (1 - NOISE):.3f} times as much. Expected at most 1. Give a lower budget.",
+        BudgetWarning,
+        stacklevel=3,
+    )
+    return nearest
+
+
+def _in_words(value: float, unit: str) -> str:
+    return f"{value * 1e3:.4g} ms" if unit == "seconds" else f"{value:,.0f} {unit}"
+
+
+def _of(budget: Budget, limits: list[Limit]) -> Budget:
+    """A budget of these limits, apart from the margins that they have already."""
+    return replace(budget, amount={limit.cost: limit.limit / (1 - limit.cost.margin) for limit in limits})
