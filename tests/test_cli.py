@@ -21,7 +21,8 @@ import typer
 from keras import layers
 
 import keras_morph as km
-from keras_morph.cli import choices, inspecting, main, options
+from keras_morph.benchmarking import accuracy
+from keras_morph.cli import choices, inspecting, main, options, shrinking
 from keras_morph.cli.app import app
 from keras_morph.formats import FORMATS
 from keras_morph.runs import save_model
@@ -309,6 +310,33 @@ def test_the_table_says_what_the_files_do(run):
     assert cut == rebuilt
 
 
+@pytest.mark.slow
+@pytest.mark.only_on("tensorflow")
+def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, capsys, monkeypatch):
+    class Quick(km.MeasuredLatency):
+        def __init__(self, graph, **options):
+            super().__init__(graph, structures=12, seconds=10, **options)
+
+    monkeypatch.setattr(shrinking, "MeasuredLatency", Quick)
+    options = ("--latency", "onnxruntime", "--budget", "70%, 90KB onnx int8", "--export", "onnx", "--int8")
+    assert command("shrink", "DigitsResNet", *options, *SHRINK, "--log-dir", tmp_path) == 0
+    printed = capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    cost = km.MeasuredLatency.load(folder / "latency.json")
+    seed, small = (keras.models.load_model(folder / name) for name in ("seed.keras", "small.keras"))
+    assert cost(small) <= 0.7 * cost(seed)
+    written = folder / "small_int8.onnx"
+    assert f"{written}: the budget of 90,000 bytes is kept" in printed
+    assert written.stat().st_size <= 90_000
+    found = json.loads((folder / "benchmark.json").read_text())
+    assert [row["model"] for row in found["rows"]] == ["seed", "small", "small_int8.onnx"]
+    data = km.datasets.load("digits", limit=200)
+    assert found["rows"][2]["accuracy"] == accuracy(km.open_exported(written), data.x_test, data.y_test)
+    (headline,) = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
+    assert headline.endswith(f"{found['rows'][2]['accuracy']:.2%} (small_int8.onnx)")
+    assert "small_int8.onnx" in json.loads((folder / "report.json").read_text())["results"]
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
     options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
@@ -460,7 +488,12 @@ MISTAKES = [
     (["measure", "{}/small.keras", "--on", "{}/small.keras/phone"], ["--on", "small.keras"]),
     (["measure", "DigitsResNet", "--image-size", "3"], ["4x4"]),
     (["measure", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
-    (["shrink", MODEL, "--latency", "{}/nowhere.json"], ["--latency", "nowhere.json"]),
+    (["shrink", MODEL, "--latency", "{}/nowhere.json"], ["--latency", "nowhere.json", "onnxruntime"]),
+    (["shrink", MODEL, "--latency", "litert", "--threads", "0"], ["--threads", "0"]),
+    (["shrink", MODEL, "--export", "tflite"], ["--export", "'tflite'", "litert"]),
+    (["shrink", MODEL, "--int8"], ["--int8", "--export"]),
+    (["shrink", MODEL, "--int8", "--export", "saved_model"], ["int8", "saved_model"]),
+    (["shrink", MODEL, "--budget", "2MB tflite"], ["'2MB tflite'"]),
     (["shrink", MODEL, "--latency", "{}/alive_10"], ["MeasuredLatency.save", "alive_10"]),
     (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--image-size", "3"], ["4x4"]),
     (["rebuild", "DigitsResNet", "{}/alive_10", "out.keras", "--classes", "0"], ["classes", "0"]),

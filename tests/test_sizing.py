@@ -44,6 +44,42 @@ def test_the_file_keeps_the_budget(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(
+    ("text", "amounts"),
+    [
+        ("2MB litert int8", [("FileSize(litert int8)", "2MB")]),
+        ("1.5 KiB onnx", [("FileSize(onnx float32)", "1.5 KiB")]),
+        ("50% FLOPs, 70KB openvino float32", [("FLOPs()", "50%"), ("FileSize(openvino float32)", "70KB")]),
+        ("2MB", [("ModelSize()", "2MB")]),
+    ],
+)
+def test_a_text_says_which_file_is_meant(text, amounts):
+    assert [(repr(cost), amount) for cost, amount in km.Budget(text).amounts()] == amounts
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("text", ["50% litert", "2M onnx", "2MB tflite", "2MB litert int4", "5ms litert"])
+def test_other_texts_with_the_name_of_a_format_are_refused(text):
+    with pytest.raises(km.BudgetError):
+        km.fit_budget(models.build("plain"), text)
+
+
+@pytest.mark.slow
+@pytest.mark.only_on("tensorflow")
+def test_a_text_is_kept_by_the_file(tmp_path):
+    """In eight bits: calibrated by other examples than those that weighed it."""
+    seed = km.zoo.digits_resnet()
+    small = km.prune(seed, "60KB litert int8")
+    images = np.random.default_rng(1).random((8, 8, 8, 1), np.float32)
+    written = km.export(small, tmp_path / "small.tflite", int8=images).bytes
+    assert 0.85 * 60_000 < written <= 60_000
+    ((cost, _),) = km.Budget("60KB litert int8").amounts()
+    learner = km.StructureLearner(seed, cost=cost, strength=1e-6)
+    assert float(learner.penalty()) > 0
+    assert repr(km.StructureLearner.from_config(learner.get_config()).target_cost) == "FileSize(litert int8)"
+
+
+@pytest.mark.once
 def test_a_format_without_a_file_is_refused():
     with pytest.raises(km.KerasMorphError, match=r"onnx, litert or openvino\. Received: 'saved_model'"):
         km.FileSize.measured(models.build("plain"), "saved_model")

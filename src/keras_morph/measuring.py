@@ -37,11 +37,12 @@ from keras_morph.search.selection import fit_budget
 from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.timing import SUFFIXES, Conditions, Timings, time_files_apart
 
-__all__ = ["MeasuredLatency", "export_structures", "fit_timings", "random_structures"]
+__all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "random_structures"]
 
 MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
 MULTIPLES = (1, 4, 8, 16)  # to which widths are rounded in turn: odd ones and those that runtimes like
+ROUNDS = 100  # in each process: enough for the shortest time
 CHECK = 8.0  # seconds of timing for one structure that was chosen
 SHARES = (0.2, 1.0)  # of the FLOPs
 
@@ -63,7 +64,6 @@ class MeasuredLatency(Cost):
             written.
         structures: how many are timed; with fewer it is quicker and less certain.
         seconds: when to stop exporting, and then timing; each has half of it. At least 12 structures are timed.
-        progress: takes a line after each export, and before the timing.
 
     Attributes:
         coefficients: what was fitted; `coefficients.error` is the median relative error for structures that a fit had not seen.
@@ -98,7 +98,6 @@ class MeasuredLatency(Cost):
         cache: str | Path | None = None,
         structures: int = STRUCTURES,
         seconds: float = 300.0,
-        progress: Callable[[str], None] | None = None,
     ) -> None:
         graph = graph_of(model)
         if cache is not None and Path(cache).exists():
@@ -113,12 +112,10 @@ class MeasuredLatency(Cost):
                 self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
                 return
         with tempfile.TemporaryDirectory() as folder:
-            files = export_structures(
-                graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2, progress=progress
+            files = export_structures(graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2)
+            timings = time_files_apart(
+                files, threads=threads, batch_size=batch_size, seconds=seconds / 2, rounds=ROUNDS
             )
-            if progress is not None:
-                progress(f"timing {len(files)} structures in {runtime}, up to {seconds / 2:.0f} s")
-            timings = time_files_apart(files, threads=threads, batch_size=batch_size, seconds=seconds / 2)
             found = fit_timings(graph, folder, timings)
         self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
         if cache is not None:

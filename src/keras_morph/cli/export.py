@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import DATA, EXPORTS, Classes, ImageSize, among, check_folder
+from keras_morph.cli.options import DATA, EXPORTS, SUFFIXES, Classes, ImageSize, among, check_folder, formats_of
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["export"]
-
-SUFFIXES = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml", "saved_model": "_saved_model"}
 
 
 def export(
@@ -31,9 +29,7 @@ def export(
     classes: Classes = 10,
 ) -> None:
     """Write a model for ONNX Runtime, LiteRT, OpenVINO or TensorFlow, run it there, and compare with Keras."""
-    formats = list(dict.fromkeys(name.strip() for name in to.split(",")))
-    if unknown := [name for name in formats if name not in EXPORTS]:
-        raise KerasMorphError(f"--to expects formats out of {', '.join(EXPORTS)}. Received: {unknown[0] or to!r}.")
+    formats = formats_of("--to", to)
     if int8 != (calibrate is not None):
         missing, given = ("--calibrate DATA", "--int8") if int8 else ("--int8", "--calibrate")
         raise KerasMorphError(f"{given} needs {missing}. Received: {given} alone.")

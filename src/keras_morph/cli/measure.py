@@ -68,7 +68,9 @@ def measure(
                 f"--batch-size {batch_size} {folder}, carry it back, and run this command again."
             )
             return
-        timings = time_files_apart(files, threads=threads, batch_size=batch_size, seconds=seconds / 2)
+        timings = time_files_apart(
+            files, threads=threads, batch_size=batch_size, seconds=seconds / 2, rounds=measuring.ROUNDS
+        )
     cost = measuring.fit_timings(graph, folder, timings)
     cost.save(output)
     fitted = cost.coefficients

@@ -26,6 +26,7 @@ __all__ = [
     "RUNTIMES",
     "RUNTIMES_THAT_MEASURE",
     "SCHEDULES",
+    "SUFFIXES",
     "Classes",
     "Grouped",
     "ImageSize",
@@ -40,6 +41,7 @@ __all__ = [
     "check_number",
     "command_of",
     "config_of",
+    "formats_of",
     "plain",
 ]
 
@@ -55,6 +57,7 @@ DATA = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 DEVICES = (*HARDWARE, "Others")
 EXPORTS = ("onnx", "litert", "openvino", "saved_model")
 RUNTIMES_THAT_MEASURE = ("onnxruntime", "litert", "openvino")
+SUFFIXES = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml", "saved_model": "_saved_model"}
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "nadam", "adamax", "adagrad", "lion")
 PIXELS = ("0-1", "0-255", "-1-1", "caffe", "torch")
 RUNTIMES = ("onnxruntime", "litert", "openvino", "keras", "tensorflow")
@@ -122,6 +125,16 @@ def check_name(option: str, name: str, choices: Iterable[str]) -> None:
     """One of some names."""
     if name not in (names := tuple(choices)):
         raise KerasMorphError(f"{option} expects one of {', '.join(names)}. Received: {name!r}.")
+
+
+def formats_of(option: str, text: str) -> list[str]:
+    """Formats that are separated by commas, each once."""
+    formats = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in formats if name not in EXPORTS]:
+        raise KerasMorphError(
+            f"{option} expects formats out of {', '.join(EXPORTS)}. Received: {unknown[0] or text!r}."
+        )
+    return formats
 
 
 def check_folder(option: str, folder: Path) -> None:

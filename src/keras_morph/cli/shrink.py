@@ -11,8 +11,10 @@ from keras_morph.cli.options import (
     COSTS,
     DATA,
     DEVICES,
+    EXPORTS,
     OPTIMIZERS,
     PIXELS,
+    RUNTIMES_THAT_MEASURE,
     Grouped,
     PixelRange,
     Protect,
@@ -23,6 +25,7 @@ from keras_morph.cli.options import (
     check_folder,
     check_name,
     check_number,
+    formats_of,
 )
 from keras_morph.errors import KerasMorphError
 
@@ -46,8 +49,14 @@ class Shrink:
     peak_flops: Annotated[float | None, typer.Option(help="for Others: FLOP/s")] = None
     bandwidth: Annotated[float | None, typer.Option(help="for Others: bytes/s")] = None
     latency: Annotated[
-        Path | None, typer.Option(help="a file that `keras-morph measure` wrote: the budget is for that latency")
+        str | None,
+        typer.Option(
+            help=f"the budget is for the latency in {', '.join(RUNTIMES_THAT_MEASURE)}, which is measured first (minutes), "
+            "or a file that `keras-morph measure` wrote",
+            **among(RUNTIMES_THAT_MEASURE, show=False),
+        ),
     ] = None
+    threads: Annotated[int, typer.Option(help="that the runtime of --latency may use")] = 1
     regularizer: Annotated[str, typer.Option(help="what scores the channels", **among(ALGORITHMS))] = "Gamma"
     threshold: Annotated[
         float | None, typer.Option(help="a channel is alive when its score is above; by default the regularizer's")
@@ -71,6 +80,10 @@ class Shrink:
     batch_size: Annotated[int, typer.Option(help="examples per step")] = 64
     learning_rate: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3
     optimizer: Annotated[str, typer.Option(help="optimizer of all phases", **among(OPTIMIZERS))] = "adam"
+    export: Annotated[
+        str | None, typer.Option(help=f"write small.keras in these formats, too, with commas: {', '.join(EXPORTS)}")
+    ] = None
+    int8: Annotated[bool, typer.Option("--int8", help="--export in eight bits, calibrated by training images")] = False
     image_size: Annotated[int | None, typer.Option(help="resize the images to this height and width")] = None
     pixels: PixelRange = "auto"
     stream: Streamed = None
@@ -91,6 +104,7 @@ class Shrink:
             ("--batch-size", self.batch_size, 1, 10**9),
             ("--seed-epochs", self.seed_epochs, 0, 10**9),
             ("--strength", self.strength, 0, float("inf")),
+            ("--threads", self.threads, 1, 10**9),
             ("--random-seed", self.random_seed, 0, 2**32 - 1),
         ):
             check_number(option, value, low, high)
@@ -98,9 +112,21 @@ class Shrink:
             raise KerasMorphError(
                 f"--round-to expects auto, or a whole number of at least 1. Received: {self.round_to}."
             )
-        if self.latency is not None and not self.latency.is_file():
-            raise KerasMorphError(f"--latency expects a file that keras-morph measure wrote. Received: {self.latency}.")
+        if self.latency is not None and not (self.measures or Path(self.latency).is_file()):
+            raise KerasMorphError(
+                f"--latency expects {', '.join(RUNTIMES_THAT_MEASURE)}, or a file that keras-morph measure wrote. "
+                f"Received: {self.latency}."
+            )
+        if self.int8 and not self.export:
+            raise KerasMorphError("--int8 needs --export FORMATS. Received: --int8 alone.")
+        if self.export is not None:
+            formats_of("--export", self.export)
         check_name("--pixels", self.pixels, ("auto", *PIXELS))
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:
             check_folder("--log-dir", self.log_dir)
+
+    @property
+    def measures(self) -> bool:
+        """Whether --latency names a runtime, not a file."""
+        return self.latency in RUNTIMES_THAT_MEASURE

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,27 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_morph.cli.choices import cost_of, is_named, load_model, optimizer_of, pixels_of, regularizer_of, wiring_of
-from keras_morph.cli.options import plain
+from keras_morph.cli.deploying import deployed, headlines, rows_of
+from keras_morph.cli.options import formats_of, plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
+from keras_morph.costs.fitted import Coefficients
 from keras_morph.costs.measured import Measured, measure
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
+from keras_morph.exporting import check_formats
 from keras_morph.graph.tracing import trace
 from keras_morph.measuring import MeasuredLatency
 from keras_morph.pipeline import Shrunk
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.reporting import report
 from keras_morph.runs import describe_environment, going_on, new_run_folder, save_model, write_json, write_somewhere
+from keras_morph.runtimes import installed
 from keras_morph.search.selection import fit_budget, reach
 from keras_morph.status import running
+from keras_morph.timing import Conditions
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.checkpoints import Saved, fit_resumably
 from keras_morph.training.guards import warn_at_chance
@@ -69,7 +74,7 @@ def run(options: Shrink) -> None:
         stream=options.stream,
     )
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
-    reaches = _reaches(plan, seed)
+    reaches = [] if options.measures else _reaches(plan, seed)
     _check_fits(seed, dataset)
     pixels = pixels_of(options.pixels, seed, dataset, named=is_named(options.model))
     dataset = dataset.in_pixels(pixels.pixels)
@@ -81,15 +86,23 @@ def run(options: Shrink) -> None:
             config = {"command": "shrink", "options": plain(options), **describe_environment()}
             write_json(folder / "config.json", config)
         console.print("\n".join([str(dataset), str(pixels), *reaches, f"run folder: {folder}"]), highlight=False)
+        if options.measures:
+            plan = _measured(options, plan, seed, folder)
+            console.print("\n".join(_reaches(plan, seed)), highlight=False)
         before = _train_seed(options, plan, seed, dataset, folder)
         result = _shrunk(options, plan, seed, dataset, folder)
         if options.rounds == 1:  # later rounds begin with other networks
             write_somewhere(folder / "seed.keras", partial(save_model, seed))
         times = measure({"seed": seed, "small": result.small}, batch_size=256)
         results = _results(seed, result, dataset, times)
+        found = deployed(options, plan.budget, seed, result.small, dataset, folder)
+        for name, values in ({} if found is None else rows_of(found)).items():
+            results[name] = results.get(name, {}) | values
         with going_on(folder / "report.html"):
             report(seed, result.small, history=before + result.history, results=results).save(folder)
         console.print(_table(results, times, dataset))
+        for line in [] if found is None else headlines(found):
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(f"small.keras, structure.json, report.html and more are in {folder}", highlight=False)
 
 
@@ -97,8 +110,14 @@ def _planned(options: Shrink) -> _Plan:
     """Everything that can be wrong without the data and the model is found here."""
     arguments = ("--cost", "--hardware")
     cost: Cost = cost_of(options.cost, options.hardware, options.peak_flops, options.bandwidth, arguments=arguments)
-    if options.latency is not None:
+    if options.measures:
+        assert options.latency is not None
+        installed(options.latency)
+        cost = MeasuredLatency.of(Conditions(options.latency, "", options.threads, 1, ""), Coefficients({}), "")
+    elif options.latency is not None:
         cost = MeasuredLatency.load(options.latency)
+    if options.export is not None:
+        check_formats(formats_of("--export", options.export), int8=options.int8)
     plan = _Plan(
         Budget(
             options.budget,
@@ -114,6 +133,18 @@ def _planned(options: Shrink) -> _Plan:
     for part, text in plan.budget.amounts():
         parse_budget(text, part, 1.0)
     return plan
+
+
+def _measured(options: Shrink, plan: _Plan, seed: keras.Model, folder: Path) -> _Plan:
+    """The same with the latency of this very network, which is measured unless the run's folder has it already."""
+    assert options.latency is not None
+    graph, cache = trace(seed, **plan.wiring), folder / "latency.json"
+    if not cache.exists():
+        print(f"exporting and timing random structures in {options.latency}: some minutes")
+    cost = MeasuredLatency(graph, runtime=options.latency, threads=options.threads, cache=cache)
+    error = f"median error of the forecast {cost.coefficients.error:.1%}"
+    print(f"{cost!r}: {cost(seed) * 1e3:.3g} ms for the seed, {error}")
+    return replace(plan, budget=replace(plan.budget, cost=cost), cost=cost)
 
 
 def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
@@ -243,8 +274,9 @@ def _table(results: dict[str, dict[str, str]], times: dict[str, Measured], datas
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for column in next(iter(results.values())):
+    columns = list(dict.fromkeys(column for values in results.values() for column in values))
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, values in results.items():
-        table.add_row(name, *values.values())
+        table.add_row(name, *(values.get(column, "") for column in columns))
     return table

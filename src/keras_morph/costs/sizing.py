@@ -95,6 +95,10 @@ class FileSizeOf(Cost):
     def __init__(self, format: str, int8: bool = False) -> None:
         self.format, self.int8 = format, int8
 
+    @property
+    def precision(self) -> str:
+        return "int8" if self.int8 else "float32"
+
     def monomials(self, graph: ChannelGraph) -> Monomials:
         key = fingerprint(graph), self.format, self.int8
         if key not in self.known:
@@ -116,7 +120,7 @@ class FileSizeOf(Cost):
         return random_examples(graph.model)[0] if self.int8 else None
 
     def __repr__(self) -> str:
-        return f"FileSize({self.format} {'int8' if self.int8 else 'float32'})"
+        return f"FileSize({self.format} {self.precision})"
 
 
 def _sizes(models: list[keras.Model], format: str, int8: Any) -> list[int]:
