@@ -24,7 +24,7 @@ from keras import layers, ops
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from rows import append, rows_at
+from rows import append, rows_at, write_section
 
 import keras_morph as km
 from keras_morph.exporting import write_unchecked
@@ -131,8 +131,7 @@ def write_table():
             row["load"],
         )
         lines.append(f"| {' | '.join(cells)} |")
-    before, *_ = TABLE.read_text().partition("<!-- latency.py -->\n")
-    TABLE.write_text("\n".join([f"{before}<!-- latency.py -->", *lines, "<!-- end -->", ""]))
+    write_section(TABLE, "latency.py", "\n".join([*lines, ""]))
 
 
 def main():

@@ -3,28 +3,64 @@
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER [--runtime onnxruntime]
 
 Takes the trained networks that benchmarks/recovery.py keeps. Each is cut to shares of its FLOPs and recovered from images
-without labels; then to the latency that the result is foretold to have. Both are timed in the runtime, in turn. Appends a
-row per pair to benchmarks/results/latency_or_flops.csv.
+without labels; then to the share of the latency that the result was measured to take. All are timed in the runtime, in turn.
+Appends a row per pair to benchmarks/results/latency_or_flops.csv, and writes the table of docs/latency.md; networks whose rows
+are there are left out, and --cache keeps the latency, so that a run that was ended goes on.
 """
 
 import argparse
 import datetime
+import os
 import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
 from quality import Trial, accuracy
-from rows import append
+from rows import append, rows_at, write_section
 
 import keras_morph as km
 from keras_morph.exporting import write_unchecked
 from keras_morph.formats import FORMATS
 from keras_morph.timing import time_files_apart
 
-RESULTS = Path(__file__).parent / "results" / "latency_or_flops.csv"
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "latency_or_flops.csv", ROOT / "docs" / "latency.md"
+
+
+def seconds_of(models, form, seconds):
+    """Shortest times of models, timed in turn."""
+    name, row = form
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}{row.suffix}" for number in range(len(models))]
+        write_unchecked(models, paths, name)
+        return time_files_apart(paths, seconds=seconds).least
+
+
+def table():
+    """Means and standard deviations over random seeds, and of the differences."""
+    rows = rows_at(RESULTS)
+    lines = [
+        "| network | runtime | share of the FLOPs | n | cut to FLOPs: time, accuracy | to latency: time, accuracy | difference |",
+        "|---|---|---:|---:|---|---|---|",
+    ]
+    for key in dict.fromkeys((row["network"], row["runtime"], row["share"]) for row in rows):
+        here = [row for row in rows if (row["network"], row["runtime"], row["share"]) == key]
+        cells = []
+        for kind in ("flops", "latency"):
+            times = [float(row[f"{kind}_us"]) / float(row["seed_us"]) for row in here]
+            cells.append(f"{np.mean(times):.1%}, {spread([float(row[f'{kind}_accuracy']) for row in here])}")
+        differences = [float(row["latency_accuracy"]) - float(row["flops_accuracy"]) for row in here]
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]}% | {len(here)} | {' | '.join(cells)} | {spread(differences)} |")
+    return "\n".join([*lines, ""])
+
+
+def spread(values):
+    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{deviation}"
 
 
 def main():
@@ -41,24 +77,30 @@ def main():
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args()
     options.batch_size, options.learning_rate, options.output = 128, 2e-3, RESULTS  # which Trial wants
-    form = FORMATS[next(name for name, row in FORMATS.items() if row.runtime == options.runtime)]
+    form = next((name, row) for name, row in FORMATS.items() if row.runtime == options.runtime)
     cost = None
     for random_seed in options.random_seeds:
+        start, load = time.perf_counter(), os.getloadavg()[0]
+        done = {row["share"] for row in rows_at(RESULTS) if is_of(row, options, random_seed)}
+        shares = [share for share in options.shares if str(share) not in done]
+        if not shares:
+            continue
         trial = Trial(options, random_seed)
         network = keras.models.load_model(options.networks / f"{options.network}-{random_seed}.keras", compile=False)
-        cost = cost or km.MeasuredLatency(network, runtime=options.runtime, cache=options.cache, seconds=1200)
+        cost = cost or km.MeasuredLatency(network, runtime=options.runtime, cache=options.cache)
+        print(f"{cost!r}: after {time.perf_counter() - start:.0f} s", flush=True)
         images = trial.data.x_train[: options.images]
         pairs = []
-        for share in options.shares:
+        for share in shares:
             by_flops = km.prune(network, f"{share}%", calibration=images)
-            pairs.append((by_flops, km.prune(network, km.Budget(cost(by_flops), cost), calibration=images)))
+            whole, small = seconds_of([network, by_flops], form, 10)
+            budget = km.Budget(f"{100 * small / whole:.2f}%", cost)
+            pairs.append((by_flops, km.prune(network, budget, calibration=images)))
+            print(f"{share}% of the FLOPs: {budget.amount} of the time", flush=True)
         models = [network, *(model for pair in pairs for model in pair)]
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{number}{form.suffix}" for number in range(len(models))]
-            write_unchecked(models, paths, next(name for name, row in FORMATS.items() if row is form))
-            least = time_files_apart(paths, seconds=60).least
+        least = seconds_of(models, form, 60)
         right = [accuracy(model, trial.data.x_test, trial.data.y_test) for model in models]
-        for number, share in enumerate(options.shares):
+        for number, share in enumerate(shares):
             flops, latency = 1 + 2 * number, 2 + 2 * number
             row = {
                 "date": datetime.date.today().isoformat(),
@@ -74,13 +116,23 @@ def main():
                 "latency_accuracy": round(right[latency], 4),
                 "latency_us": round(1e6 * least[latency], 1),
                 "flops_share_of_latency": round(km.FLOPs()(models[latency]) / km.FLOPs()(network), 4),
+                "load": f"{load:.1f} to {os.getloadavg()[0]:.1f}",
                 "keras": keras.__version__,
                 "command": "python benchmarks/latency_or_flops.py "
                 + shlex.join(a for a in sys.argv[1:] if "/" not in a and a not in ("--networks", "--data", "--cache")),
             }
             print(row, flush=True)
             append(RESULTS, row)
-        print("mean accuracy by FLOPs, by latency", np.mean(right[1::2]), np.mean(right[2::2]), flush=True)
+        print(f"random seed {random_seed}: {time.perf_counter() - start:.0f} s", flush=True)
+        write_section(PAGE, "latency_or_flops.py", table())
+
+
+def is_of(row, options, random_seed):
+    return (row["network"], row["random_seed"], row["runtime"].split()[0]) == (
+        options.network,
+        str(random_seed),
+        options.runtime,
+    )
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from rows import append, rows_at
+from rows import append, rows_at, write_section
 
 import keras_morph as km
-from keras_morph.runs import describe_environment, write_text
+from keras_morph.runs import describe_environment
 
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "rounding.csv", ROOT / "docs" / "latency.md"
-BEGIN, END = "<!-- rounding.py -->\n", "<!-- end of rounding.py -->\n"
 
 
 def table():
@@ -92,8 +91,7 @@ def main():
                 }
                 print(*(f"{key}={row[key]}" for key in tuple(row)[1:12]), flush=True)
                 append(RESULTS, row)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    write_text(PAGE, before + BEGIN + table() + END + rest.partition(END)[2])
+    write_section(PAGE, "rounding.py", table())
 
 
 if __name__ == "__main__":

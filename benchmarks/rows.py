@@ -19,3 +19,13 @@ def append(path, row):
         if not rows:
             writer.writeheader()
         writer.writerow(row)
+
+
+def write_section(page, script, text):
+    """Put what a script writes between its two comments on a page."""
+    begin, end = f"<!-- {script} -->\n", f"<!-- end of {script} -->\n"
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    assert found, f"{page} has no {begin}"
+    assert closed, f"{page} has no {end}"
+    page.write_text(before + begin + text + end + after)
