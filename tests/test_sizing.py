@@ -76,6 +76,7 @@ def test_a_text_is_kept_by_the_file(tmp_path):
     ((cost, _),) = km.Budget("60KB litert int8").amounts()
     learner = km.StructureLearner(seed, cost=cost, strength=1e-6)
     assert float(learner.penalty()) > 0
+    assert str(km.reach(seed, cost)).startswith("FileSize(litert int8): ")
     assert repr(km.StructureLearner.from_config(learner.get_config()).target_cost) == "FileSize(litert int8)"
 
 

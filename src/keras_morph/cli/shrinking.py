@@ -269,7 +269,7 @@ def _results(
 def _table(results: dict[str, dict[str, str]], times: dict[str, Measured], dataset: Dataset) -> Table:
     ratio = times["seed"].median / times["small"].median
     table = Table(
-        title=f"{dataset.name}, {len(dataset.x_test)} test images; {ratio:.2f}x as fast, "
+        title=f"{dataset.name}, {len(dataset.x_test)} test images; {ratio:.2f}x as fast in Keras, "
         f"median (10 % to 90 %) of {times['seed'].rounds} rounds in alternation",
         title_justify="left",
     )

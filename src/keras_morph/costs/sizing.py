@@ -96,6 +96,10 @@ class FileSizeOf(Cost):
         self.format, self.int8 = format, int8
 
     @property
+    def name(self) -> str:
+        return repr(self)
+
+    @property
     def precision(self) -> str:
         return "int8" if self.int8 else "float32"
 
