@@ -12,6 +12,7 @@ import keras_morph as km
 from keras_morph import measuring, timing
 from keras_morph.costs.fitted import Coefficients, FittedTable, fit
 from keras_morph.graph.closure import close
+from keras_morph.search.keeping import fit_measured
 
 CONDITIONS = timing.Conditions("onnxruntime", "1.0", 1, 1, "a processor")
 KNOWN = Coefficients(
@@ -154,6 +155,25 @@ def test_what_an_earlier_call_wrote_is_gone(tmp_path, monkeypatch):
         assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.onnx"))) == number
 
 
+@pytest.mark.once
+def test_nothing_is_timed_on_another_processor_or_where_nothing_can_be_exported(monkeypatch):
+    graph = km.trace(network())
+    elsewhere = cost_of(graph)
+    with elsewhere.clock(graph) as clock:
+        assert clock is None
+    said = []
+    fit_measured(graph, "60%", cost=elsewhere, say=said.append)
+    assert said[0].startswith("MeasuredLatency(onnxruntime 1.0, 1 thread, batch 1, a processor) is not measured here")
+
+    def fails(*_):
+        raise km.UnsupportedModelError("no exporter")
+
+    monkeypatch.setattr(measuring, "write_unchecked", fails)
+    here = km.MeasuredLatency.of(replace(CONDITIONS, device=measuring.cpu_name()), KNOWN, "")
+    with here.clock(graph) as clock:
+        assert clock is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
 def test_a_measurement_from_end_to_end(runtime, tmp_path):
@@ -161,3 +181,7 @@ def test_a_measurement_from_end_to_end(runtime, tmp_path):
     cost = km.MeasuredLatency(seed, runtime=runtime, structures=12, seconds=10, cache=tmp_path / "latency.json")
     assert json.loads((tmp_path / "latency.json").read_text())["conditions"]["runtime"] == runtime
     assert 1e-6 < cost(km.prune(seed, "50%", cost=cost)) <= 0.5 * cost(seed) < 1e-1
+    graph = km.trace(seed)
+    with cost.clock(graph) as clock:
+        small, whole = clock(km.fit_budget(graph, "30%"))
+    assert 1e-6 < small < whole < 1e-1

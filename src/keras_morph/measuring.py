@@ -23,7 +23,7 @@ from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Clock, Cost, Table
 from keras_morph.costs.fitted import Coefficients, FittedTable, fit
-from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError
+from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError, UnsupportedModelError
 from keras_morph.exporting import write_unchecked, written_here
 from keras_morph.formats import FORMATS, PREFERENCE, can
 from keras_morph.graph.closure import close
@@ -148,7 +148,7 @@ class MeasuredLatency(Cost):
 
     @contextmanager
     def clock(self, graph: ChannelGraph) -> Iterator[Clock | None]:
-        """Seconds of a structure and of the whole network, timed in turn, in some seconds; None on another processor."""
+        """Seconds of a structure and of the whole network, timed in turn; None on another processor, or without exports."""
         runtime = self.conditions.runtime
         if not self._runs_here():
             yield None
@@ -156,7 +156,11 @@ class MeasuredLatency(Cost):
         name = _format_of(runtime)
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{each}{FORMATS[name].suffix}" for each in ("whole", "small")]
-            write_unchecked([graph.model], paths[:1], name)
+            try:
+                write_unchecked([graph.model], paths[:1], name)
+            except UnsupportedModelError:  # such as layers that only the script knows: no reason to end a training
+                yield None
+                return
 
             def measured(structure: Structure) -> tuple[float, float]:
                 write_unchecked([rebuild(graph, structure, weights=False)], paths[1:], name)
