@@ -24,6 +24,7 @@ from keras_morph.errors import (
     UnwrittenWarning,
 )
 from keras_morph.exporting import Exported, export
+from keras_morph.families import shrink_family
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import trace
 from keras_morph.layers.rules import Rule, register_rule
@@ -124,6 +125,7 @@ __all__ = [
     "register_rule",
     "report",
     "shrink",
+    "shrink_family",
     "taylor_scores",
     "trace",
     "whc_scores",

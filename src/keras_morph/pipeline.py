@@ -44,7 +44,24 @@ from keras_morph.training.regularizers import Gamma, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
 
-__all__ = ["Progress", "Shrunk", "choose", "cut", "fade", "learn", "phases_of", "prune", "shrink", "tune", "widen"]
+__all__ = [
+    "Progress",
+    "Shrunk",
+    "begin",
+    "begun",
+    "choose",
+    "cut",
+    "fade",
+    "finish",
+    "learn",
+    "learner_of",
+    "phases_of",
+    "prune",
+    "shrink",
+    "through",
+    "tune",
+    "widen",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,8 +151,39 @@ def shrink(
         >>> km.FLOPs()(result.small) <= 0.5 * km.FLOPs()(model)
         True
     """
+    progress = begin(
+        model,
+        budget,
+        data,
+        validation_data=validation_data,
+        regularizer=regularizer,
+        recipe=_with_epochs(recipe, epochs),
+        run=run,
+        verbose=verbose,
+        callbacks=callbacks,
+    )
+    with running(progress.training.run):
+        return finish(progress)
+
+
+def _with_epochs(recipe: Recipe | None, epochs: int | None) -> Recipe:
     recipe = recipe or Recipe()
-    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def begin(
+    model: Any,
+    budget: Any,
+    data: Any,
+    *,
+    validation_data: Any = None,
+    regularizer: Regularizer | None = None,
+    recipe: Recipe,
+    run: str | Path | None = None,
+    verbose: int | str = "auto",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> "Progress":
+    """Where a run begins, or goes on; arguments and errors as in `shrink`."""
     graph, budget = graph_of(model), budget_from(budget)
     if recipe.rounds > 1:
         check_expandable(graph)
@@ -147,21 +195,29 @@ def shrink(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
-    learner = _learner(copy, graph.model, regularizer or Gamma(), budget, recipe)
+    learner = learner_of(copy, graph.model, regularizer or Gamma(), budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
-    progress = _begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
-    with running(training.run):
-        for phase in phases_of(recipe)[progress.over :]:
-            progress = replace(phase(progress), over=progress.over + 1)
-        return progress.result()
+    return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
 
 
-def _begun(progress: "Progress") -> "Progress":
+def finish(progress: "Progress") -> Shrunk:
+    """The result, after the phases that are not over yet."""
+    return through(progress).result()
+
+
+def through(progress: "Progress") -> "Progress":
+    """After the phases that are not over yet."""
+    for phase in phases_of(progress.recipe)[progress.over :]:
+        progress = replace(phase(progress), over=progress.over + 1)
+    return progress
+
+
+def begun(progress: "Progress") -> "Progress":
     """Where the run was that is in the same folder; the beginning, where there is none."""
     training = progress.training
     saved = None if training.run is None else Saved.load(training.checkpoints / "last.npz")
     if saved is None:
-        if is_trained(progress.teacher):
+        if not progress.history and is_trained(progress.teacher):
             warn_at_chance(progress.teacher, training.validation_data, training.recipe.batch_size)
         return progress
     finished = read_status(training.checkpoints.parent).get("state") == "done"
@@ -170,9 +226,10 @@ def _begun(progress: "Progress") -> "Progress":
     return progress.at(saved)
 
 
-def _learner(
+def learner_of(
     graph: ChannelGraph, teacher: keras.Model, regularizer: Regularizer, budget: Budget, recipe: Recipe
 ) -> StructureLearner:
+    """A learner for the first cost of a budget, whose class takes over the steps of the teacher's."""
     cost, kind = budget.amounts()[0][0], training_as(teacher, StructureLearner)
     return kind(graph, regularizer=regularizer, cost=cost, strength=recipe.strength or 0.0)
 
@@ -379,7 +436,7 @@ def widen(progress: Progress) -> Progress:
     full = replace(progress.budget, amount=cost(progress.teacher), cost=cost)
     wider = rebuild(learner.graph, expand(learner.graph, progress.structure, cost, full), weights=False)
     graph = trace_as(wider, _left(learner.graph.wiring, graph_of(wider)))
-    learner = _learner(graph, progress.teacher, learner.regularizer, progress.budget, recipe)
+    learner = learner_of(graph, progress.teacher, learner.regularizer, progress.budget, recipe)
     return replace(progress, learner=learner, structure=None, earlier=earlier)
 
 

@@ -1,4 +1,7 @@
-"""A run's folder: files that are never half written, models that open on every backend, and where a run took place."""
+"""A run's folder: files that are never half written, models that open on every backend, and where a run took place.
+
+Keras is imported where a model is at hand: who only looks at runs, or starts them, need not wait for it.
+"""
 
 __all__ = [
     "describe_environment",
@@ -30,14 +33,15 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_morph.errors import KerasMorphError, UnwrittenWarning
-from keras_morph.keras_internals import parts_of
 from keras_morph.machine import cpu_name
+
+if TYPE_CHECKING:
+    import keras
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")  # what `write_atomically` calls a file that is not whole yet
 _SAID: set[str] = set()  # files that a warning has named
@@ -148,7 +152,7 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
     write_text(path, json.dumps(data, indent=2, default=plain) + "\n")
 
 
-def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+def save_model(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     """Save a model to a `.keras` file atomically, as if it had never been compiled.
 
     A file that was compiled on PyTorch names PyTorch's optimizer and opens only where PyTorch is; and the state of an
@@ -165,23 +169,34 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
         write_atomically(path, model.save)
 
 
-def new_run_folder(log_dir: str | os.PathLike[str], *, now: datetime.datetime | None = None) -> Path:
+def new_run_folder(
+    log_dir: str | os.PathLike[str], *, name: str | None = None, now: datetime.datetime | None = None
+) -> Path:
     """Make the folder of a new run, `LOG_DIR/YYYYMMDD-HHMMSS`; `-1`, `-2`, ... is appended where it is taken.
 
     Args:
         log_dir: Where the runs are; it is made if it does not exist.
+        name: Of the folder, instead of the time.
         now: The time that the folder is named after; the present, in local time, if not given.
 
     Returns:
         The path of the folder, which exists and is empty.
 
     Raises:
-        KerasMorphError: If the folder cannot be made.
+        KerasMorphError: If the folder cannot be made, or there is one of that name.
     """
     log_dir = Path(log_dir)
     stamp = f"{now or datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            if (log_dir / name).exists():
+                raise KerasMorphError(
+                    f"{log_dir / name} is there already. Expected: the name of a new run; --resume goes on with an "
+                    "unfinished one."
+                )
+            (log_dir / name).mkdir()
+            return log_dir / name
         for number in itertools.count():
             folder = log_dir / (f"{stamp}-{number}" if number else stamp)
             # Making a folder is atomic: two runs that start in the same second never share one.
@@ -199,6 +214,8 @@ def new_run_folder(log_dir: str | os.PathLike[str], *, now: datetime.datetime | 
 
 def describe_environment() -> dict[str, Any]:
     """Describe where a run takes place: versions, backend, platform, processor and the cores that may be used."""
+    import keras
+
     backend = keras.backend.backend()
     return {
         "python": platform.python_version(),
@@ -215,7 +232,11 @@ def describe_environment() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _uncompiled(model: keras.Model) -> Iterator[None]:
+def _uncompiled(model: "keras.Model") -> Iterator[None]:
+    import keras
+
+    from keras_morph.keras_internals import parts_of
+
     # A model may hold further models, each with an optimizer of its own. `vars` goes past Keras's attribute tracking,
     # so that afterwards nothing at all has changed.
     compiled = {"compiled": False, "optimizer": None}

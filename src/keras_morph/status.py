@@ -27,14 +27,15 @@ class Running:
 
     Args:
         folder: the run's.
+        within: the run that this one is a part of, or None.
 
     Attributes:
         place: where it is, such as "learn, epoch 3", for messages.
         waits: whether someone will soon ask `stop_if_asked`, so that a signal may wait for it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.place, self.waits = folder, "", False
+    def __init__(self, folder: Path, within: "Running | None" = None) -> None:
+        self.folder, self.within, self.place, self.waits = folder, within, "", False
         self.asked: int | None = None
 
     def write(self, state: str, why: str = "", **further: Any) -> None:
@@ -59,7 +60,11 @@ class Running:
         """
         if self.asked is None:
             return
-        sys.stderr.write(f"keras-morph: {self.reason}; --resume {self.folder} goes on\n")
+        whole = self
+        while whole.within is not None:
+            whole = whole.within
+            whole.asked, whole.place = self.asked, f"{self.folder.name}, {self.place}"
+        sys.stderr.write(f"keras-morph: {self.reason}; --resume {whole.folder} goes on\n")
         if self.asked == signal.SIGINT:
             raise KeyboardInterrupt(self.reason)
         raise SystemExit(TERMINATED)
@@ -81,7 +86,8 @@ def running(folder: Path | None) -> Iterator[Running | None]:
     """Inside, a run is under way in a folder: its status is kept, what a killed process left is removed, and SIGTERM and
     Ctrl-C end it after the optimizer step that is under way.
 
-    Without a folder nothing happens; inside another `running` of the same folder, the other one goes on.
+    Without a folder nothing happens; inside another `running` of the same folder, the other one goes on. Inside one of another
+    folder this run is a part of that one, and is the one that signals end.
 
     Raises:
         KerasMorphError: if another process is running there.
@@ -90,7 +96,7 @@ def running(folder: Path | None) -> Iterator[Running | None]:
     if folder is None or (outer is not None and outer.folder.resolve() == folder.resolve()):
         yield outer
         return
-    run = Running(folder)
+    run = Running(folder, outer)
     with _alone(folder), _signals(run):
         remove_leftovers(folder)
         token = _RUNNING.set(run)
@@ -156,7 +162,9 @@ def _signals(run: Running) -> Iterator[None]:
     theirs: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if threading.current_thread() is not threading.main_thread():
         theirs = {}
-    ours = [number for number, handler in theirs.items() if signal.getsignal(number) is handler]
+    if run.within is not None:
+        theirs = dict.fromkeys(theirs, run.within.on_signal)
+    ours = [number for number, handler in theirs.items() if signal.getsignal(number) == handler]
     for number in ours:
         signal.signal(number, run.on_signal)
     try:

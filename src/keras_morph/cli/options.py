@@ -30,6 +30,7 @@ __all__ = [
     "Classes",
     "Grouped",
     "ImageSize",
+    "Name",
     "PixelRange",
     "Protect",
     "Resume",
@@ -39,6 +40,7 @@ __all__ = [
     "check_folder",
     "check_name",
     "check_number",
+    "check_run_name",
     "command_of",
     "config_of",
     "formats_of",
@@ -104,6 +106,7 @@ Tie = Annotated[
 Resume = Annotated[
     Path | None, typer.Option(metavar="RUN", help="go on with the unfinished run in this folder, under its own options")
 ]
+Name = Annotated[str | None, typer.Option(help="name of the run's folder; by default the date and time")]
 Grouped = Annotated[
     str,
     typer.Option(
@@ -125,6 +128,14 @@ def check_name(option: str, name: str, choices: Iterable[str]) -> None:
     """One of some names."""
     if name not in (names := tuple(choices)):
         raise KerasMorphError(f"{option} expects one of {', '.join(names)}. Received: {name!r}.")
+
+
+def check_run_name(name: str | None) -> None:
+    """A name that can be a folder's."""
+    if name is not None and (
+        name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\") or len(name) > 200
+    ):
+        raise KerasMorphError(f"--name expects a name for a folder, without slashes. Received: {name!r}.")
 
 
 def formats_of(option: str, text: str) -> list[str]:

@@ -13,7 +13,7 @@ def say_finished(folder: Path | None) -> bool:
     """Whether the run that `--resume` names is finished, in which case that is said."""
     if folder is None or read_status(folder).get("state") != "done":
         return False
-    print(f"{folder} is finished: small.keras and structure.json are there")
+    print(f"{folder} is finished: its results are there")
     return True
 
 

@@ -16,6 +16,7 @@ from keras_morph.cli.options import (
     PIXELS,
     RUNTIMES_THAT_MEASURE,
     Grouped,
+    Name,
     PixelRange,
     Protect,
     Resume,
@@ -25,6 +26,7 @@ from keras_morph.cli.options import (
     check_folder,
     check_name,
     check_number,
+    check_run_name,
     formats_of,
 )
 from keras_morph.errors import KerasMorphError
@@ -38,6 +40,9 @@ class Shrink:
 
     model: Annotated[str, typer.Argument(help="a zoo name, a .keras file, or package.module:function")] = ""
     budget: Annotated[str, typer.Option(help='"50%" of the seed, "300M", "2MB", "5ms", or a number')] = "50%"
+    budgets: Annotated[
+        str | None, typer.Option(metavar="BUDGET,BUDGET", help="several, from one learning: 75%,50%,25%")
+    ] = None
     data: Annotated[
         str,
         typer.Option(help=f"{', '.join(DATA)}, an image folder or zip, an .npz, tfds:NAME", **among(DATA, show=False)),
@@ -89,8 +94,14 @@ class Shrink:
     stream: Streamed = None
     limit: Annotated[int | None, typer.Option(help="use up to this many training images")] = None
     log_dir: Annotated[Path, typer.Option(help="where the run's folder is made")] = Path("runs")
+    name: Name = None
     random_seed: Annotated[int, typer.Option(help="for weights, data order and everything else")] = 0
     resume: Resume = None
+
+    @property
+    def amounts(self) -> list[str]:
+        """The budgets, or the one."""
+        return [self.budget] if self.budgets is None else [text.strip() for text in self.budgets.split(",")]
 
     def check(self) -> None:
         """What is wrong whatever the model, the data and the machine are, before Keras is imported."""
@@ -121,6 +132,16 @@ class Shrink:
             raise KerasMorphError("--int8 needs --export FORMATS. Received: --int8 alone.")
         if self.export is not None:
             formats_of("--export", self.export)
+        if self.budgets is not None:
+            if self.budget != type(self).budget or self.rounds > 1:
+                raise KerasMorphError(
+                    f"--budgets expects no --budget, and one round. Received: --budget {self.budget} --rounds {self.rounds}."
+                )
+            if not all(self.amounts) or len(set(self.amounts)) < len(self.amounts):
+                raise KerasMorphError(
+                    f"--budgets expects different budgets, such as 75%,50%. Received: {self.budgets}."
+                )
+        check_run_name(self.name)
         check_name("--pixels", self.pixels, ("auto", *PIXELS))
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:

@@ -1,6 +1,7 @@
 """What `shrink` does: check what its options name, train the seed, shrink it, measure and report."""
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from keras_morph.costs.measured import Measured, measure
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import check_formats
+from keras_morph.families import folder_of, shrink_family
 from keras_morph.graph.tracing import trace
 from keras_morph.measuring import MeasuredLatency
 from keras_morph.pipeline import Shrunk
@@ -51,7 +53,7 @@ SEED_EPOCHS = 15  # enough for 99 % on digits
 class _Plan:
     """What the options name."""
 
-    budget: Budget
+    budgets: tuple[Budget, ...]
     cost: Cost
     regularizer: Regularizer
     optimizer: Callable[..., keras.optimizers.Optimizer]
@@ -62,6 +64,7 @@ def run(options: Shrink) -> None:
     """Shrink, and write the run's folder. Everything that can be wrong is found before anything is trained or written."""
     if say_finished(options.resume):
         return
+    start = time.monotonic()
     plan = _planned(options)
     if options.resume is None:
         say_unfinished("shrink", options)
@@ -79,7 +82,7 @@ def run(options: Shrink) -> None:
     pixels = pixels_of(options.pixels, seed, dataset, named=is_named(options.model))
     dataset = dataset.in_pixels(pixels.pixels)
 
-    folder = options.resume or new_run_folder(options.log_dir)
+    folder = options.resume or new_run_folder(options.log_dir, name=options.name)
     console = Console(width=None if sys.stdout.isatty() else 120)
     with running(folder):
         if options.resume is None:
@@ -90,20 +93,37 @@ def run(options: Shrink) -> None:
             plan = _measured(options, plan, seed, folder)
             console.print("\n".join(_reaches(plan, seed)), highlight=False)
         before = _train_seed(options, plan, seed, dataset, folder)
-        result = _shrunk(options, plan, seed, dataset, folder)
+        members = _shrunk(options, plan, seed, dataset, folder)
         if options.rounds == 1:  # later rounds begin with other networks
             write_somewhere(folder / "seed.keras", partial(save_model, seed))
-        times = measure({"seed": seed, "small": result.small}, batch_size=256)
-        results = _results(seed, result, dataset, times)
-        found = deployed(options, plan.budget, seed, result.small, dataset, folder)
-        for name, values in ({} if found is None else rows_of(found)).items():
-            results[name] = results.get(name, {}) | values
-        with going_on(folder / "report.html"):
-            report(seed, result.small, history=before + result.history, results=results).save(folder)
-        console.print(_table(results, times, dataset))
-        for line in [] if found is None else headlines(found):
+        smalls = {place.name: result.small for place, result in members.items()}
+        times = measure({"seed": seed, **smalls}, batch_size=256)
+        lines: list[str] = []
+        rows: dict[str, dict[str, str]] = {}
+        seeds = _accuracy(seed, dataset)
+        for (place, result), budget in zip(members.items(), plan.budgets, strict=True):
+            timed = {"seed": times["seed"], "small": times[place.name]}
+            figures = _figures(plan, budget, seed, result, dataset)
+            results = _results(seed, seeds, result, figures["test_accuracy"], dataset, timed)
+            found = deployed(options, budget, seed, result.small, dataset, place)
+            for name, values in ({} if found is None else rows_of(found)).items():
+                results[name] = results.get(name, {}) | values
+            rows |= {"seed": results["seed"], str(budget.amount): results["fine-tuned"]}
+            with going_on(place / "report.html"):
+                report(seed, result.small, history=before + result.history, results=results).save(place)
+            # Those of a family learn together, and a run that went on has been at work before.
+            seconds = time.monotonic() - start if options.resume is None and len(members) == 1 else None
+            with going_on(place / "results.json"):
+                write_json(place / "results.json", {**figures, "seconds": seconds})
+            lines += [] if found is None else headlines(found)
+        if len(members) == 1:
+            console.print(_table(results, timed, dataset))
+        else:
+            console.print(_family_table(rows, dataset))
+        for line in lines:
             console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"small.keras, structure.json, report.html and more are in {folder}", highlight=False)
+    whose = "" if len(members) == 1 else f", in {', '.join(place.name for place in members)}"
+    console.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", highlight=False)
 
 
 def _planned(options: Shrink) -> _Plan:
@@ -118,20 +138,17 @@ def _planned(options: Shrink) -> _Plan:
         cost = MeasuredLatency.load(options.latency)
     if options.export is not None:
         check_formats(formats_of("--export", options.export), int8=options.int8)
+    round_to = int(options.round_to) if options.round_to.isdecimal() else options.round_to
     plan = _Plan(
-        Budget(
-            options.budget,
-            cost,
-            round_to=int(options.round_to) if options.round_to.isdecimal() else options.round_to,
-            per_cost=options.per_cost,
-        ),
+        tuple(Budget(text, cost, round_to=round_to, per_cost=options.per_cost) for text in options.amounts),
         cost,
         regularizer_of(options.regularizer, options.threshold, argument="--regularizer"),
         optimizer_of(options.optimizer),
         wiring_of(options.protect, options.tie, options.grouped),
     )
-    for part, text in plan.budget.amounts():
-        parse_budget(text, part, 1.0)
+    for budget in plan.budgets:
+        for part, text in budget.amounts():
+            parse_budget(text, part, 1.0)
     return plan
 
 
@@ -144,7 +161,8 @@ def _measured(options: Shrink, plan: _Plan, seed: keras.Model, folder: Path) -> 
     cost = MeasuredLatency(graph, runtime=options.latency, threads=options.threads, cache=cache)
     error = f"median error of the forecast {cost.coefficients.error:.1%}"
     print(f"{cost!r}: {cost(seed) * 1e3:.3g} ms for the seed, {error}")
-    return replace(plan, budget=replace(plan.budget, cost=cost), cost=cost)
+    budgets = tuple(replace(budget, cost=cost) for budget in plan.budgets)
+    return replace(plan, budgets=budgets, cost=cost)
 
 
 def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
@@ -154,8 +172,10 @@ def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
         BudgetError: if it is less than what is asked for.
     """
     untrained = StructureLearner(trace(seed, **plan.wiring), regularizer=plan.regularizer, cost=plan.cost)
-    fit_budget(untrained, plan.budget)
-    return [str(reach(untrained, part)) for part, _ in plan.budget.amounts()]
+    for budget in plan.budgets:
+        fit_budget(untrained, budget)
+    parts = {repr(part): part for budget in plan.budgets for part, _ in budget.amounts()}
+    return [str(reach(untrained, part)) for part in parts.values()]
 
 
 def _train_seed(
@@ -189,8 +209,8 @@ def _train_seed(
     return log.rows
 
 
-def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, folder: Path) -> Shrunk:
-    """The one call of `shrink`."""
+def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, folder: Path) -> dict[Path, Shrunk]:
+    """The one call of `shrink`, or of `shrink_family`: a result for each budget's folder."""
     recipe = Recipe(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
@@ -202,16 +222,18 @@ def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, f
         strength=options.strength,
         distillation=options.distillation,
     )
-    return shrink_model(
-        trace(seed, **plan.wiring),
-        plan.budget,
-        dataset.training(options.batch_size, options.random_seed),
-        validation_data=dataset.validation(options.batch_size),
-        regularizer=plan.regularizer,
-        recipe=recipe,
-        run=folder,
-        verbose=2,
-    )
+    graph, data = trace(seed, **plan.wiring), dataset.training(options.batch_size, options.random_seed)
+    how: dict[str, Any] = {
+        "validation_data": dataset.validation(options.batch_size),
+        "regularizer": plan.regularizer,
+        "recipe": recipe,
+        "run": folder,
+        "verbose": 2,
+    }
+    if options.budgets is None:
+        return {folder: shrink_model(graph, plan.budgets[0], data, **how)}
+    results = shrink_family(graph, plan.budgets, data, **how)
+    return {folder / folder_of(budget): result for budget, result in zip(plan.budgets, results, strict=True)}
 
 
 def _loss_of(seed: keras.Model) -> keras.losses.Loss:
@@ -241,10 +263,10 @@ def _accuracy(model: keras.Model, dataset: Dataset) -> float:
 
 
 def _results(
-    seed: keras.Model, result: Shrunk, dataset: Dataset, times: dict[str, Measured]
+    seed: keras.Model, seeds: float, result: Shrunk, tuned: float, dataset: Dataset, times: dict[str, Measured]
 ) -> dict[str, dict[str, str]]:
+    """The lines of the report; `seeds` and `tuned` are accuracies of the seed and of the smaller model."""
     small = result.small
-    tuned = _accuracy(small, dataset)
     tuned_weights = small.get_weights()
     small.set_weights(result.rebuilt_weights)
     rebuilt = _accuracy(small, dataset)
@@ -259,11 +281,35 @@ def _results(
         }
 
     return {
-        "seed": row(_accuracy(seed, dataset), seed, "seed"),
+        "seed": row(seeds, seed, "seed"),
         "trained, before the cut": row(_accuracy(result.learner, dataset), result.learner.seed, "seed"),
         "rebuilt, right after it": row(rebuilt, small, "small"),
         "fine-tuned": row(tuned, small, "small"),
     }
+
+
+def _figures(plan: _Plan, budget: Budget, seed: keras.Model, result: Shrunk, dataset: Dataset) -> dict[str, Any]:
+    """What `compare` and `sweep` read: numbers of the smaller model."""
+    return {
+        "budget": budget.amount,
+        "cost": plan.cost.name,
+        "cost_share": plan.cost(result.small) / plan.cost(seed),
+        "FLOPs": FLOPs()(result.small),
+        "parameters": ModelSize()(result.small),
+        "val_accuracy": result.history[-1]["val_accuracy"],
+        "test_accuracy": _accuracy(result.small, dataset),
+    }
+
+
+def _family_table(rows: dict[str, dict[str, str]], dataset: Dataset) -> Table:
+    table = Table(title=f"{dataset.name}, {len(dataset.x_test)} test images, one learning", title_justify="left")
+    table.add_column("budget", no_wrap=True)
+    columns = list(dict.fromkeys(column for values in rows.values() for column in values))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, values in rows.items():
+        table.add_row(name, *(values.get(column, "") for column in columns))
+    return table
 
 
 def _table(results: dict[str, dict[str, str]], times: dict[str, Measured], dataset: Dataset) -> Table:
