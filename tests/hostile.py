@@ -374,6 +374,8 @@ MODEL = "test_cli:for_digits"
 BASES = {
     "train": ["--base-model-name", "DigitsResNet", "--dataset", "digits", "--limit", "40", "--num-epochs", "1"],
     "shrink": [MODEL, "--limit", "60", "--epochs", "3", "--seed-epochs", "0"],
+    "sweep": [MODEL],
+    "compare": ["."],
     "inspect": [MODEL],
     "rebuild": [MODEL, "structure.json", "out.keras"],
     "report": [MODEL, MODEL],
@@ -385,6 +387,8 @@ BASES = {
 WORK = (  # what takes long, and is not done here: what comes to it was accepted
     "keras_morph.cli.training._fit",
     "keras_morph.cli.shrinking.shrink_model",
+    "keras_morph.cli.shrinking.shrink_family",
+    "keras_morph.cli.sweeping.search",
     "keras_morph.exporting.export_all",
     "keras_morph.measuring.export_structures",
 )

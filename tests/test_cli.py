@@ -31,7 +31,19 @@ from keras_morph.runtimes import RUNTIMES
 pytestmark = pytest.mark.once
 
 MODEL = "test_cli:for_digits"
-COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "benchmark", "measure", "zoo")
+COMMANDS = (
+    "train",
+    "shrink",
+    "inspect",
+    "rebuild",
+    "report",
+    "compare",
+    "export",
+    "benchmark",
+    "measure",
+    "zoo",
+    "sweep",
+)
 
 
 def command(*arguments):
@@ -271,7 +283,7 @@ def test_shrink_leaves_every_file(run):
     _, folder = run
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint", "config.json", "history.csv", "learned_structure", "report.html", "report.json", "report.md", "report.png",
-        "seed.keras", "small.keras", "status.json", "structure.json",
+        "results.json", "seed.keras", "small.keras", "status.json", "structure.json",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert (config["command"], config["options"]["budget"]) == ("shrink", "60%")
@@ -381,7 +393,7 @@ def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_count
 MISTAKES = [
     (["shrink"], ["MODEL"]),
     (["shrunk", MODEL], ["shrunk"]),
-    (["shrink", MODEL, "--budgets", "50%"], ["--budgets"]),
+    (["shrink", MODEL, "--budgetts", "50%"], ["--budgetts"]),
     (["shrink", "ResNet51"], ["ResNet51", "ResNet50"]),
     (["shrink", "{}/nowhere.keras"], ["nowhere.keras", "does not exist"]),
     (["shrink", "{}/cut_off.keras"], ["cut_off.keras", "cannot be loaded"]),
@@ -399,6 +411,30 @@ MISTAKES = [
     (["shrink", MODEL, "--budget", "50% Flops"], ["'50% Flops'", '"50% FLOPs"']),
     (["shrink", MODEL, "--budget", "5ms"], ["'5ms'", "hardware"]),
     (["shrink", MODEL, "--budget", "0.1%"], ["reachable minimum"]),
+    (["shrink", MODEL, "--budgets", "50%,"], ["--budgets", "50%,"]),
+    (["shrink", MODEL, "--budgets", "50%,25%", "--budget", "60%"], ["--budgets", "no --budget"]),
+    (["shrink", MODEL, "--budgets", "50%,0.1%"], ["reachable minimum"]),
+    (["shrink", MODEL, "--name", "a/b"], ["--name", "a/b"]),
+    (["sweep"], ["MODEL"]),
+    (["sweep", MODEL, "--budgets", "50%,50%"], ["--budgets", "different"]),
+    (["sweep", MODEL, "--costs", "FLOPs,Money"], ["--costs", "'Money'", "ModelSize"]),
+    (["sweep", MODEL, "--regularizers", "Lasso"], ["--regularizers", "'Lasso'", "GroupLasso"]),
+    (["sweep", MODEL, "--strengths", "1,-1"], ["--strength", "-1"]),
+    (["sweep", MODEL, "--strengths", "1..2"], ["--trials"]),
+    (["sweep", MODEL, "--learning-rates", "1,many"], ["--learning-rates", "many"]),
+    (["sweep", MODEL, "--learning-rates", "1", "--learning-rate", "1"], ["--learning-rates", "no --learning-rate"]),
+    (["sweep", MODEL, "--random-seeds", "0,,1"], ["--random-seeds", "0,,1"]),
+    (["sweep", MODEL, "--trials", "0"], ["--trials", "0"]),
+    (["sweep", MODEL, "--jobs", "0"], ["--jobs", "0"]),
+    (["sweep", MODEL, "--engine", "slurm"], ["--engine", "'slurm'", "ray"]),
+    (["sweep", MODEL, "--address", "here"], ["--address", "--engine ray"]),
+    (["sweep", MODEL, "--gpus", "-1"], ["--gpus", "-1"]),
+    (["sweep", MODEL, "--epochs", "2"], ["--epochs", "at least 3"]),
+    (["sweep", "--resume", "{}"], ["--resume", "no config.json"]),
+    (["compare"], ["RUN"]),
+    (["compare", "{}"], ["no results.json"]),
+    (["compare", "{}", "--csv", "{}/seed.keras/x.csv"], ["--csv"]),
+    (["compare", "{}", "--picture", "{}/seed.keras/x.png"], ["--picture"]),
     (["shrink", MODEL, "--cost", "Money"], ["--cost", "Money", "FLOPs"]),
     (["shrink", MODEL, "--cost", "Latency", "--hardware", "Abacus"], ["--hardware", "Abacus", "V100"]),
     (["shrink", MODEL, "--cost", "Latency", "--hardware", "Others"], ["--hardware Others", "--peak-flops"]),
@@ -521,7 +557,8 @@ def options_of(name):
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
 def test_every_option_has_a_bad_value_here(name):
     tried = {argument for arguments, _ in MISTAKES if arguments[0] == name for argument in arguments}
-    assert options_of(name) <= tried
+    # A sweep hands on what it shares with shrink.
+    assert options_of(name) - (options_of("shrink") if name == "sweep" else set()) <= tried
 
 
 @pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=lambda value: " ".join(value).replace("{}/", ""))

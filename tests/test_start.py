@@ -16,7 +16,19 @@ pytestmark = pytest.mark.once
 
 SOURCE = Path(__file__).parents[1] / "src"
 MODULES = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-COMMANDS = ("train", "shrink", "inspect", "rebuild", "report", "export", "benchmark", "measure", "zoo")
+COMMANDS = (
+    "train",
+    "shrink",
+    "inspect",
+    "rebuild",
+    "report",
+    "compare",
+    "export",
+    "benchmark",
+    "measure",
+    "zoo",
+    "sweep",
+)
 
 
 def python(code, *, folder=None, **environment):

@@ -6,6 +6,7 @@ import typer
 
 import keras_morph
 from keras_morph.cli.benchmark import benchmark
+from keras_morph.cli.compare import compare
 from keras_morph.cli.export import export
 from keras_morph.cli.inspect import inspect
 from keras_morph.cli.measure import measure
@@ -13,6 +14,7 @@ from keras_morph.cli.options import command_of
 from keras_morph.cli.rebuild import rebuild
 from keras_morph.cli.report import report
 from keras_morph.cli.shrink import Shrink
+from keras_morph.cli.sweep import Sweep
 from keras_morph.cli.train import Train
 from keras_morph.cli.zoo import zoo
 
@@ -57,5 +59,13 @@ def shrink(options: Shrink) -> None:
     run(options)
 
 
-for command in (inspect, rebuild, report, export, benchmark, measure, zoo):
+@app.command()
+@command_of(Sweep)
+def sweep(options: Sweep) -> None:
+    from keras_morph.cli.sweeping import run
+
+    run(options)
+
+
+for command in (inspect, rebuild, report, compare, export, benchmark, measure, zoo):
     app.command()(command)

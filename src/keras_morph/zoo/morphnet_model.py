@@ -16,10 +16,10 @@ from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.costs.hardware import Hardware
 from keras_morph.devices import choose, existing, padded
 from keras_morph.errors import KerasMorphError
+from keras_morph.events import Events
 from keras_morph.runs import new_run_folder, write_json
 from keras_morph.surgery.copying import cloned
 from keras_morph.surgery.rebuilding import masked
-from keras_morph.tensorboard import Events
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.logistic_sigmoid import LogisticSigmoid
 from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer

@@ -1,0 +1,36 @@
+"""`keras-morph compare RUN...`: figures of runs side by side."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_morph.cli.options import check_folder
+
+__all__ = ["compare"]
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of shrink, or of a sweep")],
+    mean: Annotated[
+        bool, typer.Option("--mean", help="runs that differ in the random seed alone become one line")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="write the figures of each run there")] = None,
+    picture: Annotated[Path | None, typer.Option(help="draw accuracy over cost there: .png, .svg or .pdf")] = None,
+) -> None:
+    """Compare finished runs: what they were given, and what came of it."""
+    for option, path in (("--csv", csv), ("--picture", picture)):
+        if path is not None:
+            check_folder(option, path.parent)
+
+    from rich.console import Console
+
+    from keras_morph.cli.comparing import grouped, rows_of, save_picture, table, write_csv
+
+    rows = rows_of(runs)
+    Console(width=None if sys.stdout.isatty() else 120).print(table(grouped(rows) if mean else [[row] for row in rows]))
+    if csv is not None:
+        write_csv(rows, csv)
+    if picture is not None:
+        save_picture(grouped(rows), picture)
