@@ -391,6 +391,7 @@ WORK = (  # what takes long, and is not done here: what comes to it was accepted
     "keras_morph.cli.sweeping.search",
     "keras_morph.exporting.export_all",
     "keras_morph.measuring.export_structures",
+    "keras_morph.benchmarking._files",
 )
 
 
@@ -424,6 +425,7 @@ def judge_command(arguments, folder):
         for name in WORK:
             stack.enter_context(mock.patch(name, stop))
         stack.enter_context(contextlib.chdir(folder))
+        stack.enter_context(mock.patch("tempfile.tempdir", str(folder)))  # what is only there for a while may be there
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(written(outside, folder))
