@@ -135,7 +135,9 @@ def _of_all_processes(there: tuple[str, ...], count: int | None, first: str | No
     if engine() is None:
         return Devices(there)
     names = [name.split("device:")[-1].lower() for name in engine().extended.worker_devices]
-    return Devices(tuple(f"{name} of process {number}" if number else name for number in range(here().count) for name in names))
+    return Devices(
+        tuple(f"{name} of process {number}" if number else name for number in range(here().count) for name in names)
+    )
 
 
 def existing(name: str) -> str:

@@ -22,7 +22,9 @@ from keras_morph.errors import KerasMorphError, LostProcessError
 
 __all__ = ["Process", "agree", "engine", "here", "join", "leave", "of_tf_config", "share_newest", "watching_others"]
 
-LOST = re.compile(r"gloo|nccl|collective|unavailable|coordination|connection (closed|reset)|socket closed|heartbeat", re.I)
+LOST = re.compile(
+    r"gloo|nccl|collective|unavailable|coordination|connection (closed|reset)|socket closed|heartbeat", re.I
+)
 """What backends say when another process is gone: each has an error class of its own, JAX even a plain ValueError."""
 
 
@@ -114,7 +116,7 @@ def join(process: Process) -> None:
         if keras.backend.backend() == "jax":
             import jax
 
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it CPUs cannot meet
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]  # without it CPUs cannot meet
             keras.utils.set_random_seed(0)  # else Keras computes one in common
             keras.distribution.initialize(",".join(process.addresses), process.count, process.number)
         else:
@@ -145,7 +147,7 @@ def _strategy(process: Process) -> Any:
     """
     import tensorflow as tf
 
-    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
+    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):
         def reduce(self, reduce_op: Any, value: Any, axis: int | None) -> Any:
             def one(tensor: Any) -> Any:
                 rank = self.experimental_local_results(tensor)[0].shape.rank
@@ -247,8 +249,12 @@ def share_newest(path: Path, place: Sequence[int]) -> None:
     if _here.number == newest:
         content[:size] = np.frombuffer(path.read_bytes(), np.uint8)
     received = _sent(content.view(np.int32), newest).astype(np.int32).view(np.uint8)[:size].tobytes()
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(received)
+
     if found[_here.number][:-1] != found[newest][:-1]:
-        write_atomically(path, lambda temporary: temporary.write_bytes(received) and None)
+        write_atomically(path, write)
 
 
 @contextmanager
@@ -275,7 +281,9 @@ def watching_others() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     """What an error says, in short: TensorFlow puts the places of the code in front."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if LOST.search(line) and not line.startswith("Detected at")), "".join(lines[:1]))
+    said = next(
+        (line for line in lines if LOST.search(line) and not line.startswith("Detected at")), "".join(lines[:1])
+    )
     return f"{type(error).__name__}: {said[:200]}".rstrip(".")
 
 
@@ -289,4 +297,3 @@ def leave(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
-

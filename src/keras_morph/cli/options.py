@@ -121,7 +121,9 @@ JobAddresses = Annotated[
 ProcessId = Annotated[
     int | None,
     typer.Option(
-        metavar="NUMBER", envvar="KERAS_DISTRIBUTION_PROCESS_ID", help="Which of --job-addresses is this process: from 0 on."
+        metavar="NUMBER",
+        envvar="KERAS_DISTRIBUTION_PROCESS_ID",
+        help="Which of --job-addresses is this process: from 0 on.",
     ),
 ]
 OF_THE_PLACE = ("resume", "job_addresses", "process_id")
@@ -178,7 +180,9 @@ def process_of(addresses: str | None, number: int | None) -> Process:
     """
     if addresses is None:
         if number is not None:
-            raise KerasMorphError("--process-id expects --job-addresses too: HOST:PORT of each process. Received: none.")
+            raise KerasMorphError(
+                "--process-id expects --job-addresses too: HOST:PORT of each process. Received: none."
+            )
         text = os.environ.get("TF_CONFIG")
         process = of_tf_config(text) if text else Process()
     else:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from zlib import crc32
 from typing import Any
+from zlib import crc32
 
 import keras
 
@@ -114,7 +114,8 @@ def _train(options: Train) -> None:
 def _agree(options: Train, plan: _Plan, images: Dataset) -> None:
     """Whether all processes have been asked for the same: else each would wait for steps that the others do not make."""
     asked = {name: value for name, value in plain(options).items() if name not in (*OF_THE_PLACE, "log_dir", "dataset")}
-    agree("options", crc32(json.dumps(asked | {"batch_size": plan.batch_size}, sort_keys=True).encode()) >> 1)
+    asked |= {"batch_size": plan.batch_size, "num_classes": options.num_classes or images.num_classes}
+    agree("options", crc32(json.dumps(asked, sort_keys=True).encode()) >> 1)
     labels = b"".join(part.tobytes() for part in (images.y_train, images.y_val))
     agree("data", crc32(repr((images.image_shape, images.class_names)).encode() + labels) >> 1)
 

@@ -1,5 +1,6 @@
 """A process of several runs in a child of one that watches it: a backend that loses another process may abort before Python can
-say a word."""
+say a word.
+"""
 
 import contextlib
 import json
