@@ -163,14 +163,20 @@ class Batches(keras.utils.PyDataset):
         one = 4 * batch_size * int(np.prod(images.shape[1:]))
         self._ahead = max(2, min(2 * threads(), _QUEUE // max(1, one))) if isinstance(images, Images) else 0
         self._waiting: dict[int, Future[np.ndarray]] = {}
-        self._place, self._seen = -1, 0
+        self._place, self._seen, self._skipped = -1, 0, 0
         self._lock = Lock()
 
     def __len__(self) -> int:
+        return self._whole - self._skipped
+
+    @property
+    def _whole(self) -> int:
+        """Batches of an epoch of which none is left out."""
         return -(-len(self.labels) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        place = self.epoch * len(self) + index
+        index += self._skipped
+        place = self.epoch * self._whole + index
         chosen, weights = self._chosen(self.epoch, index)
         labels = self.labels[chosen]
         self._seen += 1
@@ -187,7 +193,11 @@ class Batches(keras.utils.PyDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of an epoch, as PyTorch's samplers have it: a training that goes on says where it is."""
-        self.epoch = epoch
+        self.epoch, self._skipped = epoch, 0
+
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of this epoch: a training that goes on within it has made their steps."""
+        self._skipped = batches
 
     def on_epoch_begin(self) -> None:
         """Count what this epoch shows."""
@@ -196,7 +206,7 @@ class Batches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """Go on to the next epoch, unless Keras has only looked at a batch to learn its shape."""
         if self._seen >= len(self):
-            self.epoch += 1
+            self.set_epoch(self.epoch + 1)
         self._seen = 0
 
     def _chosen(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,16 +219,16 @@ class Batches(keras.utils.PyDataset):
     def _decoded(self, place: int) -> np.ndarray:
         """A batch by its number since the first epoch; meanwhile those that follow, where they are asked for in order."""
         if not self._ahead:
-            return np.asarray(self.images[self._chosen(*divmod(place, len(self)))[0]])
+            return np.asarray(self.images[self._chosen(*divmod(place, self._whole))[0]])
         with self._lock:
-            follows = place in (self._place + 1, self.epoch * len(self))
+            follows = place in (self._place + 1, self.epoch * self._whole + self._skipped)
             wanted = range(place, place + 1 + (self._ahead if follows else 0))
             self._place = place
             for other in [known for known in self._waiting if known not in wanted]:
                 self._waiting.pop(other).cancel()
             for each in wanted:
                 if each not in self._waiting:
-                    chosen, _ = self._chosen(*divmod(each, len(self)))
+                    chosen, _ = self._chosen(*divmod(each, self._whole))
                     self._waiting[each] = pool().submit(self.images.__getitem__, chosen)
             future = self._waiting.pop(place)
         return future.result()
