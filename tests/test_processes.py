@@ -163,8 +163,17 @@ class Pair:
             "--batch-size",
             "32",
         ]
-        self.options += ["--optimizer", "sgd", "--learning-rate", "0.05", "--morphnet-regularization-multiplier", "1"]
-        self.options += ["--num-epochs", str(epochs)]
+        self.options += [
+            "--optimizer",
+            "sgd",
+            "--momentum",
+            "0",
+            "--learning-rate",
+            "0.02",
+            "--morphnet-regularization-multiplier",
+            "1",
+        ]
+        self.options += ["--morphnet-regularizer-threshold", "0.04", "--num-epochs", str(epochs)]
 
     def start(self, *resume):
         with contextlib.ExitStack() as stack:  # both at once, so that the ports differ
@@ -208,6 +217,7 @@ def undisturbed(pair, folder):
 def assert_same_run(one, other):
     first, second = (json.loads((folder / "structure.json").read_text())["layers"] for folder in (one, other))
     assert first == second
+    assert any(0 < len(layer["alive"]) < layer["width"] for layer in first.values())
     weights = [Saved.load(folder / "checkpoint" / "last.npz").arrays["model"] for folder in (one, other)]
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a.astype(float), b.astype(float), atol=1e-4)
@@ -240,7 +250,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
 @pytest.mark.only_on("jax", "tensorflow")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_both_go_on(victim, tmp_path):
-    pair = Pair(tmp_path, epochs=40)
+    pair = Pair(tmp_path, epochs=20)
     both = list(pair.start())
     while not any(len(path.read_text().splitlines()) > 3 for path in pair.logs[victim].glob("*/history.csv")):
         assert all(process.poll() is None for process in both), [ended(process) for process in both]
