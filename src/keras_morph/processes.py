@@ -6,13 +6,13 @@ same steps, so that each has the whole result. Keras has no such engine on PyTor
 """
 
 import json
-import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import _exit as end_at_once
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def of_tf_config(text: str) -> Process:
         first = 0 if task["type"] == "chief" else len(hosts["chief"])
         number = first + int(task["index"])
         addresses = (*hosts["chief"], *hosts["worker"])
-        if set(cluster) - set(hosts) or addresses[number] != hosts[task["type"]][int(task["index"])]:
+        if number < first or set(cluster) - set(hosts) or addresses[number] != hosts[task["type"]][int(task["index"])]:
             raise ValueError("other jobs")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise KerasMorphError(
@@ -296,4 +296,4 @@ def leave(error: BaseException) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
+    end_at_once(code if isinstance(code, int) else 1)

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from os import _exit as end_at_once
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,7 +42,7 @@ def watched(run: Callable[[Any], None], options: Any) -> None:
 
 def _end_with_parent(pipe: int) -> None:
     os.read(pipe, 1)
-    os._exit(1)
+    end_at_once(1)
 
 
 def _watch(child: int, options: Any) -> NoReturn:
@@ -50,7 +51,7 @@ def _watch(child: int, options: Any) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code >= 0:
-        os._exit(code)  # the child has said everything
+        end_at_once(code)  # the child has said everything
     why = f"the process was ended by {signal.Signals(-code).name}"
     folder = _failed(child, options, why)
     raise LostProcessError(
