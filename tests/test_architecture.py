@@ -15,7 +15,14 @@ ORDER = re.findall(r"^(\S+\.py)", DRAWING, re.MULTILINE)
 FILES = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py"))
 FRAMEWORKS = {"tensorflow", "tf_keras", "jax", "flax", "torch"}
 # A backend's own piece of a run on several devices.
-MAY_IMPORT_A_FRAMEWORK = {"devices.py", "formats.py", "quantizing.py", "runtimes.py", "costs/measured.py"}
+MAY_IMPORT_A_FRAMEWORK = {
+    "devices.py",
+    "formats.py",
+    "processes.py",
+    "quantizing.py",
+    "runtimes.py",
+    "costs/measured.py",
+}
 INTERNALS = "keras_internals.py"
 
 

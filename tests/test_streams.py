@@ -1,6 +1,8 @@
 """Images that stay on disk: the same as in memory, in an order that a seed and the number of the epoch decide."""
 
+import os
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -12,6 +14,7 @@ import keras_morph as km
 from keras_morph import machine
 from keras_morph.datasets import Batches, Images, arrays, load, streams
 from keras_morph.errors import DataError
+from keras_morph.training.checkpoints import Saved
 from keras_morph.training.recipe import fit_on
 
 
@@ -185,6 +188,67 @@ def test_fit_sees_each_epoch_in_its_order(photos):
         np.testing.assert_allclose(received, expected, rtol=1e-4)
     other = expected_of(here.x_train, here.y_train, 3, 3)
     assert abs(other - expected_of(here.x_train, here.y_train, 0, 3)) > 1e-3 * other
+
+
+def test_a_stream_goes_on_within_an_epoch(photos):
+    """The first two batches of epoch 1 are left out, and none of epoch 2."""
+    data = load(photos, stream=True)
+    whole = Batches(data.x_train, data.y_train, 7, seed=5)
+    expected = []
+    for epoch in (1, 2):
+        whole.set_epoch(epoch)
+        expected += [whole[index] for index in range(2 if epoch == 1 else 0, len(whole))]
+    rest = Batches(data.x_train, data.y_train, 7, seed=5, epoch=1)
+    rest.skip(2)
+    received = []
+    for _ in range(2):
+        rest.on_epoch_begin()
+        received += [rest[index] for index in range(len(rest))]
+        rest.on_epoch_end()
+    assert rest.epoch == 3
+    for ours, theirs in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+@pytest.mark.only_on("torch")  # compiles nothing
+def test_a_stream_that_was_terminated_goes_on_within_the_epoch(photos, tmp_path):
+    data = load(photos, stream=True)
+
+    def shrink(folder, *callbacks):
+        keras.utils.set_random_seed(0)
+        seed = keras.Sequential(
+            [
+                keras.Input(data.image_shape),
+                layers.Conv2D(4, 3, use_bias=False, name="conv"),
+                layers.BatchNormalization(),
+                layers.GlobalAveragePooling2D(),
+                layers.Dense(2, activation="softmax", name="head"),
+            ],
+            name="tiny",
+        )
+        return km.shrink(seed, "60%", data.training(7, 0), epochs=3, verbose=0, run=folder, callbacks=list(callbacks))
+
+    class Ending(keras.callbacks.Callback):
+        """Sends SIGTERM in the n-th step."""
+
+        def __init__(self, step):
+            super().__init__()
+            self.left = step
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    undisturbed = shrink(tmp_path / "whole", Ending(1000))
+    with pytest.raises(SystemExit):
+        shrink(tmp_path / "ended", Ending(2))
+    assert Saved.load(tmp_path / "ended" / "checkpoint" / "last.npz").state["steps"] == 2
+    result = shrink(tmp_path / "ended", Ending(1000))
+    for ours, theirs in zip(result.small.get_weights(), undisturbed.small.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [row["loss"] for row in result.history] == [row["loss"] for row in undisturbed.history]
 
 
 def test_a_file_that_breaks_while_training_is_named(photos, tmp_path):

@@ -2,7 +2,8 @@
 
 JAX shards each batch over a `keras.distribution.DataParallel`, and computes what one device computes. TensorFlow
 replicates the model with `tf.distribute.MirroredStrategy`: each replica has its own part of the batch, and its own
-statistics in a BatchNormalization that does not say `synchronized=True`. Keras has no such engine on PyTorch.
+statistics in a BatchNormalization that does not say `synchronized=True`. Keras has no such engine on PyTorch. Several processes
+(processes.py) train on all devices that they have together.
 """
 
 __all__ = ["Devices", "choose", "existing", "mixed_precision", "padded", "visible", "whole_batches"]
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_morph.errors import KerasMorphError
+from keras_morph.processes import engine, here
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Devices:
     @functools.cached_property
     def _engine(self) -> Any:
         # One for the whole life of a model: TensorFlow refuses a model that was built under another one.
+        if here().count > 1:
+            return engine() or keras.distribution.DataParallel(devices=list(self.names), auto_shard_dataset=False)
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
@@ -65,7 +69,8 @@ class Devices:
 
     def __str__(self) -> str:
         if self.count > 1:
-            return f"data-parallel on {self.count} devices: {', '.join(self.names)}"
+            several = f" of {here().count} processes" if here().count > 1 else ""
+            return f"data-parallel on {self.count} devices{several}: {', '.join(self.names)}"
         return f"on {self.names[0] if self.names else _default()}"
 
 
@@ -87,9 +92,12 @@ def choose(count: int | None = None, *, first: str | None = None) -> Devices:
         first: A device that comes first if it is an accelerator, such as `/gpu:1`.
 
     Raises:
-        KerasMorphError: If there are not so many, if there is no such device, or if Keras has no engine for several.
+        KerasMorphError: If there are not so many, if there is no such device, or if Keras has no engine for several; in
+            several processes, if any are chosen at all.
     """
     there = visible()
+    if here().count > 1:
+        return _of_all_processes(there, count, first)
     main = None if first is None else existing(first)
     if main in there:
         there = (main, *(name for name in there if name != main))
@@ -115,6 +123,21 @@ def choose(count: int | None = None, *, first: str | None = None) -> Devices:
         return Devices(("cpu:0",) if there else ())
     # The backend's own choice is left alone where it is the same.
     return Devices(() if count == 1 and there[0] == visible()[0] else there[:count])
+
+
+def _of_all_processes(there: tuple[str, ...], count: int | None, first: str | None) -> Devices:
+    if count is not None or first is not None:
+        msg = (
+            f"number of devices: expected all that each of {here().count} processes sees, received "
+            f"{first if count is None else count}; hide others from a process by CUDA_VISIBLE_DEVICES"
+        )
+        raise KerasMorphError(msg)
+    if engine() is None:
+        return Devices(there)
+    names = [name.split("device:")[-1].lower() for name in engine().extended.worker_devices]
+    return Devices(
+        tuple(f"{name} of process {number}" if number else name for number in range(here().count) for name in names)
+    )
 
 
 def existing(name: str) -> str:

@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "KerasMorphError",
+    "LostProcessError",
     "MissingBackendError",
     "StructureMismatchError",
     "UncountedLayerWarning",
@@ -93,6 +94,17 @@ class DivergedError(KerasMorphError):
         Traceback (most recent call last):
             ...
         keras_morph.errors.DivergedError: The training diverged in epoch 1, step 1. Expected: a finite loss. Received: nan...
+    """
+
+
+class LostProcessError(KerasMorphError):
+    """A training in several processes has lost one of them, or they did not meet. The command line exits 1.
+
+    Example:
+        >>> raise km.LostProcessError("process 0 of 2 lost another one.")
+        Traceback (most recent call last):
+            ...
+        keras_morph.errors.LostProcessError: process 0 of 2 lost another one.
     """
 
 

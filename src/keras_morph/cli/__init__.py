@@ -10,7 +10,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from keras_morph.errors import DivergedError, KerasMorphError, backend_needed, is_of_users
+from keras_morph.errors import DivergedError, KerasMorphError, LostProcessError, backend_needed, is_of_users
+from keras_morph.processes import leave
 
 __all__ = ["main"]
 
@@ -25,6 +26,14 @@ REQUIRED = {"PIL": "pillow"} | {
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command; a user's mistake is one line on standard error and exit code 2, a training that diverged 1."""
+    try:
+        _main(arguments)
+    except BaseException as error:
+        leave(error)
+        raise
+
+
+def _main(arguments: list[str] | None) -> NoReturn:
     # TensorFlow warns of every model that it compiles anew, which is what we do for a living.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows few characters, or a file name that is no text
@@ -34,7 +43,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         with backend_needed():
             code = _run(arguments)
     except KerasMorphError as error:
-        _stop(str(error), 1 if isinstance(error, DivergedError) else 2)
+        _stop(str(error), 1 if isinstance(error, (DivergedError, LostProcessError)) else 2)
     except KeyboardInterrupt as error:
         _stop(str(error) or "interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:

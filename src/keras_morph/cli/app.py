@@ -10,12 +10,13 @@ from keras_morph.cli.compare import compare
 from keras_morph.cli.export import export
 from keras_morph.cli.inspect import inspect
 from keras_morph.cli.measure import measure
-from keras_morph.cli.options import command_of
+from keras_morph.cli.options import command_of, process_of
 from keras_morph.cli.rebuild import rebuild
 from keras_morph.cli.report import report
 from keras_morph.cli.shrink import Shrink
 from keras_morph.cli.sweep import Sweep
 from keras_morph.cli.train import Train
+from keras_morph.cli.watching import watched
 from keras_morph.cli.zoo import zoo
 
 __all__ = ["app"]
@@ -46,9 +47,15 @@ def _options(
 @app.command()
 @command_of(Train)
 def train(options: Train) -> None:
-    from keras_morph.cli.training import run
+    def run(options: Train) -> None:
+        from keras_morph.cli.training import run
 
-    run(options)
+        run(options)
+
+    if process_of(options.job_addresses, options.process_id).count > 1:
+        watched(run, options)
+    else:
+        run(options)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from keras_morph.costs.hardware import HARDWARE
 from keras_morph.errors import KerasMorphError
+from keras_morph.processes import Process, of_tf_config
 
 __all__ = [
     "ALGORITHMS",
@@ -21,6 +23,7 @@ __all__ = [
     "DATA",
     "DEVICES",
     "EXPORTS",
+    "OF_THE_PLACE",
     "OPTIMIZERS",
     "PIXELS",
     "RUNTIMES",
@@ -31,7 +34,9 @@ __all__ = [
     "Grouped",
     "ImageSize",
     "Name",
+    "JobAddresses",
     "PixelRange",
+    "ProcessId",
     "Protect",
     "Resume",
     "Streamed",
@@ -45,6 +50,7 @@ __all__ = [
     "config_of",
     "formats_of",
     "plain",
+    "process_of",
 ]
 
 # Names of what only Keras can make; a test holds them against the tables that make it.
@@ -107,6 +113,24 @@ Resume = Annotated[
     Path | None, typer.Option(metavar="RUN", help="go on with the unfinished run in this folder, under its own options")
 ]
 Name = Annotated[str | None, typer.Option(help="name of the run's folder; by default the date and time")]
+JobAddresses = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT,...",
+        envvar="KERAS_DISTRIBUTION_JOB_ADDRESSES",
+        help="Train in several processes, on one machine or several: the address of each; default: those of TF_CONFIG, if set.",
+    ),
+]
+ProcessId = Annotated[
+    int | None,
+    typer.Option(
+        metavar="NUMBER",
+        envvar="KERAS_DISTRIBUTION_PROCESS_ID",
+        help="Which of --job-addresses is this process: from 0 on.",
+    ),
+]
+OF_THE_PLACE = ("resume", "job_addresses", "process_id")
+"""Options that a run which goes on does not take from its `config.json`."""
 Grouped = Annotated[
     str,
     typer.Option(
@@ -159,6 +183,33 @@ def check_folder(option: str, folder: Path) -> None:
         raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
 
 
+def process_of(addresses: str | None, number: int | None) -> Process:
+    """Which process of a training this is, by `--job-addresses` and `--process-id`, or else by TF_CONFIG.
+
+    Raises:
+        KerasMorphError: if they do not say it.
+    """
+    if addresses is None:
+        if number is not None:
+            raise KerasMorphError(
+                "--process-id expects --job-addresses too: HOST:PORT of each process. Received: none."
+            )
+        text = os.environ.get("TF_CONFIG")
+        process = of_tf_config(text) if text else Process()
+    else:
+        listed = tuple(address.strip() for address in addresses.split(","))
+        if number is None:
+            raise KerasMorphError(f"--job-addresses expects --process-id too: 0 to {len(listed) - 1}. Received: none.")
+        process = Process(number, listed)
+    wrong = [each for each in process.addresses if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", each)]
+    if wrong or len(set(process.addresses)) < len(process.addresses):
+        raise KerasMorphError(
+            f"--job-addresses expects a different HOST:PORT for each process. Received: {', '.join(wrong or process.addresses)}."
+        )
+    check_number("--process-id", process.number, 0, process.count - 1)
+    return process
+
+
 def plain(options: Any) -> dict[str, Any]:
     """A dataclass of options as plain data, for `config.json`."""
     values = dataclasses.asdict(options)
@@ -173,7 +224,8 @@ def _resumed(options: Any, command: str) -> Any:
     """
     folder = options.resume
     fields = {field.name: field for field in dataclasses.fields(options)}
-    given = [name for name, field in fields.items() if name != "resume" and getattr(options, name) != field.default]
+    here = {name: getattr(options, name) for name in OF_THE_PLACE if name in fields}
+    given = [name for name, field in fields.items() if name not in here and getattr(options, name) != field.default]
     if given:
         raise KerasMorphError(
             f"--resume takes all options from {folder / 'config.json'}. Expected: no others. Received: {', '.join(given)}."
@@ -186,7 +238,7 @@ def _resumed(options: Any, command: str) -> Any:
         )
     values = {name: value for name, value in config["options"].items() if name in fields}
     paths = {name: Path(values[name]) for name in values if isinstance(fields[name].default, Path)}
-    return type(options)(**values | paths | {"resume": folder})
+    return type(options)(**values | paths | here)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from keras_morph.cli.options import config_of, plain
+from keras_morph.cli.options import OF_THE_PLACE, config_of, plain
 from keras_morph.status import is_running, read_status
 
 __all__ = ["say_finished", "say_unfinished"]
@@ -19,7 +19,7 @@ def say_finished(folder: Path | None) -> bool:
 
 def say_unfinished(command: str, options: Any) -> None:
     """Say how a run of the same options that was not finished goes on."""
-    asked = {name: value for name, value in plain(options).items() if value is not None}
+    asked = {name: value for name, value in plain(options).items() if value is not None and name not in OF_THE_PLACE}
     for folder in sorted(options.log_dir.glob("*/"), reverse=True):
         config = config_of(folder)
         same = config.get("command") == command and all(config["options"].get(name) == asked[name] for name in asked)

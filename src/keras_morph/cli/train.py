@@ -15,14 +15,18 @@ from keras_morph.cli.options import (
     OPTIMIZERS,
     PIXELS,
     SCHEDULES,
+    JobAddresses,
     PixelRange,
+    ProcessId,
     Resume,
     Streamed,
     among,
     check_folder,
     check_name,
     check_number,
+    process_of,
 )
+from keras_morph.errors import KerasMorphError
 
 __all__ = ["Train"]
 
@@ -107,6 +111,8 @@ class Train:
     peak_flops: Annotated[float | None, typer.Option(help="FLOP/s of the hardware Others.")] = None
     bandwidth: Annotated[float | None, typer.Option(help="Bytes/s of the hardware Others.")] = None
     resume: Resume = None
+    job_addresses: JobAddresses = None
+    process_id: ProcessId = None
 
     def check(self) -> None:
         """What is wrong whatever the network, the data and the machine are, before Keras is imported."""
@@ -126,3 +132,9 @@ class Train:
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:
             check_folder("--log-dir", self.log_dir)
+        process = process_of(self.job_addresses, self.process_id)
+        if process.count > 1 and (self.main_eval_device or self.main_train_device or self.num_cuda_device is not None):
+            raise KerasMorphError(
+                f"--job-addresses expects no choice of devices: each of {process.count} processes takes all that it sees. "
+                "Received: --num-cuda-device, --main-train-device or --main-eval-device; hide devices by CUDA_VISIBLE_DEVICES."
+            )

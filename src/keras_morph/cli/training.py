@@ -1,9 +1,14 @@
 """What `train` does: check what its options name, train a network under the penalty, log and rebuild its structure."""
 
+import contextlib
+import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import keras
 
@@ -17,7 +22,7 @@ from keras_morph.cli.choices import (
     pixels_of,
     regularizer_of,
 )
-from keras_morph.cli.options import plain
+from keras_morph.cli.options import OF_THE_PLACE, plain, process_of
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.train import Train
 from keras_morph.costs.costs import Cost
@@ -25,6 +30,7 @@ from keras_morph.datasets import PIXELS, Dataset, load
 from keras_morph.devices import Devices, choose, existing, mixed_precision, whole_batches
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.tracing import trace
+from keras_morph.processes import agree, here, join, share_newest, watching_others
 from keras_morph.runs import describe_environment, save_model, write_json, write_somewhere
 from keras_morph.status import running
 from keras_morph.surgery.rebuilding import rebuild
@@ -60,6 +66,18 @@ def run(options: Train) -> None:
     """Train, and write the run's folder."""
     if say_finished(options.resume):
         return
+    process = process_of(options.job_addresses, options.process_id)
+    if process.count > 1:
+        print(f"{process}: waits for the others, {', '.join(process.addresses)}", flush=True)
+    join(process)
+    with contextlib.ExitStack() as stack:
+        if process.number:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(watching_others())
+        _train(options)
+
+
+def _train(options: Train) -> None:
     plan = _planned(options)
     if options.resume is None:
         say_unfinished("train", options)
@@ -67,6 +85,7 @@ def run(options: Train) -> None:
     keras.utils.set_random_seed(options.random_seed)
     images = _images(options, plan)
     whole = _whole(images, plan)
+    _agree(options, plan, images)
     with mixed_precision(options.mixed_precision):
         model = _model(options, plan, images, whole)
         named = is_named(options.base_model_name)
@@ -82,11 +101,23 @@ def run(options: Train) -> None:
             if options.resume is None:
                 write_json(model.folder / "config.json", config | describe_environment())
             print(f"{images}\n{pixels}\ninitial cost {initial_cost:.6g} {plan.cost.unit}, strength {strength:.4g}")
-            print(f"run folder: {model.folder}")
-            _fit(model, images, whole, options)
-            _save(model)
+            print(f"run folder: {model.folder}", flush=True)
+            if here().number:  # each has one of its own, to go on from
+                sys.stderr.write(f"keras-morph: {here()}: run folder: {model.folder}\n")
+            with watching_others():
+                _fit(model, images, whole, options)
+                _save(model)
     share = model.get_model_cost() / initial_cost
     print(f"cost {share:.1%} of the seed's; structure.json and small.keras are in {model.folder}")
+
+
+def _agree(options: Train, plan: _Plan, images: Dataset) -> None:
+    """Whether all processes have been asked for the same: else each would wait for steps that the others do not make."""
+    asked = {name: value for name, value in plain(options).items() if name not in (*OF_THE_PLACE, "log_dir", "dataset")}
+    asked |= {"batch_size": plan.batch_size, "num_classes": options.num_classes or images.num_classes}
+    agree("options", crc32(json.dumps(asked, sort_keys=True).encode()) >> 1)
+    labels = b"".join(part.tobytes() for part in (images.y_train, images.y_val))
+    agree("data", crc32(repr((images.image_shape, images.class_names)).encode() + labels) >> 1)
 
 
 def _planned(options: Train) -> _Plan:
@@ -186,6 +217,8 @@ def _fit(model: MorphNetModel, images: Dataset, whole: int, options: Train) -> N
         logs["val_accuracy"] = right / len(images.y_val)
 
     checkpoints = model.folder / "checkpoint"
+    saved = Saved.load(checkpoints / "last.npz")
+    share_newest(checkpoints / "last.npz", (-1, 0) if saved is None else (saved.state["epoch"], saved.state["steps"]))
     callbacks = [
         *([keras.callbacks.LambdaCallback(on_epoch_end=validate)] if elsewhere else []),
         EpochLog(model.folder / "history.csv", line=print, left=options.num_epochs),

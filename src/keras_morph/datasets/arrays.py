@@ -18,6 +18,7 @@ from keras_morph.datasets.streams import SHARE, Batches, Images, fits
 from keras_morph.devices import padded
 from keras_morph.errors import DataError
 from keras_morph.machine import free_memory
+from keras_morph.processes import here
 
 # The test part does not depend on the user's seed: runs with different seeds are compared on the same images.
 _TEST_SEED = 0
@@ -84,11 +85,11 @@ class Dataset:
 
         Args:
             batch_size: Images per batch.
-            devices: Number that share a batch; images of weight 0 make it a multiple.
+            devices: Number that share a batch; images of weight 0 make it a multiple. Several processes get a part each.
         """
         if not len(self.y_val):
             return None
-        if self.streamed:
+        if self.streamed or here().count > 1:
             return Batches(self.x_val, self.y_val, batch_size, devices=devices)
         return padded(self.x_val, self.y_val, devices) if devices > 1 else (self.x_val, self.y_val)
 

@@ -26,6 +26,7 @@ from keras_morph.datasets.arrays import (
 )
 from keras_morph.datasets.decoding import reason, shortened
 from keras_morph.datasets.images import image_folder, image_zip
+from keras_morph.datasets.records import image_records, record_files
 from keras_morph.datasets.streams import Images
 from keras_morph.errors import DataError
 from keras_morph.machine import free_memory
@@ -51,8 +52,9 @@ def load(
 
     Args:
         name_or_path: One of `NAMES`; `tfds:NAME`; a folder or a zip of images (`train/CLASS/*.png`, `val/CLASS/*.png`
-            and `test/CLASS/*.jpg`, or `CLASS/*.png`); or an `.npz` with `x_train`, `y_train`, `x_test` and `y_test`. A
-            name goes before a file that is called the same; write `./digits` for the file.
+            and `test/CLASS/*.jpg`, or `CLASS/*.png`); a folder of TFRecord files, or one; or an `.npz` with `x_train`,
+            `y_train`, `x_test` and `y_test`. A name goes before a file that is called the same; write `./digits` for the
+            file.
         image_size: Height and width in pixels that the images are resized to, or one number for both; by default they
             keep their size.
         limit: At most so many images for training and validation together, and at most so many for the test; every
@@ -108,13 +110,15 @@ def _existing(text: str) -> Path:
 
 
 def _from_path(path: Path, size: Size) -> Source:
+    if record_files(path):
+        return image_records(path, size)
     if path.is_dir():
         return image_folder(path, size)
     if path.suffix.lower() == ".npz":
         return _npz(path, size)
     if path.suffix.lower() == ".zip":
         return image_zip(path, size)
-    msg = f"{path}: expected a folder, a .zip of images or an .npz, received a file that ends in {path.suffix!r}"
+    msg = f"{path}: expected a folder, a .zip of images, an .npz or a .tfrecord, received a file that ends in {path.suffix!r}"
     raise DataError(msg)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_morph.datasets.decoding import Encoded, check_size, decode, headers, pool, threads
 from keras_morph.datasets.pixels import PIXELS, Pixels
-from keras_morph.devices import padded
 from keras_morph.machine import free_memory
+from keras_morph.processes import here
 
 SHARE = 0.25  # of the free memory that images may fill: a backend may copy them once, and training needs some too
 _QUEUE = 2**27  # bytes of decoded batches that wait to be trained on
@@ -128,7 +128,8 @@ class Batches(keras.utils.PyDataset):
         batch_size: Images per batch; the last one may be smaller.
         seed: Chooses the order of each epoch; `None` keeps the order as it is.
         epoch: Epochs that are done.
-        devices: Number that share a batch: it is padded with images of weight 0 to a multiple.
+        devices: Number that share a batch: its last image is repeated with weight 0 up to a multiple. Several processes
+            each get their own part.
 
     Attributes:
         failure: What went wrong while decoding, or `None`: TensorFlow hides it behind an error of its own.
@@ -162,21 +163,29 @@ class Batches(keras.utils.PyDataset):
         one = 4 * batch_size * int(np.prod(images.shape[1:]))
         self._ahead = max(2, min(2 * threads(), _QUEUE // max(1, one))) if isinstance(images, Images) else 0
         self._waiting: dict[int, Future[np.ndarray]] = {}
-        self._place, self._seen = -1, 0
+        self._place, self._seen, self._skipped = -1, 0, 0
         self._lock = Lock()
 
     def __len__(self) -> int:
+        return self._whole - self._skipped
+
+    @property
+    def _whole(self) -> int:
+        """Batches of an epoch of which none is left out."""
         return -(-len(self.labels) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        place, labels = self.epoch * len(self) + index, self.labels[self._chosen(self.epoch, index)]
+        index += self._skipped
+        place = self.epoch * self._whole + index
+        chosen, weights = self._chosen(self.epoch, index)
+        labels = self.labels[chosen]
         self._seen += 1
         try:
             x = self._decoded(place)
         except Exception as error:
             self.failure = error
             raise
-        return padded(x, labels, self.devices) if self.devices > 1 else (x, labels)
+        return (x, labels, weights) if self.devices > 1 else (x, labels)
 
     def order(self, epoch: int | None = None) -> np.ndarray:
         """Which examples an epoch shows, in order, int64 `(n,)`; by default that which is under way."""
@@ -184,7 +193,11 @@ class Batches(keras.utils.PyDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of an epoch, as PyTorch's samplers have it: a training that goes on says where it is."""
-        self.epoch = epoch
+        self.epoch, self._skipped = epoch, 0
+
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of this epoch: a training that goes on within it has made their steps."""
+        self._skipped = batches
 
     def on_epoch_begin(self) -> None:
         """Count what this epoch shows."""
@@ -193,25 +206,29 @@ class Batches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """Go on to the next epoch, unless Keras has only looked at a batch to learn its shape."""
         if self._seen >= len(self):
-            self.epoch += 1
+            self.set_epoch(self.epoch + 1)
         self._seen = 0
 
-    def _chosen(self, epoch: int, index: int) -> np.ndarray:
-        return self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+    def _chosen(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The examples of a batch, as far as this process has it, and what each of them counts."""
+        whole = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        missing = -len(whole) % self.devices
+        weights = np.pad(np.ones(len(whole), np.float32), (0, missing))
+        return here().part(np.pad(whole, (0, missing), mode="edge")), here().part(weights)
 
     def _decoded(self, place: int) -> np.ndarray:
         """A batch by its number since the first epoch; meanwhile those that follow, where they are asked for in order."""
         if not self._ahead:
-            return np.asarray(self.images[self._chosen(*divmod(place, len(self)))])
+            return np.asarray(self.images[self._chosen(*divmod(place, self._whole))[0]])
         with self._lock:
-            follows = place in (self._place + 1, self.epoch * len(self))
+            follows = place in (self._place + 1, self.epoch * self._whole + self._skipped)
             wanted = range(place, place + 1 + (self._ahead if follows else 0))
             self._place = place
             for other in [known for known in self._waiting if known not in wanted]:
                 self._waiting.pop(other).cancel()
             for each in wanted:
                 if each not in self._waiting:
-                    chosen = self._chosen(*divmod(each, len(self)))
+                    chosen, _ = self._chosen(*divmod(each, self._whole))
                     self._waiting[each] = pool().submit(self.images.__getitem__, chosen)
             future = self._waiting.pop(place)
         return future.result()

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_morph.processes import here
+
 __all__ = ["Batches"]
 
 
@@ -41,7 +43,7 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, number: int) -> Any:
-        chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+        chosen = here().part(self.order[number * self.batch_size : (number + 1) * self.batch_size])
         return tree.map_structure(lambda array: array[chosen], self.arrays)
 
 

@@ -248,6 +248,8 @@ def fit_resumably(
         models, batch = models or {"model": model}, None
         if isinstance(data, tuple):
             batch = tree.map_structure(lambda array: array[:1], data)
+        elif hasattr(data, "skip"):
+            batch = tree.map_structure(lambda array: array[:1], data[0])
         checkpoint = Checkpoint(folder, phase, models, further=further, callbacks=callbacks, saved=saved, batch=batch)
         begin = {"initial_epoch": checkpoint.initial_epoch(epochs), "skip": checkpoint.steps}
         callbacks = [*callbacks, checkpoint]

@@ -228,7 +228,7 @@ def fit_on(
         batch_size: for arrays.
         seed: of the order, at least 0.
         first: the number of this `fit`'s first epoch among all of a run.
-        skip: batches of arrays that are left out when `fit` begins.
+        skip: batches that are left out when `fit` begins, of arrays or of data with a method `skip`.
         callbacks, options: as in `fit`.
     """
     if isinstance(data, tuple) and len(data) in (2, 3):

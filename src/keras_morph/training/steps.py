@@ -11,6 +11,7 @@ import keras
 
 from keras_morph.errors import KerasMorphError
 from keras_morph.keras_internals import registered_as
+from keras_morph.processes import here
 
 __all__ = ["Trainee", "compile_plainly", "has_own_steps", "jit_compiles", "training_as"]
 
@@ -76,14 +77,16 @@ def compile_plainly(model: keras.Model, **options: Any) -> None:
 def jit_compiles() -> bool | str:
     """Whether what we train is compiled with XLA: as Keras chooses, but not by TensorFlow without an accelerator.
 
-    There XLA takes twice as long to compile, and runs a depthwise convolution many times slower (docs/decisions.md).
+    There XLA takes twice as long to compile, and runs a depthwise convolution many times slower (docs/decisions.md). Nor in
+    several processes of TensorFlow, whose collective operations XLA cannot compile.
 
     Returns:
         A value for the `jit_compile` of `compile`.
     """
-    if keras.backend.backend() != "tensorflow" or any(name[:3] != "cpu" for name in keras.distribution.list_devices()):
+    if keras.backend.backend() != "tensorflow":
         return "auto"
-    return False
+    accelerated = any(name[:3] != "cpu" for name in keras.distribution.list_devices())
+    return "auto" if accelerated and here().count == 1 else False
 
 
 def _without_network(kind: type) -> type:
