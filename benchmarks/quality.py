@@ -436,6 +436,10 @@ def paired(rows, others):
     return f"{np.mean(differences):+.1f}{error}"
 
 
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _several(kind):
     return lambda text: [kind(part) for part in text.split(",")]
 
@@ -451,7 +455,7 @@ def main():
     parser.add_argument("--learning", type=float, default=0.4, help="share of the epochs at the peak learning rate")
     parser.add_argument("--learning-rates", type=_several(float), default=[2e-3])
     parser.add_argument(
-        "--strengths", type=_several(float), default=[1e-4, 5e-4, 2e-3], help="of Torch-Pruning's penalties"
+        "--strengths", type=_several(float), default=[1e-4, 5e-4, 2e-3, 1e-2], help="of Torch-Pruning's penalties"
     )
     parser.add_argument(
         "--tuning-seeds", type=_several(int), default=[0], help="try all rates and strengths with these"
@@ -470,7 +474,9 @@ def main():
         k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu", "cores")
     }
     command = f"python benchmarks/quality.py --data {Path(options.data).name} " + " ".join(
-        f"--{name.replace('_', '-')} {getattr(options, name)}" for name in SETTING if name not in ("data", "learning")
+        f"--{name.replace('_', '-')} {_text(getattr(options, name))}"
+        for name in (*SETTING, "learning_rates", "strengths", "tuning_seeds")
+        if name != "data"
     )
     for random_seed in options.random_seeds:
         trial = Trial(options, random_seed)
@@ -496,7 +502,6 @@ def main():
                         "seconds": f"{figures['seconds']:.0f}",
                         "date": f"{datetime.date.today()}",
                         **environment,
-                        "tuning_seeds": ",".join(map(str, options.tuning_seeds)),
                         "command": command,
                     }
                     append(options.output, row)
