@@ -339,7 +339,7 @@ def main():
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning", type=float, default=0.4, help="share of the epochs at the peak learning rate")
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--strength", type=float, default=5e-4, help="of Torch-Pruning's penalty")
     parser.add_argument("--random-seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--budgets", type=lambda text: text.split(","), default=["50%", "70%", "25%"])
