@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args()
-    options.batch_size, options.learning_rate, options.output = 128, 2e-3, RESULTS  # which Trial wants
+    options.batch_size, options.epochs, options.learning = 128, 20, 0.0  # which Trial wants
     form = next((name, row) for name, row in FORMATS.items() if row.runtime == options.runtime)
     cost = None
     for random_seed in options.random_seeds:

@@ -1,20 +1,27 @@
-"""How accurate small networks are: learned structures against uniform widths, one-shot pruning and training from scratch.
+"""How accurate small networks are: learned structures against uniform widths, one-shot pruning, and Torch-Pruning.
 
-    python benchmarks/quality.py --data cifar10.zip          ResNet20, 16x16 images, 20 epochs in all, 3 random seeds
+    python benchmarks/quality.py --data cifar10.zip          ResNet20, 16x16 images, 20 epochs in all
     python benchmarks/quality.py --data digits               DigitsResNet on scikit-learn's digits, minutes
 
-Every arm gets the same training images and the same number of epochs in all, trains on images that are flipped and
-shifted at random, starts from the same learning rate, which falls along a cosine (`shrink` keeps it constant while it
-learns), and ends within the budget of FLOPs:
+Every arm has the same training images in the same order, flipped and shifted alike (a function of the random seed and the
+epoch), the same batches, epochs in all, and optimizer, and one schedule: the peak learning rate for --learning of the epochs,
+then one cosine to 0, where the optimizer begins anew. Widths are not rounded, but for the last arm of ours:
 
-    dense        the whole network
-    uniform      all widths times one factor, from scratch
-    one-shot     the dense network trained for half of the epochs, cut by GroupLasso's scores at once, fine-tuned
-    Gamma, GroupLasso, LogisticSigmoid       keras_morph.shrink of a fresh network under this regularizer
-    from scratch Gamma's structure with fresh weights
+    dense             the whole network
+    uniform           all widths times one factor, from scratch
+    one-shot SCORES   the dense network where the cosine begins, cut at once, fine-tuned
+    recovered SCORES  the same, with what was lost regressed back from 512 training images before the fine-tuning
+    Gamma, GroupLasso, LogisticSigmoid       keras_morph.shrink of a fresh network under this regularizer, defaults
+    ... cut at once   the same without fading: cut and recovered where the cosine begins
+    from scratch      Gamma's structure with fresh weights
+    Gamma rounded     with Budget(round_to="auto"), which is the default
+    Torch-Pruning ... the same initial weights carried into PyTorch, trained there under Torch-Pruning's regularizer (for
+                      Taylor the dense network), cut where the cosine begins, carried back and fine-tuned as all others
 
-The test images are looked at once per row, at the end; settings were chosen on validation images. One row of
-benchmarks/results/quality.csv per arm, budget and random seed; rows that are there are not run again. Writes docs/quality.md.
+Where there are several --learning-rates or --strengths (of Torch-Pruning's regularizers), all are tried with the random
+seeds of --tuning-seeds; the other seeds take what was best on validation images. The test images were looked at once per
+row. One row of benchmarks/results/quality.csv per arm, budget, setting and random seed; rows that are there are not run
+again. Networks and structures that several arms need lie in --cache. Writes docs/quality.md.
 """
 
 import argparse
@@ -29,135 +36,256 @@ from rows import append, rows_at
 import keras_morph as km
 from keras_morph.datasets import load
 from keras_morph.graph.structure import graph_and_structure
-from keras_morph.pipeline import cosine
-from keras_morph.runs import describe_environment
+from keras_morph.pipeline import choose, cosine, cut, learn, tune
+from keras_morph.runs import describe_environment, save_model
+from keras_morph.training.recipe import fit_on
 
 RESULTS = Path(__file__).parent / "results" / "quality.csv"
 TABLE = Path(__file__).parents[1] / "docs" / "quality.md"
-LEARNED = {"Gamma": km.Gamma, "GroupLasso": km.GroupLasso, "LogisticSigmoid": km.LogisticSigmoid}
-ARMS = ("dense", "uniform", "one-shot", *LEARNED, "from scratch")
 FLOPS = km.FLOPs()
+SCORES = {
+    "random": lambda model, trial: np.random.default_rng(trial.random_seed).random(km.trace(model).num_groups),
+    "GroupLasso": lambda *_: km.GroupLasso(),
+    "Gamma": lambda *_: km.Gamma(),
+    "Taylor": lambda model, trial: km.taylor_scores(model, trial.images(1024), loss="sparse_categorical_crossentropy"),
+    "contribution": lambda model, trial: km.contribution_scores(model, trial.images(512)[0]),
+}
+LEARNED = {"Gamma": km.Gamma, "GroupLasso": km.GroupLasso, "LogisticSigmoid": km.LogisticSigmoid}
+PEERS = ("group sparsity", "BN scale", "Taylor")
+SPARSE = ("Torch-Pruning group sparsity", "Torch-Pruning BN scale")  # trained under a strength
+ARMS = (
+    "dense",
+    "uniform",
+    *(f"one-shot {name}" for name in SCORES),
+    "recovered GroupLasso",
+    "recovered contribution",
+    *LEARNED,
+    *(f"{name} cut at once" for name in LEARNED),
+    "from scratch",
+    "Gamma rounded",
+    *(f"Torch-Pruning {name}" for name in PEERS),
+)
 INTRODUCTION = """\
 # How accurate the small networks are
 
 Written by `python benchmarks/quality.py`, not by hand; every row, with its command, is in `benchmarks/results/quality.csv`.
-All arms but the dense one keep to the budget of FLOPs; all have equal epochs in all, the same training images and the same
-peak learning rate, which falls along a cosine. `shrink` keeps it constant while it learns, and that helps by itself: with
-its schedule dense ResNet20 reached 62.3 instead of 60.3, and uniform widths at 25 % 55.3 instead of 53.8 (one random
-seed). So its rows are to be read against each other, and not as better than dense. Settings were chosen on
-validation images, and the test images were looked at once per row. Means and standard deviations over random seeds, in
-percent.
+All arms but the dense one keep to the budget of FLOPs, counted by `km.FLOPs` for all. Every arm has the same training images in
+the same order, flipped and shifted alike, the same batches, number of epochs and optimizer (Adam), and the same schedule:
+{rates} for the first {learning} of the epochs, then one cosine to 0. The test images were looked at once per row.
+Means and standard deviations over random seeds, in percent; columns *against* are the mean and the **standard error** of the
+differences between rows of one random seed.
 
 - **dense**: the whole network. **uniform**: all widths times one factor, from scratch.
-- **one-shot**: the dense network trained for half of the epochs, cut at once by GroupLasso's scores, and fine-tuned.
-- **Gamma**, **GroupLasso**, **LogisticSigmoid**: `keras_morph.shrink` of a fresh network, defaults but for the regularizer.
+- **one-shot**: the dense network where the cosine begins, cut at once by these scores, and fine-tuned. **recovered**: the same,
+  with what the cut lost [regressed back](recovery.md) from 512 training images first.
+- **Gamma**, **GroupLasso**, **LogisticSigmoid**: `keras_morph.shrink` of a fresh network, defaults but for the regularizer (Gamma
+  is the default). **cut at once**: without fading (`Recipe(phases=(learn, choose, cut, tune))`).
 - **from scratch**: Gamma's structure with fresh weights.
-- *before the cut*: validation accuracy of the learner, whose dead channels are zero; *after it, statistics anew*: of the rebuilt
-  network, BatchNormalization's statistics estimated again, before any fine-tuning.
+- **Gamma rounded**: widths rounded as by default, `Budget(round_to="auto")`; those of all other arms are not.
+- **Torch-Pruning** 1.6.1: GroupNormPruner and BNScalePruner with sparse learning, and GroupTaylorImportance of the dense network
+  in one shot, with the settings of its own scripts for CIFAR (ranked over all layers, 400 small steps). The network is
+  the same: Keras's weights are carried into PyTorch and back, and outputs agree. The strength of its regularizers is the best
+  of {strengths} on validation images; ours is controlled by `shrink`.
+- *training compute*: images seen, times 3 times the FLOPs of the network as it is then, against the dense arm's. *full*: epochs
+  at full width. *FLOPs*: what the result costs, in percent of the whole network.
+- *before the cut*: validation accuracy there; *after it*: of the smaller network before any fine-tuning, with
+  BatchNormalization's statistics estimated anew, or recovered. *seconds*: of processor time.
 """
-KEY = ("arm", "budget", "random_seed", "network", "data", "image_size", "training_images", "epochs", "learning_rate")
+SETTING = ("network", "data", "image_size", "training_images", "epochs", "batch_size", "learning")
+PRINTED = (
+    "arm",
+    "budget",
+    "random_seed",
+    "strength",
+    "validation",
+    "test",
+    "before_cut",
+    "after_cut",
+    "flops_share",
+    "seconds",
+)
+KEY = ("arm", "budget", "random_seed", *SETTING, "learning_rate", "strength")
 
 
 class Augmented(keras.utils.PyDataset):
-    """Batches of images, each shifted by up to an eighth of its size and, where that makes sense, flipped."""
+    """Batches of images, each shifted by up to an eighth of its size and, where that makes sense, flipped.
+
+    Order and changes are a function of the random seed and the epoch, whoever asks.
+    """
 
     def __init__(self, x, y, batch_size, random_seed, flip):
         super().__init__()
-        self.x, self.y, self.batch_size, self.flip = x, y, batch_size, flip
-        self.random = np.random.default_rng(random_seed)
-        self.order = self.random.permutation(len(x))
+        self.x, self.y, self.batch_size, self.random_seed, self.flip = x, y, batch_size, random_seed, flip
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+        self.order = np.random.default_rng((self.random_seed, epoch)).permutation(len(self.x))
 
     def __len__(self):
         return -(-len(self.x) // self.batch_size)
 
-    def on_epoch_end(self):
-        self.order = self.random.permutation(len(self.x))
-
     def __getitem__(self, index):
+        random = np.random.default_rng((self.random_seed, self.epoch, index))
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         n, size = len(chosen), self.x.shape[1]
         most = size // 8
         padded = np.pad(self.x[chosen], ((0, 0), (most, most), (most, most), (0, 0)), mode="reflect")
-        rows, columns = self.random.integers(0, 2 * most + 1, (2, n, 1)) + np.arange(size)
+        rows, columns = random.integers(0, 2 * most + 1, (2, n, 1)) + np.arange(size)
         if self.flip:
-            columns = np.where(self.random.random((n, 1)) < 0.5, columns[:, ::-1], columns)
+            columns = np.where(random.random((n, 1)) < 0.5, columns[:, ::-1], columns)
         return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]], self.y[chosen]
 
 
 class Trial:
-    """One random seed's data and network; an arm is a method that returns a trained model and figures of its cut."""
+    """One random seed's data and network; an arm is a method that returns a trained model and figures of its training.
+
+    Figures: `full_epochs` at full width, `compute` in FLOPs of training, `before_cut` and `after_cut`, validation accuracies.
+    """
 
     def __init__(self, options, random_seed):
         self.options, self.random_seed = options, random_seed
         data = load(options.data, image_size=options.image_size, seed=random_seed)
         chosen = slice(options.training_images)
         self.data, x, y = data, data.x_train[chosen], data.y_train[chosen]
-        self.batches = lambda: Augmented(x, y, options.batch_size, random_seed, flip=options.data != "digits")
-        self.steps = len(self.batches())
+        self.batches = Augmented(x, y, options.batch_size, random_seed, flip=options.data != "digits")
+        self.held = round(options.learning * options.epochs)
+
+    def images(self, count):
+        """The first training images and their labels."""
+        return self.batches.x[:count], self.batches.y[:count]
 
     def network(self):
         keras.utils.set_random_seed(self.random_seed)
         return km.zoo.build(self.options.network, input_shape=self.data.image_shape, classes=self.data.num_classes)
 
-    def train(self, model, epochs, *, span=None, done=0):
-        """Epochs `done` to `done + epochs` of a cosine over `span` epochs."""
-        rate = cosine(self.options.learning_rate, self.steps * (span or epochs), self.steps * done)
-        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
-        model.fit(self.batches(), epochs=epochs, verbose=0)
+    def train(self, model, start=0, stop=None):
+        """Epochs `start` to `stop` of the schedule; both lie where a part of it begins or ends."""
+        rate, epochs = self.options.learning_rate, self.options.epochs
+        annealed = cosine(rate, len(self.batches) * (epochs - self.held))
+        for first, last, here in ((0, self.held, rate), (self.held, epochs, annealed)):
+            if max(first, start) < min(last, stop or epochs):
+                model.compile(keras.optimizers.Adam(here), "sparse_categorical_crossentropy", metrics=["accuracy"])
+                fit_on(
+                    model,
+                    self.batches,
+                    self.options.batch_size,
+                    seed=self.random_seed,
+                    first=first,
+                    epochs=last - first,
+                    verbose=0,
+                )
         return model
 
-    def structure_file(self, budget):
-        """Where Gamma's structure lies until `from scratch` needs it."""
-        folder = self.options.output.with_suffix("")
-        return folder / f"{self.options.network}-{budget.rstrip('%')}-{self.random_seed}.json"
+    def compute(self, model, full_epochs):
+        """FLOPs of training: forward and twice as much backward, the first epochs at full width."""
+        small_epochs = self.options.epochs - full_epochs
+        return 3 * len(self.batches.x) * (full_epochs * FLOPS(self.network()) + small_epochs * FLOPS(model))
 
     def validation(self, model):
         return accuracy(model, self.data.x_val, self.data.y_val)
 
-    def run(self, arm, budget):
-        if arm == "dense":
-            return self.train(self.network(), self.options.epochs), {}
-        if arm == "uniform":
-            return self.train(uniform(self.network(), budget), self.options.epochs), {}
-        if arm == "one-shot":
-            return self.one_shot(budget)
-        if arm == "from scratch":
-            if not self.structure_file(budget).exists():
-                self.learn("Gamma", budget)
-            fresh = km.rebuild(self.network(), km.Structure.load(self.structure_file(budget)), weights=False)
-            return self.train(fresh, self.options.epochs), {}
-        return self.learn(arm, budget)
+    def file(self, name):
+        options = self.options
+        setting = "-".join(str(getattr(options, each)) for each in SETTING if each != "data")
+        return options.cache / f"{setting}-{options.learning_rate}-{self.random_seed}-{name}"
 
-    def one_shot(self, budget):
-        half = self.options.epochs // 2
-        dense = self.train(self.network(), half, span=self.options.epochs)
-        small = km.prune(dense, budget, cost=FLOPS)
-        figures = {"before_cut": self.validation(dense), "after_cut": self.validation(small)}
-        km.reestimate_statistics(small, self.batches())
-        figures["reestimated"] = self.validation(small)
-        return self.train(small, self.options.epochs - half, span=self.options.epochs, done=half), figures
+    def dense_at_cut(self):
+        """The whole network where the cosine begins, and the seconds that it took; trained once for all arms."""
+        path, seconds = self.file("dense.keras"), self.file("dense.txt")
+        if not seconds.exists():
+            start = time.process_time()
+            save_model(self.train(self.network(), stop=self.held), path)
+            seconds.write_text(f"{time.process_time() - start:.0f}")
+        return keras.models.load_model(path), float(seconds.read_text())
+
+    def run(self, arm, budget):
+        kind, _, name = arm.partition(" ")
+        start, earlier = time.process_time(), 0.0
+        if arm == "dense":
+            dense, earlier = self.dense_at_cut()
+            start = time.process_time()
+            model, figures = self.train(dense, start=self.held), {"full_epochs": self.options.epochs}
+        elif arm == "uniform":
+            model, figures = self.train(uniform(self.network(), budget)), {"full_epochs": 0}
+        elif kind in ("one-shot", "recovered"):
+            dense, earlier = self.dense_at_cut()
+            start = time.process_time()
+            model, figures = self.one_shot(dense, name, budget, recovers=kind == "recovered")
+        elif kind == "Torch-Pruning":
+            if name == "Taylor":
+                dense, earlier = self.dense_at_cut()
+                start = time.process_time()
+            model, figures = self.peer(name, budget)
+        elif arm == "from scratch":
+            if not self.file(f"{budget}.json").exists():
+                self.learn("Gamma", budget)
+                start = time.process_time()
+            fresh = km.rebuild(self.network(), km.Structure.load(self.file(f"{budget}.json")), weights=False)
+            model, figures = self.train(fresh), {"full_epochs": 0}
+        else:
+            model, figures = self.learn(arm, budget)
+        figures["compute"] = self.compute(model, figures["full_epochs"])
+        return model, {**figures, "seconds": earlier + time.process_time() - start}
+
+    def one_shot(self, dense, scores, budget, *, recovers):
+        full = km.Budget(budget, FLOPS, round_to=1, per_cost=float(scores == "contribution"))
+        structure = km.fit_budget(dense, full, scores=SCORES[scores](dense, self))
+        small = km.rebuild(dense, structure)
+        if recovers:
+            km.recover(small, dense, structure, self.images(512)[0])
+        return self.tuned(small, self.validation(dense), recovered=recovers)
+
+    def tuned(self, small, before, *, recovered=False):
+        """A smaller network trained along the cosine."""
+        if not recovered:
+            km.reestimate_statistics(small, self.batches)
+        figures = {"full_epochs": self.held, "before_cut": before, "after_cut": self.validation(small)}
+        return self.train(small, start=self.held), figures
+
+    def peer(self, kind, budget):
+        import torch_pruning_arms as peers
+
+        sparse = kind in peers.PRUNERS
+        network = self.network() if sparse else self.dense_at_cut()[0]
+        twin = peers.twin_of(network)
+        pruner = peers.pruner_of(twin, self.data.image_shape, kind, self.options.strength)
+        if sparse:
+            peers.learn_sparsity(twin, pruner, self.batches, self.held, self.options.learning_rate)
+        else:
+            self.batches.set_epoch(self.held)
+            peers.gradients(twin, self.batches)
+        before = self.validation(peers.keras_model(twin, network))
+        return self.tuned(peers.cut(twin, pruner, network, budget), before)
 
     def learn(self, arm, budget):
-        result = km.shrink(
-            self.network(),
-            budget,
-            self.batches(),
-            regularizer=LEARNED[arm](),
-            recipe=km.Recipe(epochs=self.options.epochs, learning_rate=self.options.learning_rate),
+        name, _, variant = arm.partition(" ")
+        recipe = km.Recipe(
+            epochs=self.options.epochs,
+            learning_rate=self.options.learning_rate,
+            learning=self.options.learning,
+            phases=(learn, choose, cut, tune) if variant == "cut at once" else None,
         )
+        full = km.Budget(budget, FLOPS, round_to="auto" if variant == "rounded" else 1)
+        result = km.shrink(self.network(), full, self.batches, regularizer=LEARNED[name](), recipe=recipe, verbose=0)
         if arm == "Gamma":
-            result.structure.save(self.structure_file(budget))
-        small, tuned = result.small, result.small.get_weights()
-        figures = {"before_cut": self.validation(result.learner)}
-        for name, weights in (("after_cut", result.rebuilt_weights), ("reestimated", result.reestimated_weights)):
-            small.set_weights(weights)
-            figures[name] = self.validation(small)
-        small.set_weights(tuned)
+            result.structure.save(self.file(f"{budget}.json"))
+        small, trained = result.small, result.small.get_weights()
+        figures = {"full_epochs": sum(row["phase"] in ("learn", "fade") for row in result.history)}
+        figures["before_cut"] = self.validation(result.learner)
+        small.set_weights(result.reestimated_weights)
+        figures["after_cut"] = self.validation(small)
+        small.set_weights(trained)
         return small, figures
 
 
 def uniform(seed, budget):
     """The network with all widths times one factor, the largest within a budget; fresh weights."""
+    return km.rebuild(seed, uniform_counts(seed, budget), weights=False)
+
+
+def uniform_counts(seed, budget):
+    """Widths times the largest factor within a budget, by layer."""
     graph = km.trace(seed)
     limit = float(budget.rstrip("%")) / 100 * FLOPS(graph)
     fixed = {
@@ -167,63 +295,153 @@ def uniform(seed, budget):
     }
 
     def scaled(factor):
-        counts = {layer: max(1, round(factor * n)) for layer, n in graph.widths.items() if layer not in fixed}
-        return graph_and_structure(graph, counts)[1]
+        return {layer: max(1, round(factor * n)) for layer, n in graph.widths.items() if layer not in fixed}
 
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if FLOPS(graph, scaled(middle)) <= limit else (low, middle)
-    return km.rebuild(seed, scaled(low), weights=False)
+        low, high = (
+            (middle, high) if FLOPS(graph, graph_and_structure(graph, scaled(middle))[1]) <= limit else (low, middle)
+        )
+    return scaled(low)
 
 
 def accuracy(model, x, y):
     return float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(-1) == y))
 
 
-def row_of(options, arm, budget, random_seed):
-    values = {name: getattr(options, name, None) for name in KEY}
-    return {**values, "arm": arm, "budget": budget, "random_seed": random_seed, "data": Path(options.data).stem}
+def settings_of(options, arm, random_seed, budget, rows):
+    """(learning rate, strength) to run: all of them with a random seed for tuning, else the best so far on validation images."""
+    strengths = options.strengths if arm in SPARSE else [None]
+    settings = [(rate, strength) for rate in options.learning_rates for strength in strengths]
+    if random_seed in options.tuning_seeds or len(settings) == 1:
+        return settings
+    key = {"arm": arm, "budget": budget, **setting_of(options)}
+    here = [row for row in rows if all(row[name] == str(value) for name, value in key.items())]
+    wanted = {(str(rate), str(strength or "")): (rate, strength) for rate, strength in settings}
+    tuned = best(here, [pair for pair in dict.fromkeys(map(_tuned_by, here)) if pair in wanted])
+    if tuned is None:
+        raise SystemExit(f"{arm}: run the random seeds {options.tuning_seeds} first, which tune it")
+    return [wanted[tuned]]
+
+
+def setting_of(options):
+    return {name: getattr(options, name) for name in SETTING} | {"data": Path(options.data).stem}
+
+
+def _tuned_by(row):
+    return row["learning_rate"], row["strength"]
+
+
+def best(rows, pairs):
+    """The (learning rate, strength) of the highest mean validation accuracy, over the random seeds that all of them have."""
+    by_pair = {pair: {r["random_seed"]: float(r["validation"]) for r in rows if _tuned_by(r) == pair} for pair in pairs}
+    if not by_pair:
+        return None
+    common = set.intersection(*map(set, by_pair.values()))
+    return max(by_pair, key=lambda pair: np.mean([by_pair[pair][seed] for seed in common]) if common else 0.0)
 
 
 def table(rows):
-    """docs/quality.md: a section per set-up, a line per budget and arm, means and standard deviations over random seeds."""
-    text = INTRODUCTION
+    """docs/quality.md: a section per set-up, a line per budget and arm."""
+    tunings = {row["strength"] for row in rows if row["strength"]}
+    text = INTRODUCTION.format(
+        learning=f"{float(rows[0]['learning']):.0%}",
+        strengths=", ".join(sorted(tunings, key=float)) or "one value",
+        rates=_rates(rows),
+    )
     for command in dict.fromkeys(row["command"] for row in rows):
         here = [row for row in rows if row["command"] == command]
         one = here[0]
         text += (
             f"\n## {one['network']} on {one['data']}\n\n`{command}`: {int(one['training_images']):,} training images of "
             f"{one['image_size']}x{one['image_size']}, {one['epochs']} epochs in all, Keras {one['keras']} on {one['backend']} "
-            f"{one['backend_version']}, {one['cpu']}, {one['date']}.\n\n"
-            "| budget | arm | test accuracy | n | against dense | before the cut | after it, statistics anew | parameters |\n"
-            "|---|---|---|---|---|---|---|---|\n"
+            f"{one['backend_version']}, {one['cpu']}, {one['date']}.\n"
         )
-        dense = {row["random_seed"]: float(row["test"]) for row in here if row["arm"] == "dense"}
-        for budget, arm in dict.fromkeys((row["budget"], row["arm"]) for row in sorted(here, key=_place)):
+        groups = {}
+        for budget, arm in sorted({(row["budget"], row["arm"]) for row in here}, key=_place):
             group = [row for row in here if (row["budget"], row["arm"]) == (budget, arm)]
-            against = [float(row["test"]) - dense[row["random_seed"]] for row in group if row["random_seed"] in dense]
-            cells = [
-                _spread([float(row["test"]) for row in group]),
-                str(len(group)),
-                "" if arm == "dense" else _spread(against, sign="+"),
-                *(_spread([float(r[name]) for r in group if r[name]]) for name in ("before_cut", "reestimated")),
-                f"{np.mean([int(row['parameters']) for row in group]):,.0f}",
-            ]
-            text += f"| {budget} | {arm} | {' | '.join(cells)} |\n"
+            tuned = best(group, list(dict.fromkeys(map(_tuned_by, group))))
+            groups[budget, arm] = {row["random_seed"]: row for row in group if _tuned_by(row) == tuned}
+        for budget in dict.fromkeys(budget for budget, _ in groups if budget != "100%"):
+            text += _section(budget, groups)
     return text
 
 
-def _place(row):
-    return -float(row["budget"].rstrip("%")), ARMS.index(row["arm"])
+def _rates(rows):
+    rates = sorted({row["learning_rate"] for row in rows}, key=float)
+    return f"a peak learning rate of {rates[0]}" if len(rates) == 1 else f"the best of {', '.join(rates)} for each arm"
 
 
-def _spread(values, sign=""):
+def _section(budget, groups):
+    arms = {arm: group for (where, arm), group in groups.items() if where in ("100%", budget)}
+    peer = best_peer(arms)
+    against = {"uniform": "uniform", "dense": "dense", "Torch-Pruning": peer}
+    compute = {seed: float(row["compute"]) for seed, row in arms.get("dense", {}).items()}
+    text = f"\n### {budget} of the FLOPs\n\n"
+    if peer:
+        text += f"Torch-Pruning's best arm on validation images: {peer.removeprefix('Torch-Pruning ')}.\n\n"
+    text += (
+        "| arm | test accuracy | n | against uniform | against dense | against Torch-Pruning's best | training compute | full "
+        "| before the cut | after it | FLOPs | parameters | seconds |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for arm, group in arms.items():
+        rows = list(group.values())
+        shares = [float(row["compute"]) / compute[seed] for seed, row in group.items() if seed in compute]
+        cells = [
+            arm,
+            spread([float(row["test"]) for row in rows]),
+            str(len(rows)),
+            *("" if arm == other or other not in arms else paired(group, arms[other]) for other in against.values()),
+            f"{np.mean(shares):.2f}" if shares else "",
+            f"{np.mean([int(row['full_epochs']) for row in rows]):.0f}",
+            *(spread([float(row[name]) for row in rows if row[name]]) for name in ("before_cut", "after_cut")),
+            f"{100 * np.mean([float(row['flops_share']) for row in rows]):.1f}",
+            f"{np.mean([int(row['parameters']) for row in rows]):,.0f}",
+            f"{np.mean([float(row['seconds']) for row in rows]):.0f}",
+        ]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def best_peer(arms):
+    """Torch-Pruning's arm of the highest mean validation accuracy, over the random seeds that all of its arms have."""
+    peers = [arm for arm in arms if arm.startswith("Torch-Pruning")]
+    common = set.intersection(*(set(arms[peer]) for peer in peers)) if peers else set()
+    return max(
+        peers,
+        key=lambda arm: np.mean([float(arms[arm][s]["validation"]) for s in common]) if common else 0.0,
+        default=None,
+    )
+
+
+def _place(pair):
+    return -float(pair[0].rstrip("%")), ARMS.index(pair[1])
+
+
+def spread(values):
     """Mean and standard deviation in percent."""
     if not values:
         return ""
-    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):{sign}.1f}{spread}"
+    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{deviation}"
+
+
+def paired(rows, others):
+    """Mean and standard error of the differences between rows of one random seed, in percent."""
+    differences = [100 * (float(rows[seed]["test"]) - float(others[seed]["test"])) for seed in rows if seed in others]
+    if not differences:
+        return ""
+    error = f" ± {np.std(differences, ddof=1) / len(differences) ** 0.5:.1f}" if len(differences) > 1 else ""
+    return f"{np.mean(differences):+.1f}{error}"
+
+
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _several(kind):
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def main():
@@ -234,12 +452,67 @@ def main():
     parser.add_argument("--training-images", type=int)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--budgets", default="50%,25%")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--learning", type=float, default=0.4, help="share of the epochs at the peak learning rate")
+    parser.add_argument("--learning-rates", type=_several(float), default=[2e-3])
+    parser.add_argument(
+        "--strengths", type=_several(float), default=[1e-4, 5e-4, 2e-3, 1e-2], help="of Torch-Pruning's penalties"
+    )
+    parser.add_argument(
+        "--tuning-seeds", type=_several(int), default=[0], help="try all rates and strengths with these"
+    )
+    parser.add_argument("--budgets", type=_several(str), default=["50%", "25%"])
+    parser.add_argument("--random-seeds", type=_several(int), default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", type=_several(str), default=list(ARMS), help=", ".join(ARMS))
+    parser.add_argument("--cache", type=Path, default=RESULTS.with_suffix(""), help="for what several arms need")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if unknown := set(options.arms) - set(ARMS):
+        parser.error(f"--arms: expected {', '.join(ARMS)}; received {', '.join(unknown)}")
+    options.cache.mkdir(parents=True, exist_ok=True)
+    complete(options)
+    environment = {
+        k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu", "cores")
+    }
+    command = f"python benchmarks/quality.py --data {Path(options.data).name} " + " ".join(
+        f"--{name.replace('_', '-')} {_text(getattr(options, name))}"
+        for name in (*SETTING, "learning_rates", "strengths", "tuning_seeds")
+        if name != "data"
+    )
+    for random_seed in options.random_seeds:
+        trial = Trial(options, random_seed)
+        for arm in options.arms:
+            for budget in ["100%"] if arm == "dense" else options.budgets:
+                rows = rows_at(options.output)
+                for rate, strength in settings_of(options, arm, random_seed, budget, rows):
+                    options.learning_rate, options.strength = rate, strength
+                    key = {"arm": arm, "budget": budget, "random_seed": random_seed, **setting_of(options)}
+                    key |= {"learning_rate": rate, "strength": "" if strength is None else strength}
+                    if any(all(row[name] == str(key[name]) for name in KEY) for row in rows):
+                        continue
+                    model, figures = trial.run(arm, budget)
+                    row = {
+                        **{name: key[name] for name in KEY},
+                        "validation": f"{trial.validation(model):.4f}",
+                        "test": f"{accuracy(model, trial.data.x_test, trial.data.y_test):.4f}",
+                        **{n: f"{figures[n]:.4f}" if n in figures else "" for n in ("before_cut", "after_cut")},
+                        "full_epochs": figures["full_epochs"],
+                        "compute": f"{figures['compute']:.4g}",
+                        "flops_share": f"{FLOPS(model) / FLOPS(trial.network()):.4f}",
+                        "parameters": model.count_params(),
+                        "seconds": f"{figures['seconds']:.0f}",
+                        "date": f"{datetime.date.today()}",
+                        **environment,
+                        "command": command,
+                    }
+                    append(options.output, row)
+                    print({name: row[name] for name in PRINTED}, flush=True)
+                    if options.output == RESULTS:
+                        TABLE.write_text(table(rows_at(RESULTS)), encoding="utf-8")
+                    keras.backend.clear_session()
+
+
+def complete(options):
+    """Settings that were not given, which depend on the data."""
     digits = options.data == "digits"
     for name, small, large in (
         ("network", "DigitsResNet", "ResNet20"),
@@ -250,47 +523,6 @@ def main():
     ):
         if getattr(options, name) is None:
             setattr(options, name, small if digits else large)
-    environment = {
-        k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu", "cores")
-    }
-    command = f"python benchmarks/quality.py --data {Path(options.data).name} " + " ".join(
-        f"--{name.replace('_', '-')} {getattr(options, name)}"
-        for name in ("network", "image_size", "training_images", "epochs", "batch_size", "learning_rate")
-    )
-    for random_seed in map(int, options.seeds.split(",")):
-        trial = Trial(options, random_seed)
-        for budget in options.budgets.split(","):
-            for arm in options.arms.split(","):
-                key = row_of(options, arm, "100%" if arm == "dense" else budget, random_seed)
-                done = [r for r in rows_at(options.output) if all(r[name] == str(value) for name, value in key.items())]
-                if done:
-                    continue
-                start = time.perf_counter()
-                model, figures = trial.run(arm, budget)
-                cuts = {
-                    name: f"{figures[name]:.4f}" if name in figures else ""
-                    for name in ("before_cut", "after_cut", "reestimated")
-                }
-                row = {
-                    **key,
-                    "validation": f"{trial.validation(model):.4f}",
-                    "test": f"{accuracy(model, trial.data.x_test, trial.data.y_test):.4f}",
-                    **cuts,
-                    "flops_share": f"{FLOPS(model) / FLOPS(trial.network()):.4f}",
-                    "parameters": model.count_params(),
-                    "seconds": f"{time.perf_counter() - start:.0f}",
-                    "date": f"{datetime.date.today()}",
-                    **environment,
-                    "command": command,
-                }
-                append(options.output, row)
-                print(
-                    {name: row[name] for name in ("arm", "budget", "random_seed", "validation", "test", "seconds")},
-                    flush=True,
-                )
-                if options.output == RESULTS:
-                    TABLE.write_text(table(rows_at(RESULTS)), encoding="utf-8")
-                keras.backend.clear_session()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/recovery.py --data cifar10.zip         ResNet20, 16x16 images, 3 random seeds
     python benchmarks/recovery.py --data digits              DigitsResNet on scikit-learn's digits
 
-A network is trained as the dense arm of benchmarks/quality.py is, and kept in --networks. Then it is cut in one shot by each of
+A network is trained as in benchmarks/quality.py, but along a plain cosine, and kept in --networks. Then it is cut by each of
 several scores: as it is, with BatchNormalization's statistics estimated anew, and recovered from training images. "regained"
 is the share of what `prune(network, budget)` loses in test accuracy that is there again. Settings were chosen on validation
 images; the test images were looked at once per row. One row of benchmarks/results/recovery.csv per arm and random seed; rows
@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 import keras
-from quality import FLOPS, Trial, accuracy
-from quality import _spread as spread
+from quality import FLOPS, Trial, accuracy, spread
 from rows import append, rows_at
 
 import keras_morph as km
@@ -60,7 +59,7 @@ ARMS = [
 def trained(trial, options):
     path = options.networks / f"{options.network}-{trial.random_seed}.keras"
     if not path.exists():
-        save_model(trial.train(trial.network(), options.epochs), path)
+        save_model(trial.train(trial.network()), path)
     return keras.models.load_model(path)
 
 
@@ -122,7 +121,7 @@ def main():
     small = options.data == "digits"
     settings = ("DigitsResNet", 8, 1500, 64) if small else ("ResNet20", 16, 10_000, 128)
     options.network, options.image_size, options.training_images, options.batch_size = settings
-    options.epochs, options.learning_rate = 20, 2e-3
+    options.epochs, options.learning_rate, options.learning = 20, 2e-3, 0.0  # a plain cosine
     environment = {
         k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu")
     }

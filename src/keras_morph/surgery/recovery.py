@@ -36,6 +36,7 @@ DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 LINEAR = (layers.Dense, *CONVOLUTIONS, *DEPTHWISE, *SEPARABLE)
 SAMPLES = 40_000  # positions that a kernel is fitted on: some ten for each unknown of a 3x3 convolution of 512 channels
+ALONE = 10_000  # of a depthwise one, which has a position of its own for each channel, and nine or so unknowns
 SMALLEST_SCALE = 1e-3  # of a normalization's channels, as a share of the largest; what has less cannot make up for much
 LARGEST = 8192  # unknowns of a fit, per output: the matrix that is solved takes their square, here 0.5 GB
 
@@ -333,7 +334,8 @@ class _Places:
     def __init__(self, operation: Any, x: Any, batches: int, random: np.random.Generator) -> None:
         self.rank = len(getattr(operation, "kernel_size", ()))
         shape = (x.shape[0], *_spatial(operation, x.shape, self.rank)) if self.rank else x.shape[:-1]
-        number, most = int(np.prod(shape)), max(1, SAMPLES // batches)
+        samples = ALONE if type(operation) in DEPTHWISE else SAMPLES
+        number, most = int(np.prod(shape)), max(1, samples // batches)
         chosen = random.choice(number, most, replace=False) if number > most else np.arange(number)
         self.at = np.unravel_index(np.sort(chosen), shape)
 
