@@ -58,6 +58,7 @@ def test_two_replicas_on_tensorflow(network, tmp_path):
     assert_same(comparison(network, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.only_on("tensorflow")
 def test_replicas_have_their_own_batch_statistics_on_tensorflow(tmp_path):
     found = comparison("normalized", tmp_path)

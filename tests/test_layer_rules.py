@@ -484,9 +484,9 @@ def repeated(name):
 
 
 def case(number, name, kind):
-    """A name and a kind of structure; `make test` has every name at the first one, and a sixth of them at each other."""
+    """A name and a kind of structure; `make test` has every name at the first one, and a twelfth of them at each other."""
     late = KINDS.index(kind)
-    slow = repeated(name) or (late and number % 6 != late)
+    slow = repeated(name) or (late and number % 12 != late)
     return pytest.param(name, kind, marks=[pytest.mark.once] * bool(late) + [pytest.mark.slow] * bool(slow))
 
 

@@ -664,6 +664,8 @@ BAD = [
     ("--bandwidth", "1e9"),  # belongs to Others
     ("--log-dir", "/dev/null"),
     ("--resume", "/nowhere"),
+    ("--job-addresses", "somewhere"),
+    ("--process-id", "1"),
     ("--no-such-option", "1"),
 ]
 
