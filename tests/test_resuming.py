@@ -20,7 +20,7 @@ from keras import layers, ops
 import keras_morph as km
 from keras_morph import runs
 from keras_morph.cli import main
-from keras_morph.status import is_running, running
+from keras_morph.status import is_running, now_running, running
 from keras_morph.training.batches import Batches
 from keras_morph.training.checkpoints import Checkpoint, Saved
 from keras_morph.training.recipe import cosine
@@ -40,10 +40,10 @@ Y = (X.mean((1, 2, 3)) > 0).astype(int)
 
 
 def tiny():
-    """image(1) -- conv(6) -- bn -- relu -- dropout -- mean -- dense(2); a bias in front of bn would be moved by noise alone."""
+    """image(1) -- dropout -- conv(6) -- bn -- relu -- mean -- dense(2); a bias in front of bn would be moved by noise alone."""
     image = keras.Input((6, 6, 1))
-    x = layers.BatchNormalization(momentum=0.9, name="bn")(layers.Conv2D(6, 3, use_bias=False, name="conv")(image))
-    x = layers.GlobalAveragePooling2D()(layers.Dropout(0.2)(layers.ReLU()(x)))
+    x = layers.Conv2D(6, 3, use_bias=False, name="conv")(layers.Dropout(0.2)(image))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.BatchNormalization(momentum=0.9, name="bn")(x)))
     return keras.Model(image, layers.Dense(2, activation="softmax", name="head")(x), name="tiny")
 
 
@@ -58,6 +58,17 @@ def shrink(run, seed=0, **options):
 def perturbed(model):
     model.set_weights([weight + 1 for weight in model.get_weights()])
     return model
+
+
+@pytest.mark.once
+def test_a_run_whose_status_cannot_be_written_is_over(tmp_path, monkeypatch):
+    def fails(*_):
+        raise KilledError
+
+    monkeypatch.setattr("keras_morph.status.write_json", fails)
+    with pytest.raises(KilledError), running(tmp_path):
+        pass
+    assert now_running() is None
 
 
 class KilledError(BaseException):
@@ -193,6 +204,9 @@ def test_signals_end_a_run_after_the_step(undisturbed, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="interrupted by SIGINT in fade, epoch 1"):
         shrink(tmp_path, callbacks=[Ending(signal.SIGINT, 2)])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(SystemExit):  # in the last epoch before the cut, whose statistics are of all data
+        shrink(tmp_path, callbacks=[Ending(signal.SIGTERM, 2)])
+    assert status(tmp_path)["why"] == "interrupted by SIGTERM in fade, epoch 2"
     result = shrink(tmp_path, callbacks=[Ending(signal.SIGTERM, 99)])
     assert_equal_runs(result, tmp_path, *undisturbed)
 
@@ -269,7 +283,7 @@ class Recorded(keras.utils.PyDataset):
 def test_data_of_ones_own_are_told_the_epoch(tmp_path):
     data = Recorded()
     km.shrink(tiny(), "60%", data, epochs=4, verbose=0, run=tmp_path)
-    assert data.epochs == [0, 1, 2, 3]
+    assert data.epochs == [0, 1, 2, 3, 3]  # the cut looks at the order of the epoch that comes next
 
 
 # Learning rates

@@ -25,6 +25,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
+from keras_morph.keras_internals import seed_shared
 from keras_morph.runs import save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.keeping import fit_measured
@@ -463,6 +464,10 @@ def fade(progress: Progress) -> Progress:
 def cut(progress: Progress) -> Progress:
     """The smaller model: what was cut before it had faded is regressed back, BatchNormalization's statistics estimated anew."""
     training = progress.training
+    # The statistics are of all data, in an order and with dropout that do not depend on where a run was ended.
+    seed_shared(progress.order, len(progress.history))
+    if hasattr(training.data, "set_epoch"):
+        training.data.set_epoch(len(progress.history))
     small = rebuild(progress.learner, progress.structure)
     rebuilt = small.get_weights()
     if loses(progress.learner, progress.structure):

@@ -100,8 +100,8 @@ def running(folder: Path | None) -> Iterator[Running | None]:
     with _alone(folder), _signals(run):
         remove_leftovers(folder)
         token = _RUNNING.set(run)
-        run.write("running")
         try:
+            run.write("running")
             yield run
         except BaseException as error:
             why = f"{type(error).__name__}: {error}" if run.asked is None else run.reason
