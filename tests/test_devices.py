@@ -68,6 +68,7 @@ def test_replicas_have_their_own_batch_statistics_on_tensorflow(tmp_path):
 
 
 @pytest.mark.only_on("jax", "tensorflow")
+@(pytest.mark.slow if keras.backend.backend() == "tensorflow" else lambda test: test)  # where it takes 10 s
 def test_the_command_on_two_devices(tmp_path):
     """234 images: 211 to train on, the last batch of which has 19, and 23 for validation."""
     options = ["--base-model-name", "two_devices:tiny", "--dataset", "digits", "--limit", "234", "--batch-size", "32"]

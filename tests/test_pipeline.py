@@ -145,6 +145,7 @@ print(keras.backend.backend())
 """
 
 
+@pytest.mark.slow  # laws/test_rebuild_is_exact.py has it do so for a rebuilt network
 def test_the_saved_model_opens_on_another_backend_where_keras_morph_was_never_imported(run, tmp_path):
     result, *_ = run
     x, _ = stripes(16, seed=4)

@@ -76,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.once
-@pytest.mark.one_of(2)
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize(
@@ -256,6 +256,7 @@ def test_a_unit_says_which_cost_is_meant():
 
 
 @pytest.mark.once
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_reach_is_what_can_be_reached_and_names_what_holds_it_up(name, cost):
@@ -328,6 +329,7 @@ def named_minimum(error):
 
 
 @pytest.mark.once
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("name", models.NAMES)
 def test_the_minimum_that_an_unreachable_budget_names_is_reachable(name, cost):
