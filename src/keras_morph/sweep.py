@@ -191,7 +191,8 @@ def on_ray(
             return " ".join(str(error).split())
 
     try:
-        yield engine, jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+        resources: Any = ray.cluster_resources
+        yield engine, jobs or max(1, int(resources().get("CPU", 1)))
     finally:
         ray.shutdown()
 
