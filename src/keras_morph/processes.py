@@ -116,7 +116,8 @@ def join(process: Process) -> None:
         if keras.backend.backend() == "jax":
             import jax
 
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]  # without it CPUs cannot meet
+            settings: Any = jax.config
+            settings.update("jax_cpu_collectives_implementation", "gloo")  # without it CPUs cannot meet
             keras.utils.set_random_seed(0)  # else Keras computes one in common
             keras.distribution.initialize(",".join(process.addresses), process.count, process.number)
         else:
