@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_cli import COMMANDS
 
 import keras_morph as km
 from keras_morph import api
@@ -16,19 +17,6 @@ pytestmark = pytest.mark.once
 
 SOURCE = Path(__file__).parents[1] / "src"
 MODULES = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-COMMANDS = (
-    "train",
-    "shrink",
-    "inspect",
-    "rebuild",
-    "report",
-    "compare",
-    "export",
-    "benchmark",
-    "measure",
-    "zoo",
-    "sweep",
-)
 
 
 def python(code, *, folder=None, **environment):
