@@ -36,7 +36,7 @@ from rows import append, rows_at
 import keras_morph as km
 from keras_morph.datasets import load
 from keras_morph.graph.structure import graph_and_structure
-from keras_morph.pipeline import choose, cosine, cut, learn, tune
+from keras_morph.pipeline import cosine
 from keras_morph.runs import describe_environment, save_model
 from keras_morph.training.recipe import fit_on
 
@@ -79,7 +79,7 @@ differences between rows of one random seed.
 - **one-shot**: the dense network where the cosine begins, cut at once by these scores, and fine-tuned. **recovered**: the same,
   with what the cut lost [regressed back](recovery.md) from 512 training images first.
 - **Gamma**, **GroupLasso**, **LogisticSigmoid**: `keras_morph.shrink` of a fresh network, defaults but for the regularizer (Gamma
-  is the default). **cut at once**: without fading (`Recipe(phases=(learn, choose, cut, tune))`).
+  is the default). **cut at once**: without fading, and recovered (`Recipe(fading=0)`).
 - **from scratch**: Gamma's structure with fresh weights.
 - **Gamma rounded**: widths rounded as by default, `Budget(round_to="auto")`; those of all other arms are not.
 - **Torch-Pruning** 1.6.1: GroupNormPruner and BNScalePruner with sparse learning, and GroupTaylorImportance of the dense network
@@ -264,7 +264,7 @@ class Trial:
             epochs=self.options.epochs,
             learning_rate=self.options.learning_rate,
             learning=self.options.learning,
-            phases=(learn, choose, cut, tune) if variant == "cut at once" else None,
+            fading=0.0 if variant == "cut at once" else 0.3,
         )
         full = km.Budget(budget, FLOPS, round_to="auto" if variant == "rounded" else 1)
         result = km.shrink(self.network(), full, self.batches, regularizer=LEARNED[name](), recipe=recipe, verbose=0)

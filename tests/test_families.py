@@ -9,6 +9,7 @@ import pytest
 from test_resuming import RECIPE, TORCH, Ending, KilledError, X, Y, costly, tiny
 
 import keras_morph as km
+from keras_morph.pipeline import LEARNING
 
 BUDGETS = ("80%", "60%", "50%")
 FLOPS = km.FLOPs()
@@ -43,7 +44,7 @@ def undisturbed(tmp_path_factory):
 def test_each_budget_is_kept_after_one_learning(undisturbed):
     results, folder = undisturbed
     learned = [row for row in results[0].history if row["phase"] == "learn"]
-    assert 1 <= len(learned) <= round(RECIPE.learning * RECIPE.epochs)
+    assert 1 <= len(learned) <= round(LEARNING * RECIPE.epochs)
     for result, budget, share in zip(results, BUDGETS, (0.8, 0.6, 0.5), strict=True):
         seed = FLOPS(result.seed)
         assert 0 < FLOPS(result.small) <= share * seed

@@ -18,6 +18,7 @@ import keras_morph as km
 from keras_morph import pipeline
 from keras_morph.channels import Wiring
 from keras_morph.runs import save_model
+from keras_morph.training.guards import is_trained
 
 OTHER_BACKEND = "tensorflow" if keras.backend.backend() != "tensorflow" else "jax"
 EPOCHS = 6
@@ -71,6 +72,7 @@ def run(seed, tmp_path_factory):
             "50%",
             stripes(192, seed=0),
             validation_data=stripes(64, seed=1),
+            regularizer=km.Gamma(),
             recipe=km.Recipe(epochs=EPOCHS, learning_rate=0.01, batch_size=32),
             run=folder,
             verbose=2,
@@ -134,6 +136,73 @@ def test_the_run_is_logged(run):
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + len(lines)
     counts = [json.loads(path.read_text()) for path in (folder / "learned_structure").iterdir()]
     assert {"stem/Conv2D": 6, "conv1/Conv2D": 8, "conv2/Conv2D": 6} in counts  # before the first epoch
+
+
+class Rates(keras.callbacks.Callback):
+    """The learning rates of each phase: at its beginning, and after each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.phases = []
+
+    def _rate(self):
+        return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def on_train_begin(self, logs=None):
+        self.phases.append([self._rate()])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.phases[-1].append(self._rate())
+
+
+def test_a_trained_seed_is_cut_by_what_its_channels_contribute_and_fine_tuned(seed):
+    rates = Rates()
+    result = km.shrink(
+        seed,
+        km.Budget("50%", round_to=1),
+        stripes(192, seed=0),
+        recipe=km.Recipe(epochs=3, learning_rate=0.01, batch_size=32),
+        callbacks=[rates],
+        verbose=0,
+    )
+    assert km.FLOPs()(result.small) <= 0.5 * km.FLOPs()(seed)
+    assert [row["phase"] for row in result.history] == ["fine-tune"] * 3
+    assert rates.phases == [pytest.approx([0.01, 0.0075, 0.0025, 0.0])]  # one cosine, as long as the training
+    x, y = stripes(256, seed=3)
+    result.small.set_weights(result.reestimated_weights)  # before any training
+    assert np.mean(ops.convert_to_numpy(result.small(x, training=False)).argmax(axis=1) == y) > 0.6  # by chance: 0.33
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
+def test_the_cosine_begins_where_the_learning_ends_also_without_a_fade():
+    found = Rates()
+    recipe = km.Recipe(epochs=6, learning_rate=0.01, learning=0.5, fading=0.0, batch_size=32)
+    result = km.shrink(residual(), "50%", stripes(64, seed=0), recipe=recipe, callbacks=[found], verbose=0)
+    phases = [row["phase"] for row in result.history]
+    assert phases[-1] == "fine-tune"
+    assert set(phases) == {"learn", "fine-tune"}
+    assert [rates[0] for rates in found.phases] == pytest.approx([0.01, 0.01])
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
+def test_a_trained_network_is_known_with_and_without_its_optimizer():
+    model = residual()
+    assert not is_trained(model)
+    image = keras.Input((4, 3))
+    recurrent = keras.Model(image, layers.Dense(2)(layers.LSTM(3)(image)))
+    assert not is_trained(recurrent)
+    for model in (model, recurrent):
+        copy = keras.models.clone_model(model)
+        copy.compile("sgd", "mse")
+        assert not is_trained(copy)
+        shape = [8, *copy.input_shape[1:]]
+        copy.fit(np.random.default_rng(0).random(shape, np.float32), np.ones((8, copy.output_shape[-1])), verbose=0)
+        assert is_trained(copy)
+        stored = keras.models.clone_model(copy)
+        stored.set_weights(copy.get_weights())
+        assert is_trained(stored)
 
 
 OPEN = """

@@ -192,9 +192,29 @@ def test_batchnormalization_moves_by_as_much_as_its_operand_does():
     x = models.examples(model, count=50)
     model_norm, kept = model.get_layer("bn1"), [1, 2, 4]
     norm = recovered(model, structure, x).get_layer("bn1")
-    # Nothing in front of it was lost.
-    np.testing.assert_allclose(_values(norm.moving_mean), _values(model_norm.moving_mean)[kept], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(_values(norm.moving_variance), _values(model_norm.moving_variance)[kept], rtol=1e-4)
+    # Nothing in front of it was lost, so that it computes what it did; by the statistics of what it is given now.
+    for one, other in zip(_scale_and_offset(norm), _scale_and_offset(model_norm), strict=True):
+        np.testing.assert_allclose(one, other[kept], rtol=1e-4, atol=1e-5)
+    operand = keras.Model(model.inputs, model_norm.input)(x, training=False)
+    mean, variance = np.mean(_values(operand), (0, 1, 2)), np.var(_values(operand), (0, 1, 2))
+    np.testing.assert_allclose(_values(norm.moving_mean), mean[kept], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_values(norm.moving_variance), variance[kept], rtol=1e-4, atol=1e-5)
+
+
+def _scale_and_offset(norm):
+    scale = _values(norm.gamma) / np.sqrt(_values(norm.moving_variance) + norm.epsilon)
+    return scale, _values(norm.beta) - scale * _values(norm.moving_mean)
+
+
+@pytest.mark.once
+def test_in_training_a_recovered_network_computes_what_it_does_in_inference():
+    """By the statistics of a batch, if it is that of the images: a training goes on from what was regained."""
+    model = models.build("residual_projection")
+    structure = cut(model, "a1", [0, 3])
+    x = models.examples(model, count=200)
+    small = recovered(model, structure, x)
+    trained, inferred = (_values(small(x, training=mode)) for mode in (True, False))
+    assert np.abs(trained - inferred).max() < 0.01 * np.abs(inferred).max()
 
 
 @pytest.mark.once

@@ -101,6 +101,7 @@ def shrink_family(
     )
     for budget in members:
         fit_budget(progress.learner, budget)  # raises now if it cannot be met
+    recipe = progress.recipe
     with running(progress.training.run):
         learned = through(progress)
         results = []
@@ -144,7 +145,7 @@ def _member(learned: Progress, budget: Budget, recipe: Recipe) -> Progress:
             "each of them, since every budget of a family gets a copy. Received: none; or shrink to one budget at a time."
         )
     share = MOST - (MOST - LEAST) * _share(budget, learner.graph)
-    left = max(2, round(share * (1 - recipe.learning) * recipe.epochs))
+    left = max(3 - min(done, 1), round(share * (1 - recipe.learning) * recipe.epochs))
     fading = min(1.0, recipe.fading / max(1 - recipe.learning, 1e-9)) * left / (done + left)
     finishing = replace(recipe, epochs=done + left, fading=fading, phases=(choose, fade, cut, tune))
     training = replace(learned.training, recipe=finishing, run=run and run / folder_of(budget))

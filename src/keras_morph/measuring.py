@@ -136,7 +136,7 @@ class MeasuredLatency(Cost):
 
     @property
     def block(self) -> int:  # type: ignore[override]  # what others have as a number
-        return max(self.coefficients.block, self.coefficients.multiple)
+        return max(self.coefficients.steps[1:])
 
     @property
     def margin(self) -> float:  # type: ignore[override]

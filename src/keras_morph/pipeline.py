@@ -41,7 +41,7 @@ from keras_morph.training.distilling import Distiller
 from keras_morph.training.guards import is_trained, warn_at_chance
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, check_labelled, check_labels, cosine
-from keras_morph.training.regularizers import Gamma, Regularizer
+from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
 
@@ -117,10 +117,14 @@ def shrink(
 ) -> Shrunk:
     """Shrink a model, trained or fresh, to a budget.
 
-    Up to 40 % of the epochs learn which channels are needed, under a penalty whose strength a controller moves, until
-    those alive cost no more than the budget; the channels that meet the budget are chosen; 30 % of the epochs let the
-    others fade to zero; the smaller model is rebuilt, BatchNormalization's statistics are estimated anew, and the rest of
-    the epochs fine-tunes it. The learning rate is constant while learning and then falls along one cosine.
+    A fresh model learns for up to 40 % of the epochs which channels are needed, under a penalty whose strength a controller
+    moves, until those alive cost no more than the budget; the channels that meet the budget are chosen; 30 % of the epochs
+    let the others fade to zero; the smaller model is rebuilt, BatchNormalization's statistics are estimated anew, and the
+    rest of the epochs fine-tunes it. The learning rate is constant while learning and then falls along one cosine.
+
+    A trained model is not made to learn anew: its channels are chosen by what they contribute, per unit of cost
+    (`contribution_scores`), the others are cut at once, what that loses is regressed back from training images (`recover`), and
+    all epochs fine-tune along one cosine. A regularizer, a strength or `Recipe(learning=...)` asks for a learning.
 
     Args:
         model: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied. It is left
@@ -130,7 +134,7 @@ def shrink(
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.
         epochs: of all phases and rounds together; by default the recipe's, which is 30.
-        regularizer: gives the scores; Gamma() by default.
+        regularizer: gives the scores; by default Gamma() for a fresh network, `contribution_scores` for a trained one.
         recipe: how to train; Recipe() by default.
         run: a run's folder, into which history.csv, learned_structure/, structure.json, seed.keras and small.keras are
             written, and checkpoint/ after each epoch; or None. If an unfinished run is there, with the same arguments, it
@@ -186,6 +190,7 @@ def begin(
 ) -> "Progress":
     """Where a run begins, or goes on; arguments and errors as in `shrink`."""
     graph, budget = graph_of(model), budget_from(budget)
+    recipe = _settled(recipe, is_trained(graph.model) and regularizer is None)
     if recipe.rounds > 1:
         check_expandable(graph)
     for name, given in (("data", data), ("validation_data", validation_data)):
@@ -196,9 +201,20 @@ def begin(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
-    learner = learner_of(copy, graph.model, regularizer or Gamma(), budget, recipe)
+    regularizer = regularizer or (Gamma() if recipe.learning else GroupLasso())  # which every network has
+    learner = learner_of(copy, graph.model, regularizer, budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
     return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
+
+
+def _settled(recipe: Recipe, known: bool) -> Recipe:
+    """What a recipe leaves open, for a seed of which it is known what its channels are for."""
+    learning, fading = recipe.learning, recipe.fading
+    if learning is None:
+        learning = 0.0 if known and recipe.strength is None and recipe.rounds == 1 else LEARNING
+    if fading is None:
+        fading = FADING if learning else 0.0
+    return replace(recipe, learning=learning, fading=fading)
 
 
 def finish(progress: "Progress") -> Shrunk:
@@ -276,8 +292,7 @@ class Progress:
         small: the rebuilt model, or None so far.
         rebuilt_weights, reestimated_weights: as in Shrunk.
         history: one dictionary per epoch so far.
-        steps_per_epoch: optimizer steps in each of them.
-        annealed_from: epochs after which the learning rate began to fall.
+        steps_per_epoch: optimizer steps in each of them; 0 where there is none yet.
         order: seed of the order in which arrays are seen.
         over: phases that are over.
         earlier: what was chosen in the rounds before, how often each group of each round's network was there.
@@ -293,8 +308,7 @@ class Progress:
     rebuilt_weights: list[Any] | None = None
     reestimated_weights: list[Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
-    steps_per_epoch: int = 1
-    annealed_from: int = 0
+    steps_per_epoch: int = 0
     order: int = 0
     over: int = 0
     earlier: tuple[np.ndarray, ...] = ()
@@ -303,6 +317,11 @@ class Progress:
     @property
     def recipe(self) -> Recipe:
         return self.training.recipe
+
+    @property
+    def learned(self) -> int:
+        """Epochs up to the end of the learning, from which the learning rate falls."""
+        return max((number for number, row in enumerate(self.history, 1) if row["phase"] == "learn"), default=0)
 
     @property
     def models(self) -> dict[str, keras.Model]:
@@ -332,7 +351,6 @@ class Progress:
                 "over": self.over,
                 "history": self.history,
                 "steps_per_epoch": self.steps_per_epoch,
-                "annealed_from": self.annealed_from,
                 "order": self.order,
             },
             {
@@ -373,7 +391,7 @@ class Progress:
             rebuilt_weights=arrays["rebuilt"],
             reestimated_weights=arrays["reestimated"],
             history=tuple(state["history"]),
-            **{name: state[name] for name in ("steps_per_epoch", "annealed_from", "order", "over")},
+            **{name: state[name] for name in ("steps_per_epoch", "order", "over")},
             under_way=saved,
         )
 
@@ -396,6 +414,7 @@ class Progress:
         )
 
 
+LEARNING, FADING = 0.4, 0.3  # shares of the epochs
 Phase = Callable[[Progress], Progress]
 
 
@@ -409,6 +428,8 @@ def phases_of(recipe: Recipe) -> tuple[Phase, ...]:
 def learn(progress: Progress) -> Progress:
     """Train under the penalty, until the channels above the threshold meet the budget or the share of epochs is over."""
     recipe, budget = progress.recipe, progress.budget
+    if not recipe.learning:
+        return progress
     epochs = max(1, round(recipe.learning * recipe.epochs / recipe.rounds))
     control = [StrengthController(budget)] if recipe.strength is None else []
     return _trained(
@@ -423,8 +444,15 @@ def learn(progress: Progress) -> Progress:
 
 
 def choose(progress: Progress) -> Progress:
-    """The channels that meet the budget, as measured where its cost can be."""
-    structure = fit_measured(progress.learner, progress.budget, say=progress.training.say)
+    """The channels that meet the budget, as measured where its cost can be.
+
+    They are chosen by the regularizer's scores, or by `contribution_scores` per unit of cost where no penalty has been at work.
+    """
+    budget, scores = progress.budget, None
+    if not progress.learned:
+        budget = replace(budget, per_cost=budget.per_cost or 1.0)
+        scores = contribution_scores(progress.learner.graph, _seen(progress))
+    structure = fit_measured(progress.learner, budget, scores=scores, say=progress.training.say)
     return replace(progress, structure=structure)
 
 
@@ -450,7 +478,8 @@ def _left(wiring: Wiring, graph: ChannelGraph) -> Wiring:
 
 def fade(progress: Progress) -> Progress:
     """What is not chosen fades to zero, while the rest learns to do without it."""
-    progress = replace(progress, annealed_from=len(progress.history))
+    if not progress.recipe.fading:
+        return progress
     assert progress.structure is not None
     progress.learner.strength = 0.0
     recipe, remaining = progress.recipe, _remaining(progress)
@@ -462,24 +491,30 @@ def fade(progress: Progress) -> Progress:
 
 
 def cut(progress: Progress) -> Progress:
-    """The smaller model: what was cut before it had faded is regressed back, BatchNormalization's statistics estimated anew."""
-    training = progress.training
-    # The statistics are of all data, in an order and with dropout that do not depend on where a run was ended.
-    seed_shared(progress.order, len(progress.history))
-    if hasattr(training.data, "set_epoch"):
-        training.data.set_epoch(len(progress.history))
+    """The smaller model: what was cut before it had faded is regressed back, or else BatchNormalization's statistics estimated anew."""
+    data = _seen(progress)
     small = rebuild(progress.learner, progress.structure)
     rebuilt = small.get_weights()
     if loses(progress.learner, progress.structure):
-        recover(small, progress.learner, progress.structure, training.data)
-    reestimate_statistics(small, training.data, batch_size=training.recipe.batch_size)
+        recover(small, progress.learner, progress.structure, data)
+    else:
+        reestimate_statistics(small, data, batch_size=progress.recipe.batch_size)
     return replace(progress, small=small, rebuilt_weights=rebuilt, reestimated_weights=small.get_weights())
+
+
+def _seen(progress: Progress) -> Any:
+    """The training data, in an order and with dropout that do not depend on where a run was ended."""
+    data = progress.training.data
+    seed_shared(progress.order, len(progress.history))
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(len(progress.history))
+    return data
 
 
 def tune(progress: Progress) -> Progress:
     """Fine-tune the smaller model for the epochs that are left."""
     recipe, model, teacher = progress.recipe, progress.small, progress.teacher
-    done = len(progress.history) - progress.annealed_from
+    done = len(progress.history) - progress.learned
     if recipe.distillation:
         from_logits = getattr(progress.training.objective.get("loss"), "from_logits", False)
         kind = training_as(teacher, Distiller)
@@ -499,13 +534,24 @@ def _checksum(model: keras.Model) -> str:
 
 def _remaining(progress: Progress) -> int:
     """Epochs from the beginning of the cosine to the end; a fade and a fine-tuning take one each at least."""
-    return max(2, progress.recipe.epochs - progress.annealed_from)
+    return max(2, progress.recipe.epochs - progress.learned)
 
 
 def _schedule(progress: Progress, done: int = 0) -> Any:
     """The cosine of learning rates, after `done` of its epochs."""
-    steps = progress.steps_per_epoch
+    steps = progress.steps_per_epoch or _batches(progress.training)
     return cosine(progress.recipe.learning_rate, steps * _remaining(progress), steps * done)
+
+
+def _batches(training: Training) -> int:
+    """Steps of an epoch, before there was one."""
+    data = training.data
+    if isinstance(data, tuple):
+        return -(-len(keras.tree.flatten(data[0])[0]) // training.recipe.batch_size)
+    try:
+        return len(data)
+    except TypeError:  # such as a tf.data.Dataset that does not know how much it filters
+        return sum(1 for _ in data)
 
 
 def _trained(

@@ -62,7 +62,13 @@ class Shrink:
         ),
     ] = None
     threads: Annotated[int, typer.Option(help="that the runtime of --latency may use")] = 1
-    regularizer: Annotated[str, typer.Option(help="what scores the channels", **among(ALGORITHMS))] = "Gamma"
+    regularizer: Annotated[
+        str | None,
+        typer.Option(
+            help="what scores the channels; by default Gamma for a fresh network, and training images for a trained one",
+            **among(ALGORITHMS),
+        ),
+    ] = None
     threshold: Annotated[
         float | None, typer.Option(help="a channel is alive when its score is above; by default the regularizer's")
     ] = None
@@ -82,6 +88,10 @@ class Shrink:
         int | None, typer.Option(help="epochs to train the seed first; default 15, 0 for a .keras file")
     ] = None
     epochs: Annotated[int, typer.Option(help="epochs to learn, fade and fine-tune, together")] = 30
+    learning: Annotated[
+        float | None,
+        typer.Option(help="share of the epochs under a penalty; by default 0 for a trained network, 0.4 for a fresh one"),
+    ] = None
     batch_size: Annotated[int, typer.Option(help="examples per step")] = 64
     learning_rate: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3
     optimizer: Annotated[str, typer.Option(help="optimizer of all phases", **among(OPTIMIZERS))] = "adam"
@@ -112,6 +122,7 @@ class Shrink:
             ("--epochs", self.epochs, 3 * self.rounds, 10**9),
             ("--per-cost", self.per_cost, 0, float("inf")),
             ("--distillation", self.distillation, 0, 1),
+            ("--learning", self.learning, 0, 1),
             ("--batch-size", self.batch_size, 1, 10**9),
             ("--seed-epochs", self.seed_epochs, 0, 10**9),
             ("--strength", self.strength, 0, float("inf")),

@@ -41,7 +41,7 @@ from keras_morph.training.checkpoints import Saved, fit_resumably
 from keras_morph.training.guards import warn_at_chance
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of
-from keras_morph.training.regularizers import Regularizer
+from keras_morph.training.regularizers import GroupLasso, Regularizer
 from keras_morph.training.steps import jit_compiles
 
 __all__ = ["run"]
@@ -55,7 +55,7 @@ class _Plan:
 
     budgets: tuple[Budget, ...]
     cost: Cost
-    regularizer: Regularizer
+    regularizer: Regularizer | None
     optimizer: Callable[..., keras.optimizers.Optimizer]
     wiring: dict[str, Any]
 
@@ -142,7 +142,7 @@ def _planned(options: Shrink) -> _Plan:
     plan = _Plan(
         tuple(Budget(text, cost, round_to=round_to, per_cost=options.per_cost) for text in options.amounts),
         cost,
-        regularizer_of(options.regularizer, options.threshold, argument="--regularizer"),
+        _regularizer_of(options),
         optimizer_of(options.optimizer),
         wiring_of(options.protect, options.tie, options.grouped),
     )
@@ -150,6 +150,12 @@ def _planned(options: Shrink) -> _Plan:
         for part, text in budget.amounts():
             parse_budget(text, part, 1.0)
     return plan
+
+
+def _regularizer_of(options: Shrink) -> Regularizer | None:
+    if options.regularizer is None and options.threshold is None:
+        return None
+    return regularizer_of(options.regularizer or "Gamma", options.threshold, argument="--regularizer")
 
 
 def _measured(options: Shrink, plan: _Plan, seed: keras.Model, folder: Path) -> _Plan:
@@ -171,7 +177,7 @@ def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
     Raises:
         BudgetError: if it is less than what is asked for.
     """
-    untrained = StructureLearner(trace(seed, **plan.wiring), regularizer=plan.regularizer, cost=plan.cost)
+    untrained = StructureLearner(trace(seed, **plan.wiring), regularizer=plan.regularizer or GroupLasso(), cost=plan.cost)
     for budget in plan.budgets:
         fit_budget(untrained, budget)
     parts = {repr(part): part for budget in plan.budgets for part, _ in budget.amounts()}
@@ -221,6 +227,7 @@ def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, f
         rounds=options.rounds,
         strength=options.strength,
         distillation=options.distillation,
+        learning=options.learning,
     )
     graph, data = trace(seed, **plan.wiring), dataset.training(options.batch_size, options.random_seed)
     how: dict[str, Any] = {

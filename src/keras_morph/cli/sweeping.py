@@ -43,7 +43,7 @@ def run(options: Sweep) -> None:
     for study in options.studies:
         check_name("--costs", study["cost"], COSTS)
     axes = _axes(options)
-    for name in axes.get("regularizer", [options.regularizer]):  # type: ignore[union-attr]
+    for name in axes.get("regularizer", [options.regularizer] if options.regularizer else []):  # type: ignore[union-attr]
         check_name("--regularizers", name, ALGORITHMS)
     if options.resume is None:
         say_unfinished("sweep", options)

@@ -4,7 +4,8 @@
         + read * n_in + write * R(n_out)
 
 summed over the calls of a network; P and R round up to whole blocks. All coefficients are at least 0 and shared by the calls
-of one kind (class and kernel size). The blocks and q are those that foretell best what was left out of the fit.
+of one kind (class and kernel size). Depthwise layers have a q of their own: ONNX Runtime computes them in its fast layout only
+in whole blocks. The blocks and multiples q are those that foretell best what was left out of the fit.
 """
 
 import itertools
@@ -24,6 +25,7 @@ __all__ = ["Coefficients", "FittedTable", "fit"]
 
 TERMS = ("call", "work", "ragged", "weights", "read", "write")
 STEPS = tuple(itertools.product((1, 4, 8, 16), (1, 4, 8, 16, 32), (1, 4, 8)))  # blocks read and written, multiple
+DEPTHWISE = (1, 4, 8, 16)  # multiples of depthwise layers
 FOLDS = 5
 FREE = ("BatchNormalization", "Dropout", "Flatten", "InputLayer", "Reshape", "ZeroPadding2D")  # they move nothing
 RIDGE = 1e-3  # share of its size by which a coefficient is held back, so that two that look alike share the time
@@ -37,6 +39,7 @@ class Coefficients:
         seconds: kind of call -> term -> seconds per unit of it: a call, a multiply-add, an element.
         reads, block: input and output channels that are computed together; a part of a block takes as long as all of it.
         multiple: input channels of a convolution that are no multiple of this cost what `ragged` says.
+        depthwise: the same for the channels of a depthwise convolution.
         error: median relative error for networks that were left out of the fit.
         within: share of these whose error was at most 10 %.
     """
@@ -45,12 +48,13 @@ class Coefficients:
     reads: int = 1
     block: int = 1
     multiple: int = 1
+    depthwise: int = 1
     error: float = float("nan")
     within: float = float("nan")
 
     @property
-    def steps(self) -> tuple[int, int, int]:
-        return self.reads, self.block, self.multiple
+    def steps(self) -> tuple[int, int, int, int]:
+        return self.reads, self.block, self.multiple, self.depthwise
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,20 @@ class Rows:
         kind, term, a, b, owner = (whole[place].astype(np.int64) for place in (0, 1, 3, 4, 5))
         return cls(kind, term, whole[2], a, b, owner, kinds)
 
-    def units(self, counts: np.ndarray, steps: tuple[int, int, int]) -> np.ndarray:
-        """How much of its unit each row is at some counts, float64, `(rows,)`; steps as in STEPS."""
-        reads, block, multiple = steps
+    @property
+    def ragged_depthwise(self) -> np.ndarray:
+        """Rows that the multiple of depthwise layers is for, bool, `(rows,)`."""
+        return (self.term == TERMS.index("ragged")) & (self.b == CONSTANT)
+
+    def units(self, counts: np.ndarray, steps: tuple[int, int, int, int]) -> np.ndarray:
+        """How much of its unit each row is at some counts, float64, `(rows,)`; steps as in Coefficients."""
+        reads, block, multiple, depthwise = steps
         n, read, written = (np.append(-(-counts // step) * step, 1).astype(np.float64) for step in (1, reads, block))
         units = self.coefficient * n[self.a] * n[self.b]
         units = np.where(self.term == TERMS.index("work"), self.coefficient * read[self.a] * written[self.b], units)
         units = np.where(self.term == TERMS.index("write"), self.coefficient * written[self.b], units)
-        whole = (self.term == TERMS.index("ragged")) & (n[self.a] % multiple == 0)
+        aligned = np.where(self.ragged_depthwise, depthwise, multiple)
+        whole = (self.term == TERMS.index("ragged")) & (n[self.a] % aligned == 0)
         return np.where(whole, 0.0, units)
 
     @property
@@ -99,7 +109,7 @@ class Rows:
         """Which coefficient each row has, `(rows,)`, of `len(kinds) * len(TERMS)`."""
         return self.kind * len(TERMS) + self.term
 
-    def design(self, closed: Sequence[Closed], steps: tuple[int, int, int]) -> np.ndarray:
+    def design(self, closed: Sequence[Closed], steps: tuple[int, int, int, int]) -> np.ndarray:
         """Units of each coefficient in some structures, float64, `(structures, coefficients)`."""
         size = len(self.kinds) * len(TERMS)
         sums = [
@@ -210,7 +220,9 @@ def fit(graph: ChannelGraph, closed: Sequence[Closed], seconds: np.ndarray) -> C
         Zhang et al., nn-Meter, MobiSys 2021, for what a kernel's latency depends on.
     """
     rows = Rows.of(graph)
-    trials = {steps: _left_out(rows.design(closed, steps), seconds) for steps in STEPS}
+    depthwise = DEPTHWISE if rows.ragged_depthwise.any() else (1,)
+    tried = [(*steps, each) for steps in STEPS for each in depthwise]
+    trials = {steps: _left_out(rows.design(closed, steps), seconds) for steps in tried}
     steps = min(trials, key=lambda each: float(np.mean(trials[each] ** 2)))
     errors = np.abs(trials[steps])
     values = _non_negative(rows.design(closed, steps), seconds).reshape(len(rows.kinds), len(TERMS))

@@ -48,6 +48,9 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
     the smaller model computes by then; BatchNormalization's statistics move by as much as those of its operand do. Layers
     of other kinds, and those that are called more than once, stay as they were cut, and so does what was lost of nothing.
 
+    In the end each trainable BatchNormalization has the statistics of its operand, and scale and offset by which it computes the
+    same, so that a training goes on from what was regained.
+
     Args:
         small: `rebuild(model, structure)`, changed in place.
         model: the seed that the structure belongs to, its ChannelGraph, or a StructureLearner; it is left alone.
@@ -83,14 +86,16 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
     by_call = {id(pair.call): pair for pair in pairs}
     for call in now:
         pair = by_call.get(id(call))
-        if pair is None:
-            continue
-        if pair.is_normalization:
-            _renormalize(pair, now.values[call.inputs[0]], before[pair.read])
-        else:
-            _fit(pair, now, before, ridge)
-        for tensor in pair.looks:
-            before.release(tensor)
+        if pair is not None:
+            if pair.is_normalization:
+                _renormalize(pair, now.values[call.inputs[0]], before[pair.read])
+            else:
+                _fit(pair, now, before, ridge)
+            for tensor in pair.looks:
+                before.release(tensor)
+        operation = after.layers[call.layer].operation
+        if type(operation) is layers.BatchNormalization and len(after.layer_calls[call.layer]) == 1:
+            _restate(operation, now.values[call.inputs[0]])
 
 
 def loses(model: Any, structure: Any) -> bool:
@@ -277,6 +282,21 @@ def _renormalize(pair: _Pair, given: list[Any], had: list[Any]) -> None:
     operation.moving_mean.assign(_values(original.moving_mean)[pair.kept] + mean - their_mean)
     ratio = (variance + operation.epsilon) / (their_variance + operation.epsilon)
     operation.moving_variance.assign(_values(original.moving_variance)[pair.kept] * ratio)
+
+
+def _restate(operation: Any, given: list[Any]) -> None:
+    """Give a BatchNormalization the statistics of its operand, and scale and offset by which it computes what it did.
+
+    While it trains, it computes by the statistics of a batch: with others in its weights that would be another function.
+    """
+    if operation.gamma is None or operation.beta is None or not operation.trainable:
+        return
+    mean, variance = _moments(operation, given)
+    scale = _values(operation.gamma) / np.sqrt(_values(operation.moving_variance) + operation.epsilon)
+    operation.beta.assign(_values(operation.beta) + scale * (mean - _values(operation.moving_mean)))
+    operation.gamma.assign(scale * np.sqrt(variance + operation.epsilon))
+    operation.moving_mean.assign(mean)
+    operation.moving_variance.assign(variance)
 
 
 def _moments(operation: Any, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -93,9 +93,20 @@ class StopDiverging(keras.callbacks.Callback):
 
 
 def is_trained(model: keras.Model) -> bool:
-    """Whether a model was compiled and its optimizer has made steps."""
+    """Whether a model seems to be trained.
+
+    Its optimizer has made steps, or a moving mean is not zero, or a bias has more than two values: a fresh one is a constant,
+    and an LSTM's zeros and ones.
+    """
     optimizer = getattr(model, "optimizer", None) if model.compiled else None
-    return optimizer is not None and int(ops.convert_to_numpy(optimizer.iterations)) > 0
+    if optimizer is not None and int(ops.convert_to_numpy(optimizer.iterations)) > 0:
+        return True
+    for weight in model.weights:
+        if weight.name == "moving_mean" and np.any(ops.convert_to_numpy(weight)):
+            return True
+        if weight.name in ("bias", "beta") and len(np.unique(ops.convert_to_numpy(weight))) > 2:
+            return True
+    return False
 
 
 def warn_at_chance(model: keras.Model, data: Any, batch_size: int = 64) -> None:

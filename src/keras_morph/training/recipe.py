@@ -33,8 +33,11 @@ class Recipe:
         class_weight: as in `fit`.
         batch_size: examples per step, where the data are arrays.
         learning: share of the epochs that learn which channels are needed, at most; it ends as soon as those alive meet the
-            budget. 0.4 leaves more than half of the epochs to recover.
-        fading: share of the epochs in which the others fade to zero. The rest fine-tunes.
+            budget. With 0 no penalty is at work, and channels are chosen by `contribution_scores`. By default 0 for a seed
+            that is trained, of which neither a regularizer nor a strength is asked; else 0.4, which leaves more than half of
+            the epochs to recover.
+        fading: share of the epochs in which the others fade to zero. With 0 they are cut at once, and what that loses is
+            regressed back by `recover`. By default 0 without a learning, else 0.3. The rest fine-tunes.
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1; for a seed that is trained.
@@ -58,8 +61,8 @@ class Recipe:
     loss_weights: Any = None
     class_weight: Mapping[int, float] | None = None
     batch_size: int = 64
-    learning: float = 0.4
-    fading: float = 0.3
+    learning: float | None = None
+    fading: float | None = None
     rounds: int = 1
     strength: float | None = None
     distillation: float = 0.0
