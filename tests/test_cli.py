@@ -22,7 +22,7 @@ from keras import layers
 
 import keras_morph as km
 from keras_morph.benchmarking import accuracy
-from keras_morph.cli import choices, inspecting, main, options, shrinking
+from keras_morph.cli import choices, deploying, inspecting, main, options, shrinking
 from keras_morph.cli.app import app
 from keras_morph.formats import FORMATS
 from keras_morph.runs import save_model
@@ -273,7 +273,8 @@ SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32)
 def run(tmp_path_factory):
     """`keras-morph shrink`: what it printed, and the run's folder."""
     log_dir, printed = tmp_path_factory.mktemp("runs"), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploying, "SECONDS", 0.02)
         assert command("shrink", MODEL, "--budget", "60%", *SHRINK, "--log-dir", log_dir) == 0
     (folder,) = log_dir.iterdir()
     return printed.getvalue(), folder
@@ -282,8 +283,8 @@ def run(tmp_path_factory):
 def test_shrink_leaves_every_file(run):
     _, folder = run
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoint", "config.json", "history.csv", "learned_structure", "report.html", "report.json", "report.md", "report.png",
-        "results.json", "seed.keras", "small.keras", "status.json", "structure.json",
+        "benchmark.json", "checkpoint", "config.json", "history.csv", "learned_structure", "report.html", "report.json",
+        "report.md", "report.png", "results.json", "seed.keras", "small.keras", "status.json", "structure.json",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert (config["command"], config["options"]["budget"]) == ("shrink", "60%")
@@ -305,6 +306,15 @@ def test_shrink_prints_the_table_that_the_report_holds(run):
     for name, values in results.items():
         (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
         assert [cell.strip() for cell in line.split("│")[2:-1]] == list(values.values())
+
+
+def test_shrink_ends_with_milliseconds_of_a_runtime(run):
+    printed, folder = run
+    seed, small = json.loads((folder / "benchmark.json").read_text())["rows"]
+    times = f"{1e3 * seed['min']:.3g} -> {1e3 * small['min']:.3g} ms, {seed['min'] / small['min']:.2f}x as fast"
+    assert f"digits, 359 test images; litert, 1 thread: {times} (shortest of " in printed
+    (time,) = json.loads((folder / "report.json").read_text())["times"]
+    assert (time["how"], time["seconds"], time["seconds_after"]) == ("measured", seed["min"], small["min"])
 
 
 def test_the_table_says_what_the_files_do(run):
@@ -346,7 +356,10 @@ def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, caps
     assert found["rows"][2]["accuracy"] == accuracy(km.open_exported(written), data.x_test, data.y_test)
     (headline,) = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
     assert headline.endswith(f"{found['rows'][2]['accuracy']:.2%} (small_int8.onnx)")
-    assert "small_int8.onnx" in json.loads((folder / "report.json").read_text())["results"]
+    report = json.loads((folder / "report.json").read_text())
+    assert "small_int8.onnx" in report["results"]
+    assert [time["how"] for time in report["times"]] == ["predicted", "measured", "measured"]
+    np.testing.assert_allclose(report["times"][0]["seconds_after"], cost(small))
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -87,6 +87,12 @@ class Benchmark:
     def __repr__(self) -> str:
         return self.markdown()
 
+    def ends(self) -> list[tuple[BenchmarkRow, BenchmarkRow]]:
+        """For each runtime, the row of the first model and that of the last one."""
+        first = {row.runtime: row for row in reversed(self.rows)}
+        last = {row.runtime: row for row in self.rows}
+        return [(first[runtime], row) for runtime, row in last.items()]
+
     def markdown(self) -> str:
         """A table, with the conditions below it."""
         cells = [HEAD, *map(_cells, self.rows)]
