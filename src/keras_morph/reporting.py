@@ -144,14 +144,12 @@ class Report:
         return [[*cells, *(_ms(each, whole) for each in pair)] for cells, pair in zip(rows, seconds, strict=True)]
 
     def _totals(self) -> list[list[str]]:
-        rows = [
-            (name, before, after, f"{before:,.0f}", f"{after:,.0f}") for name, (before, after) in self.totals.items()
-        ]
-        for each in self.times:
-            if each.how == "predicted":  # the sum of the layers' column
-                texts = (_ms(seconds, each.seconds) for seconds in (each.seconds, each.seconds_after))
-                rows.append(("ms predicted", each.seconds, each.seconds_after, *texts))
-        return [[name, *texts, f"{after / before:.1%}" if before else "-"] for name, before, after, *texts in rows]
+        rows = [(name, pair, [f"{each:,.0f}" for each in pair]) for name, pair in self.totals.items()]
+        for time in self.times:
+            if time.how == "predicted":  # the sum of the layers' column
+                pair = time.seconds, time.seconds_after
+                rows.append(("ms predicted", pair, [_ms(each, time.seconds) for each in pair]))
+        return [[name, *texts, f"{pair[1] / pair[0]:.1%}" if pair[0] else "-"] for name, pair, texts in rows]
 
     HEADER = ("layer", "kind", "width", "after", "FLOPs", "after", "parameters", "after")
 

@@ -66,9 +66,9 @@ def compare_speed(
         unasked = {place: small for place, small in smalls.items() if place not in found}
         more, reason = _timed_unasked(seed, unasked, options.threads)
         found |= more
-    for place, each in found.items():
+    for place, benchmark_ in found.items():
         with going_on(place / "benchmark.json"):
-            write_text(place / "benchmark.json", each.json() + "\n")
+            write_text(place / "benchmark.json", benchmark_.json() + "\n")
     without = [place for place in smalls if place not in found or not found[place].rows]
     in_keras = (
         measure({"seed": seed, **{str(place): smalls[place] for place in without}}, batch_size=256) if without else {}
@@ -146,7 +146,8 @@ def _timed_unasked(
     if not usable:
         return {}, _what_to_install()
     runtime = FORMATS[usable[0]].runtime
-    models = {"seed": seed, **{f"{number}": small for number, small in enumerate(smalls.values())}}
+    names = ["small"] if len(smalls) == 1 else [place.name for place in smalls]
+    models = {"seed": seed, **dict(zip(names, smalls.values(), strict=True))}
     try:
         found = benchmark(models, runtimes=[runtime], threads=threads, seconds=SECONDS, progress=print)
         reason = found.failures.get(runtime)

@@ -117,7 +117,9 @@ def run(options: Shrink) -> None:
             with going_on(place / "results.json"):
                 write_json(place / "results.json", {**figures, "seconds": seconds})
         if len(members) == 1:
-            console.print(_table(results, speed.headline, dataset))
+            headline = f"{dataset.name}, {len(dataset.x_test)} test images; {speed.headline}"
+            console.print(headline, highlight=False, soft_wrap=True)
+            console.print(_table(results))
         else:
             console.print(_family_table(rows, dataset))
         for line in dict.fromkeys(note for each in speeds.values() for note in each.notes):
@@ -303,19 +305,14 @@ def _figures(plan: _Plan, budget: Budget, seed: keras.Model, result: Shrunk, dat
 
 
 def _family_table(rows: dict[str, dict[str, str]], dataset: Dataset) -> Table:
-    table = Table(title=f"{dataset.name}, {len(dataset.x_test)} test images, one learning", title_justify="left")
-    table.add_column("budget", no_wrap=True)
-    columns = list(dict.fromkeys(column for values in rows.values() for column in values))
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, values in rows.items():
-        table.add_row(name, *(values.get(column, "") for column in columns))
+    table = _table(rows, "budget")
+    table.title, table.title_justify = f"{dataset.name}, {len(dataset.x_test)} test images, one learning", "left"
     return table
 
 
-def _table(results: dict[str, dict[str, str]], headline: str, dataset: Dataset) -> Table:
-    table = Table(title=f"{dataset.name}, {len(dataset.x_test)} test images; {headline}", title_justify="left")
-    table.add_column("", no_wrap=True)
+def _table(results: dict[str, dict[str, str]], head: str = "") -> Table:
+    table = Table()
+    table.add_column(head, no_wrap=True)
     columns = list(dict.fromkeys(column for values in results.values() for column in values))
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
