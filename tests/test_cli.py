@@ -31,6 +31,13 @@ from keras_morph.runtimes import RUNTIMES
 pytestmark = pytest.mark.once
 
 MODEL = "test_cli:for_digits"
+
+
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch):
+    monkeypatch.setattr(deploying, "SECONDS", 0.02)
+
+
 COMMANDS = (
     "train",
     "shrink",
@@ -312,7 +319,7 @@ def test_shrink_ends_with_milliseconds_of_a_runtime(run):
     printed, folder = run
     seed, small = json.loads((folder / "benchmark.json").read_text())["rows"]
     times = f"{1e3 * seed['min']:.3g} -> {1e3 * small['min']:.3g} ms, {seed['min'] / small['min']:.2f}x as fast"
-    assert f"digits, 359 test images; litert, 1 thread: {times} (shortest of " in printed
+    assert f"digits, 200 test images; litert, 1 thread: {times} (shortest of " in printed
     (time,) = json.loads((folder / "report.json").read_text())["times"]
     assert (time["how"], time["seconds"], time["seconds_after"]) == ("measured", seed["min"], small["min"])
 

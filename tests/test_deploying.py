@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import models
@@ -34,6 +35,7 @@ def pair():
 def compared(pair, tmp_path, monkeypatch):
     """Function of options and a budget: the Compared of the pair, whose run's folder is `tmp_path`."""
     monkeypatch.setattr(deploying, "SECONDS", 0.02)
+    monkeypatch.setattr(deploying, "benchmark", partial(km.benchmark, seconds=0.02))
     seed, small = pair
 
     def compare(options, budget="50%"):
