@@ -361,7 +361,10 @@ def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, caps
     assert [row["model"] for row in found["rows"]] == ["seed", "small", "small_int8.onnx"]
     data = km.datasets.load("digits", limit=200)
     assert found["rows"][2]["accuracy"] == accuracy(km.open_exported(written), data.x_test, data.y_test)
-    (headline,) = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
+    first, headline = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
+    assert first.startswith(
+        f"onnxruntime, 1 thread: predicted {1e3 * cost(seed):.3g} -> {1e3 * cost(small):.3g} ms, measured "
+    )
     assert headline.endswith(f"{found['rows'][2]['accuracy']:.2%} (small_int8.onnx)")
     report = json.loads((folder / "report.json").read_text())
     assert "small_int8.onnx" in report["results"]

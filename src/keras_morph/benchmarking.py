@@ -87,11 +87,10 @@ class Benchmark:
     def __repr__(self) -> str:
         return self.markdown()
 
-    def ends(self) -> list[tuple[BenchmarkRow, BenchmarkRow]]:
-        """For each runtime, the row of the first model and that of the last one."""
+    def pairs(self) -> list[tuple[BenchmarkRow, BenchmarkRow]]:
+        """Each row but those of the first model, behind the row of the first model in the same runtime."""
         first = {row.runtime: row for row in reversed(self.rows)}
-        last = {row.runtime: row for row in self.rows}
-        return [(first[runtime], row) for runtime, row in last.items()]
+        return [(first[row.runtime], row) for row in self.rows if row is not first[row.runtime]]
 
     def markdown(self) -> str:
         """A table, with the conditions below it."""

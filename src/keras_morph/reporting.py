@@ -266,6 +266,8 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 def _ms(seconds: float, of: float) -> str:
     """Milliseconds, with as many decimals as show four digits of the whole."""
+    if not seconds:
+        return "0"
     decimals = max(0, 3 - math.floor(math.log10(1e3 * of))) if of > 0 else 0
     return f"{1e3 * seconds:.{decimals}f}"
 
@@ -282,6 +284,7 @@ def _draw_times(axis: Any, rows: Sequence[LayerRow], others: tuple[float, float]
     texts = [f"{_ms(before, whole)} -> {_ms(after, whole)}" for before, after in pairs]
     milliseconds = [(1e3 * before, 1e3 * after) for before, after in pairs]
     _draw_pairs(axis, [*(row.layer for row in rows), "others"], milliseconds, texts)
+    axis.margins(x=0.25)  # the texts are longer than those of widths
 
 
 def _draw_pairs(axis: Any, names: Sequence[str], pairs: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
@@ -416,9 +419,7 @@ def _measured(benchmark: Benchmark | None) -> list[Time]:
         Time(
             "measured", f"{row.model} in {row.runtime} {known['versions'][row.runtime]}, {threads}", first.min, row.min
         )
-        for first, _ in benchmark.ends()
-        for row in benchmark.rows
-        if row.runtime == first.runtime and row is not first
+        for first, row in benchmark.pairs()
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_morph.benchmarking import Benchmark, benchmark
+from keras_morph.benchmarking import Benchmark, BenchmarkRow, benchmark
 from keras_morph.cli.options import SUFFIXES, formats_of
 from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
@@ -81,11 +81,11 @@ def compare_speed(
             notes += [reason] if reason else []
             compared[place] = _in_keras(in_keras["seed"], in_keras[str(place)], notes)
             continue
-        lines = _headlines(each, budget, seed, small)
+        lines = _lines(each, budget, seed, small)
         if asked[place] is not None:
-            notes = [*(f"{line}; {_files(each, runtime)}" for runtime, line in lines.items()), *notes]
+            notes = [*(f"{line}; {_files(*pair)}" for line, pair in zip(lines, each.pairs(), strict=True)), *notes]
         rounds = f"shortest of {each.rows[0].rounds:,} rounds in alternation"
-        compared[place] = Compared(f"{next(iter(lines.values()))} ({rounds})", _rows(each), each, tuple(notes))
+        compared[place] = Compared(f"{_of_first_runtime(lines, each)} ({rounds})", _rows(each), each, tuple(notes))
     return compared
 
 
@@ -185,25 +185,30 @@ def _in_keras(before: Measured, after: Measured, notes: Sequence[str]) -> Compar
 # What is said of it.
 
 
-def _headlines(found: Benchmark, budget: Budget, seed: keras.Model, small: keras.Model) -> dict[str, str]:
-    """A line for each runtime: the seed and what became of it in the end, measured and, where a cost foretold it, predicted."""
+def _lines(found: Benchmark, budget: Budget, seed: keras.Model, small: keras.Model) -> list[str]:
+    """A line for each pair: measured and, where a cost foretold it, predicted."""
     cost = cost_of_time(budget)
     foretold = cost.conditions.runtime if isinstance(cost, MeasuredLatency) else None
     threads = "1 thread" if found.conditions["threads"] == 1 else f"{found.conditions['threads']} threads"
-    lines = {}
-    for before, after in found.ends():
+    lines = []
+    for before, after in found.pairs():
         predicted = ""
-        if cost is not None and before.runtime == foretold and after.model == "small":
+        if cost is not None and (after.runtime, after.model) == (foretold, "small"):
             predicted = f"predicted {cost(seed) * 1e3:.3g} -> {cost(small) * 1e3:.3g} ms, measured "
-        lines[before.runtime] = (
+        lines.append(
             f"{before.runtime}, {threads}: {predicted}{before.min * 1e3:.3g} -> {after.min * 1e3:.3g} ms, "
             f"{before.min / after.min:.2f}x as fast"
         )
     return lines
 
 
-def _files(found: Benchmark, runtime: str) -> str:
-    ((before, after),) = (pair for pair in found.ends() if pair[0].runtime == runtime)
+def _of_first_runtime(lines: Sequence[str], found: Benchmark) -> str:
+    """The line of what became of the network in the end, such as a file in eight bits."""
+    runtime = found.rows[0].runtime
+    return [line for line, (_, after) in zip(lines, found.pairs(), strict=True) if after.runtime == runtime][-1]
+
+
+def _files(before: BenchmarkRow, after: BenchmarkRow) -> str:
     accuracies = f"accuracy {before.accuracy:.2%} -> {after.accuracy:.2%}"
     return f"{before.bytes:,} -> {after.bytes:,} bytes; {accuracies} ({after.model})"
 
