@@ -373,9 +373,13 @@ def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, caps
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
+def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(deploying, "find_spec", lambda name: None)  # no runtime is installed
     options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
     assert command("shrink", files / "seed.keras", "--budget", "1.5KB", *options, "--log-dir", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "x as fast in Keras" in printed
+    assert "pip install 'keras-morph[litert]'\n" in printed
     (folder,) = tmp_path.iterdir()
     assert keras.models.load_model(folder / "small.keras").count_params() * 4 <= 1500
     rows = list(csv.DictReader((folder / "history.csv").open()))

@@ -117,13 +117,16 @@ def run(options: Shrink) -> None:
             with going_on(place / "results.json"):
                 write_json(place / "results.json", {**figures, "seconds": seconds})
         if len(members) == 1:
-            headline = f"{dataset.name}, {len(dataset.x_test)} test images; {speed.headline}"
-            console.print(headline, highlight=False, soft_wrap=True)
-            console.print(_table(results))
+            lines = [f"{dataset.name}, {len(dataset.x_test)} test images; {speed.headline}"]
+            table = _table(results)
         else:
-            console.print(_family_table(rows, dataset))
+            names = (str(budget.amount) for budget in plan.budgets)
+            lines = [f"{name}: {each.headline}" for name, each in zip(names, speeds.values(), strict=True)]
+            table = _family_table(rows, dataset)
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        console.print(table)
         for line in dict.fromkeys(note for each in speeds.values() for note in each.notes):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     whose = "" if len(members) == 1 else f", in {', '.join(place.name for place in members)}"
     console.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", highlight=False)
 
