@@ -14,7 +14,7 @@ PYTEST      = KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest -n auto --dist wo
 .PHONY: demo test test-all coverage check
 
 demo: .venv/.demo
-	KERAS_BACKEND=tensorflow $(BIN)/keras-morph shrink DigitsResNet --data digits --image-size 16 --budget 50%
+	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/keras-morph shrink DigitsResNet --data digits --image-size 16 --budget 50%
 
 test: .venv/.test-$(BACKEND)
 	$(PYTEST) $(ARGS)

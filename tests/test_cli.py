@@ -22,7 +22,7 @@ from keras import layers
 
 import keras_morph as km
 from keras_morph.benchmarking import accuracy
-from keras_morph.cli import choices, inspecting, main, options, shrinking
+from keras_morph.cli import choices, deploying, inspecting, main, options, shrinking
 from keras_morph.cli.app import app
 from keras_morph.formats import FORMATS
 from keras_morph.runs import save_model
@@ -31,6 +31,13 @@ from keras_morph.runtimes import RUNTIMES
 pytestmark = pytest.mark.once
 
 MODEL = "test_cli:for_digits"
+
+
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch):
+    monkeypatch.setattr(deploying, "SECONDS", 0.02)
+
+
 COMMANDS = (
     "train",
     "shrink",
@@ -273,7 +280,8 @@ SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32)
 def run(tmp_path_factory):
     """`keras-morph shrink`: what it printed, and the run's folder."""
     log_dir, printed = tmp_path_factory.mktemp("runs"), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploying, "SECONDS", 0.02)
         assert command("shrink", MODEL, "--budget", "60%", *SHRINK, "--log-dir", log_dir) == 0
     (folder,) = log_dir.iterdir()
     return printed.getvalue(), folder
@@ -282,8 +290,8 @@ def run(tmp_path_factory):
 def test_shrink_leaves_every_file(run):
     _, folder = run
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoint", "config.json", "history.csv", "learned_structure", "report.html", "report.json", "report.md", "report.png",
-        "results.json", "seed.keras", "small.keras", "status.json", "structure.json",
+        "benchmark.json", "checkpoint", "config.json", "history.csv", "learned_structure", "report.html", "report.json",
+        "report.md", "report.png", "results.json", "seed.keras", "small.keras", "status.json", "structure.json",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert (config["command"], config["options"]["budget"]) == ("shrink", "60%")
@@ -305,6 +313,15 @@ def test_shrink_prints_the_table_that_the_report_holds(run):
     for name, values in results.items():
         (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
         assert [cell.strip() for cell in line.split("│")[2:-1]] == list(values.values())
+
+
+def test_shrink_ends_with_milliseconds_of_a_runtime(run):
+    printed, folder = run
+    seed, small = json.loads((folder / "benchmark.json").read_text())["rows"]
+    times = f"{1e3 * seed['min']:.3g} -> {1e3 * small['min']:.3g} ms, {seed['min'] / small['min']:.2f}x as fast"
+    assert f"digits, 200 test images; litert, 1 thread: {times} (shortest of " in printed
+    (time,) = json.loads((folder / "report.json").read_text())["times"]
+    assert (time["how"], time["seconds"], time["seconds_after"]) == ("measured", seed["min"], small["min"])
 
 
 def test_the_table_says_what_the_files_do(run):
@@ -344,15 +361,25 @@ def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, caps
     assert [row["model"] for row in found["rows"]] == ["seed", "small", "small_int8.onnx"]
     data = km.datasets.load("digits", limit=200)
     assert found["rows"][2]["accuracy"] == accuracy(km.open_exported(written), data.x_test, data.y_test)
-    (headline,) = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
+    first, headline = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
+    assert first.startswith(
+        f"onnxruntime, 1 thread: predicted {1e3 * cost(seed):.3g} -> {1e3 * cost(small):.3g} ms, measured "
+    )
     assert headline.endswith(f"{found['rows'][2]['accuracy']:.2%} (small_int8.onnx)")
-    assert "small_int8.onnx" in json.loads((folder / "report.json").read_text())["results"]
+    report = json.loads((folder / "report.json").read_text())
+    assert "small_int8.onnx" in report["results"]
+    assert [time["how"] for time in report["times"]] == ["predicted", "measured", "measured"]
+    np.testing.assert_allclose(report["times"][0]["seconds_after"], cost(small))
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys):
+def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(deploying, "find_spec", lambda name: None)  # no runtime is installed
     options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
     assert command("shrink", files / "seed.keras", "--budget", "1.5KB", *options, "--log-dir", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "x as fast in Keras" in printed
+    assert "pip install 'keras-morph[litert]'\n" in printed
     (folder,) = tmp_path.iterdir()
     assert keras.models.load_model(folder / "small.keras").count_params() * 4 <= 1500
     rows = list(csv.DictReader((folder / "history.csv").open()))

@@ -13,10 +13,36 @@ from keras import layers
 from PIL import Image
 
 import keras_morph as km
+from keras_morph.costs.fitted import Coefficients
 from keras_morph.graph.structure import graph_and_structure
+from keras_morph.timing import Conditions
 
 pytestmark = pytest.mark.once
 
+# Each 3x3 convolution takes 2 microseconds, a 1x1 and a merge 1, and dense 0.1 for each of its inputs.
+COST = km.MeasuredLatency.of(
+    Conditions("litert", "2.3.0", 1, 1, "AMD EPYC"),
+    Coefficients(
+        {
+            "Conv2D 9": {"call": 2e-6},
+            "Conv2D 1": {"call": 1e-6},
+            "Add": {"call": 1e-6},
+            "Dense 1": {"read": 1e-7},
+            "ReLU": {},
+            "Rescaling": {},
+        }
+    ),
+    "",
+)
+CONDITIONS = {"batch_size": 1, "threads": 1, "cpu": "AMD EPYC", "cores": 2, "versions": {"litert": "2.3.0"}}
+BENCHMARK = km.Benchmark(
+    tuple(
+        km.BenchmarkRow(name, "litert", 2860, 1e-7, None, least, 1.1 * least, least, 2 * least, 1.0, 300)
+        for name, least in (("seed", 2e-5), ("small", 1.25e-5), ("small_int8.tflite", 5e-6))
+    ),
+    {},
+    CONDITIONS,
+)
 HISTORY = (
     {"phase": "seed", "epoch": 1, "accuracy": 0.5, "val_accuracy": 0.25, "cost_share": None},
     {"phase": "learn", "epoch": 1, "accuracy": 0.6, "val_accuracy": None, "cost_share": 0.75},
@@ -36,6 +62,11 @@ def pair():
 @pytest.fixture(scope="module")
 def report(pair):
     return km.report(*pair, history=HISTORY, results=RESULTS)
+
+
+@pytest.fixture(scope="module")
+def timed(pair):
+    return km.report(*pair, cost=COST, benchmark=BENCHMARK)
 
 
 def test_text(report, golden):
@@ -62,6 +93,63 @@ def test_the_figures_are_those_of_the_models(pair, report):
     for cost in (km.FLOPs(), km.ModelSize(), km.Activations()):
         assert report.totals[cost.name] == (cost(seed), cost(small))
     np.testing.assert_equal(sum(row.flops_after for row in report.rows), km.FLOPs()(small))
+
+
+def test_times_are_those_of_the_cost_and_of_the_benchmark(pair, timed, golden):
+    """By hand: dense reads 54 and 45 inputs; the second block goes, with its merge."""
+    golden("report_times.txt", str(timed))
+    golden("report_times.md", timed.markdown())
+    rows = {row.layer: (row.seconds, row.seconds_after) for row in timed.rows}
+    expected = {
+        "stem": (2, 2),
+        "a1": (2, 2),
+        "a2": (2, 2),
+        "a0": (1, 1),
+        "b1": (2, 0),
+        "b2": (2, 0),
+        "dense": (5.4, 4.5),
+    }
+    assert rows.keys() == expected.keys()
+    for layer, microseconds in expected.items():
+        np.testing.assert_allclose(rows[layer], np.multiply(microseconds, 1e-6), atol=1e-12)
+    np.testing.assert_allclose(timed.others, (2e-6, 1e-6))
+    predicted, measured, quantized = timed.times
+    np.testing.assert_allclose((predicted.seconds, predicted.seconds_after), [COST(each) for each in pair])
+    assert str(predicted) == f"predicted 0.01840 -> 0.01250 ms, 1.47x as fast ({COST!r})"
+    assert (
+        str(measured)
+        == "measured 0.02000 -> 0.01250 ms, 1.60x as fast (small in litert 2.3.0, 1 thread, batch 1, AMD EPYC)"
+    )
+    assert quantized.where.startswith("small_int8.tflite in litert")
+
+
+def test_the_page_and_the_picture_show_times(timed):
+    cells = Page(timed.html()).cells
+    at = cells.index("others")
+    assert cells[at + 8 : at + 10] == ["0.00200", "0.00100"]
+    assert str(timed.times[1]).replace(">", "&gt;") in timed.html()
+    _, times = timed.picture().axes
+    before, after = (np.array([bar.get_width() for bar in bars]) for bars in times.containers)
+    np.testing.assert_allclose((before.sum(), after.sum()), (1.84e-2, 1.25e-2))
+
+
+def test_new_keys_do_not_change_the_others(report, timed):
+    plain, found = report.json(), timed.json()
+    assert plain.keys() == found.keys()
+    assert (plain["times"], plain["others"]) == ((), None)
+    assert [row | {"seconds": None, "seconds_after": None} for row in found["rows"]] == list(plain["rows"])
+
+
+def test_a_cost_of_something_else_is_refused(pair):
+    with pytest.raises(km.KerasMorphError, match=r"seconds.*Received: FLOPs"):
+        km.report(*pair, cost=km.FLOPs())
+
+
+def test_a_cost_that_needs_a_size_that_is_unknown_adds_nothing():
+    image = keras.Input((None, None, 3))
+    seed = keras.Model(image, layers.Conv2D(2, 1, name="map")(layers.Conv2D(4, 3, name="conv")(image)))
+    found = km.report(seed, km.rebuild(seed, {"conv": 1}), cost=km.Latency("V100"))
+    assert (found.times, found.others) == ((), None)
 
 
 def test_a_structure_is_reported_as_the_model_that_is_rebuilt_from_it(pair):

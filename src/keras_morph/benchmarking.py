@@ -87,6 +87,11 @@ class Benchmark:
     def __repr__(self) -> str:
         return self.markdown()
 
+    def pairs(self) -> list[tuple[BenchmarkRow, BenchmarkRow]]:
+        """Each row but those of the first model, behind the row of the first model in the same runtime."""
+        first = {row.runtime: row for row in reversed(self.rows)}
+        return [(first[row.runtime], row) for row in self.rows if row is not first[row.runtime]]
+
     def markdown(self) -> str:
         """A table, with the conditions below it."""
         cells = [HEAD, *map(_cells, self.rows)]

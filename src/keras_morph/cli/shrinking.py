@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_morph.cli.choices import cost_of, is_named, load_model, optimizer_of, pixels_of, regularizer_of, wiring_of
-from keras_morph.cli.deploying import deployed, headlines, rows_of
+from keras_morph.cli.deploying import compare_speed, cost_of_time
 from keras_morph.cli.options import formats_of, plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
 from keras_morph.costs.fitted import Coefficients
-from keras_morph.costs.measured import Measured, measure
 from keras_morph.datasets import Dataset, load
 from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import check_formats
@@ -96,32 +95,38 @@ def run(options: Shrink) -> None:
         members = _shrunk(options, plan, seed, dataset, folder)
         if options.rounds == 1:  # later rounds begin with other networks
             write_somewhere(folder / "seed.keras", partial(save_model, seed))
-        smalls = {place.name: result.small for place, result in members.items()}
-        times = measure({"seed": seed, **smalls}, batch_size=256)
-        lines: list[str] = []
+        smalls = {place: result.small for place, result in members.items()}
+        speeds = compare_speed(options, plan.budgets, seed, smalls, dataset)
         rows: dict[str, dict[str, str]] = {}
         seeds = _accuracy(seed, dataset)
         for (place, result), budget in zip(members.items(), plan.budgets, strict=True):
-            timed = {"seed": times["seed"], "small": times[place.name]}
-            figures = _figures(plan, budget, seed, result, dataset)
-            results = _results(seed, seeds, result, figures["test_accuracy"], dataset, timed)
-            found = deployed(options, budget, seed, result.small, dataset, place)
-            for name, values in ({} if found is None else rows_of(found)).items():
-                results[name] = results.get(name, {}) | values
+            speed, figures = speeds[place], _figures(plan, budget, seed, result, dataset)
+            results = _results(seed, seeds, result, figures["test_accuracy"], dataset, speed.rows)
             rows |= {"seed": results["seed"], str(budget.amount): results["fine-tuned"]}
             with going_on(place / "report.html"):
-                report(seed, result.small, history=before + result.history, results=results).save(place)
+                report(
+                    seed,
+                    result.small,
+                    history=before + result.history,
+                    results=results,
+                    cost=cost_of_time(budget),
+                    benchmark=speed.benchmark,
+                ).save(place)
             # Those of a family learn together, and a run that went on has been at work before.
             seconds = time.monotonic() - start if options.resume is None and len(members) == 1 else None
             with going_on(place / "results.json"):
                 write_json(place / "results.json", {**figures, "seconds": seconds})
-            lines += [] if found is None else headlines(found)
         if len(members) == 1:
-            console.print(_table(results, timed, dataset))
+            lines = [f"{dataset.name}, {len(dataset.x_test)} test images; {speed.headline}"]
+            table = _table(results)
         else:
-            console.print(_family_table(rows, dataset))
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
+            names = (str(budget.amount) for budget in plan.budgets)
+            lines = [f"{name}: {each.headline}" for name, each in zip(names, speeds.values(), strict=True)]
+            table = _family_table(rows, dataset)
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        console.print(table)
+        for line in dict.fromkeys(note for each in speeds.values() for note in each.notes):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     whose = "" if len(members) == 1 else f", in {', '.join(place.name for place in members)}"
     console.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", highlight=False)
 
@@ -270,29 +275,30 @@ def _accuracy(model: keras.Model, dataset: Dataset) -> float:
 
 
 def _results(
-    seed: keras.Model, seeds: float, result: Shrunk, tuned: float, dataset: Dataset, times: dict[str, Measured]
+    seed: keras.Model, seeds: float, result: Shrunk, tuned: float, dataset: Dataset, times: dict[str, dict[str, str]]
 ) -> dict[str, dict[str, str]]:
-    """The lines of the report; `seeds` and `tuned` are accuracies of the seed and of the smaller model."""
+    """The lines of the report; `seeds` and `tuned` are accuracies of the seed and of the smaller model, `times` more columns."""
     small = result.small
     tuned_weights = small.get_weights()
     small.set_weights(result.rebuilt_weights)
     rebuilt = _accuracy(small, dataset)
     small.set_weights(tuned_weights)
 
-    def row(accuracy: float, model: keras.Model, time: str) -> dict[str, str]:
+    def row(accuracy: float, model: keras.Model, timed: str) -> dict[str, str]:
         return {
             "test accuracy": f"{accuracy:.2%}",
             "FLOPs": f"{FLOPs()(model):,.0f}",
             "parameters": f"{ModelSize()(model):,.0f}",
-            f"ms / {times[time].batch_size} images": str(times[time]).replace(" ms", ""),
+            **times[timed],
         }
 
-    return {
+    lines = {
         "seed": row(seeds, seed, "seed"),
         "trained, before the cut": row(_accuracy(result.learner, dataset), result.learner.seed, "seed"),
-        "rebuilt, right after it": row(rebuilt, small, "small"),
-        "fine-tuned": row(tuned, small, "small"),
+        "rebuilt, right after it": row(rebuilt, small, "fine-tuned"),
+        "fine-tuned": row(tuned, small, "fine-tuned"),
     }
+    return {**lines, **{name: times[name] for name in times if name not in lines}}  # such as a file in eight bits
 
 
 def _figures(plan: _Plan, budget: Budget, seed: keras.Model, result: Shrunk, dataset: Dataset) -> dict[str, Any]:
@@ -309,24 +315,14 @@ def _figures(plan: _Plan, budget: Budget, seed: keras.Model, result: Shrunk, dat
 
 
 def _family_table(rows: dict[str, dict[str, str]], dataset: Dataset) -> Table:
-    table = Table(title=f"{dataset.name}, {len(dataset.x_test)} test images, one learning", title_justify="left")
-    table.add_column("budget", no_wrap=True)
-    columns = list(dict.fromkeys(column for values in rows.values() for column in values))
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, values in rows.items():
-        table.add_row(name, *(values.get(column, "") for column in columns))
+    table = _table(rows, "budget")
+    table.title, table.title_justify = f"{dataset.name}, {len(dataset.x_test)} test images, one learning", "left"
     return table
 
 
-def _table(results: dict[str, dict[str, str]], times: dict[str, Measured], dataset: Dataset) -> Table:
-    ratio = times["seed"].median / times["small"].median
-    table = Table(
-        title=f"{dataset.name}, {len(dataset.x_test)} test images; {ratio:.2f}x as fast in Keras, "
-        f"median (10 % to 90 %) of {times['seed'].rounds} rounds in alternation",
-        title_justify="left",
-    )
-    table.add_column("", no_wrap=True)
+def _table(results: dict[str, dict[str, str]], head: str = "") -> Table:
+    table = Table()
+    table.add_column(head, no_wrap=True)
     columns = list(dict.fromkeys(column for values in results.values() for column in values))
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
