@@ -15,6 +15,7 @@ and with half of the epochs again, all on the same images in the same order, wit
     uniform L1               all widths times one factor, the channels of the largest L1 norm, then trained
     prune recovered, trained what `prune recovered` gives, then trained
     shrink                   km.shrink(network, budget, data, epochs=...), defaults but for the rate
+    shrink distilled         the same with Recipe(distillation=0.5)
     Torch-Pruning L1, Taylor         cut in one shot, then trained
     Torch-Pruning group sparsity     trained under its regularizer at the constant rate, cut, trained along the cosine
 
@@ -57,7 +58,16 @@ STAGES = (
 )
 UNTRAINED = ("prune", "prune recovered")
 PEERS = ("Torch-Pruning L1", "Torch-Pruning Taylor", "Torch-Pruning group sparsity")
-ARMS = ("fine-tuned", "dense", *UNTRAINED, "uniform L1", "prune recovered, trained", "shrink", *PEERS)
+ARMS = (
+    "fine-tuned",
+    "dense",
+    *UNTRAINED,
+    "uniform L1",
+    "prune recovered, trained",
+    "shrink",
+    "shrink distilled",
+    *PEERS,
+)
 SETTING = ("data", "training_images", "epochs", "batch_size", "learning", "learning_rate")
 KEY = ("arm", "budget", "random_seed", *SETTING)
 PRINTED = ("arm", "budget", "random_seed", "validation", "test", "flops_share", "seconds")
@@ -71,7 +81,8 @@ images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without 
 512 of the training images), or with {again} epochs again, which all trained arms have on the same images in the same order, with
 the same batches, peak learning rate ({learning_rate}), schedule (constant, then one cosine) and optimizer (Adam).
 **dense**: the whole network, trained on. **uniform L1**: all widths times one factor, the channels with the largest L1 norm.
-**shrink**: `km.shrink`, defaults but for the rate; widths are not rounded, as in all other arms. **Torch-Pruning** 1.6.1: the
+**shrink**: `km.shrink`, defaults but for the rate, whose cosine takes all epochs; widths are not rounded, as in all other arms.
+**shrink distilled**: with `Recipe(distillation=0.5)`. **Torch-Pruning** 1.6.1: the
 network is carried into PyTorch with its weights and back; L1 and Taylor in one shot, group sparsity trained at the constant rate.
 
 Accuracy on {test_images} test images, looked at once per row; means and standard deviations over random seeds, in percent;
@@ -242,10 +253,9 @@ class Trial:
             small = self.train(km.prune(model, full, calibration=images[0]), 0, self.again, self.held)
         elif arm == "uniform L1":
             small = self.train(km.rebuild(model, uniform_by_l1(model, budget)), 0, self.again, self.held)
-        elif arm == "shrink":
-            recipe = km.Recipe(
-                epochs=self.again, learning_rate=self.options.learning_rate, learning=self.options.learning
-            )
+        elif arm.startswith("shrink"):
+            distillation = 0.5 if arm == "shrink distilled" else 0.0
+            recipe = km.Recipe(epochs=self.again, learning_rate=self.options.learning_rate, distillation=distillation)
             small = km.shrink(model, full, self.batches, recipe=recipe, verbose=0).small
         else:
             small = self.peer(model, arm.removeprefix("Torch-Pruning "), budget)

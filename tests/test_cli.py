@@ -273,7 +273,7 @@ def test_report_prints_and_writes(files, tmp_path, capsys):
     assert len(list((tmp_path / "report").iterdir())) == 4
 
 
-SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32)
+SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32, "--learning", 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +429,7 @@ MISTAKES = [
     (["shrink", "test_cli:COMMANDS"], ["test_cli:COMMANDS", "tuple"]),
     (["shrink", "test_cli:nothing"], ["test_cli:nothing", "int"]),
     (["shrink", "test_cli:subclassed"], ["subclassed", "functional or Sequential"]),
-    (["shrink", "test_cli:without_gamma"], ["gammaless", "conv1", "GroupLasso"]),
+    (["shrink", "test_cli:without_gamma", "--regularizer", "Gamma"], ["gammaless", "conv1", "GroupLasso"]),
     (["shrink", "test_cli:for_small_colour_images"], ["(None, 6, 6, 3)", "(8, 8, 1)", "--image-size"]),
     (["shrink", "test_cli:for_three_classes"], ["(None, 3)", "10 classes"]),
     (["shrink", MODEL, "--budget", "half"], ["'half'", "50%"]),
@@ -479,6 +479,7 @@ MISTAKES = [
     (["shrink", MODEL, "--protect", "conv9"], ["protect", "conv9"]),
     (["shrink", MODEL, "--tie", "conv1"], ["--tie", "conv1", "LAYER,LAYER"]),
     (["shrink", MODEL, "--distillation", "1.5"], ["--distillation", "1.5"]),
+    (["shrink", MODEL, "--learning", "1.5"], ["--learning", "1.5"]),
     (["shrink", MODEL, "--epochs", "2"], ["--epochs", "at least 3"]),
     (["shrink", MODEL, "--epochs", "many"], ["--epochs", "integer"]),
     (["shrink", MODEL, "--seed-epochs", "-1"], ["--seed-epochs"]),

@@ -21,7 +21,7 @@ from keras import ops
 from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
-from keras_morph.errors import KerasMorphError
+from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
@@ -134,7 +134,8 @@ def shrink(
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.
         epochs: of all phases and rounds together; by default the recipe's, which is 30.
-        regularizer: gives the scores; by default Gamma() for a fresh network, `contribution_scores` for a trained one.
+        regularizer: gives the scores; by default Gamma() for a fresh network, or GroupLasso() where layers have no gamma, and
+            `contribution_scores` for a trained one.
         recipe: how to train; Recipe() by default.
         run: a run's folder, into which history.csv, learned_structure/, structure.json, seed.keras and small.keras are
             written, and checkpoint/ after each epoch; or None. If an unfinished run is there, with the same arguments, it
@@ -201,8 +202,7 @@ def begin(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
-    regularizer = regularizer or (Gamma() if recipe.learning else GroupLasso())  # which every network has
-    learner = learner_of(copy, graph.model, regularizer, budget, recipe)
+    learner = learner_of(copy, graph.model, regularizer or _regularizer(copy), budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
     return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
 
@@ -215,6 +215,14 @@ def _settled(recipe: Recipe, known: bool) -> Recipe:
     if fading is None:
         fading = FADING if learning else 0.0
     return replace(recipe, learning=learning, fading=fading)
+
+
+def _regularizer(graph: ChannelGraph) -> Regularizer:
+    try:
+        Gamma().sources(graph)
+    except UnsupportedModelError:
+        return GroupLasso()
+    return Gamma()
 
 
 def finish(progress: "Progress") -> Shrunk:

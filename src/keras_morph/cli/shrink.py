@@ -65,7 +65,7 @@ class Shrink:
     regularizer: Annotated[
         str | None,
         typer.Option(
-            help="what scores the channels; by default Gamma for a fresh network, and training images for a trained one",
+            help="what scores the channels; by default Gamma (or GroupLasso) for a fresh network, images for a trained one",
             **among(ALGORITHMS),
         ),
     ] = None
@@ -90,7 +90,9 @@ class Shrink:
     epochs: Annotated[int, typer.Option(help="epochs to learn, fade and fine-tune, together")] = 30
     learning: Annotated[
         float | None,
-        typer.Option(help="share of the epochs under a penalty; by default 0 for a trained network, 0.4 for a fresh one"),
+        typer.Option(
+            help="share of the epochs under a penalty; by default 0 for a trained network, 0.4 for a fresh one"
+        ),
     ] = None
     batch_size: Annotated[int, typer.Option(help="examples per step")] = 64
     learning_rate: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3

@@ -182,7 +182,9 @@ def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
     Raises:
         BudgetError: if it is less than what is asked for.
     """
-    untrained = StructureLearner(trace(seed, **plan.wiring), regularizer=plan.regularizer or GroupLasso(), cost=plan.cost)
+    untrained = StructureLearner(
+        trace(seed, **plan.wiring), regularizer=plan.regularizer or GroupLasso(), cost=plan.cost
+    )
     for budget in plan.budgets:
         fit_budget(untrained, budget)
     parts = {repr(part): part for budget in plan.budgets for part, _ in budget.amounts()}
@@ -279,8 +281,9 @@ def _results(
 ) -> dict[str, dict[str, str]]:
     """The lines of the report; `seeds` and `tuned` are accuracies of the seed and of the smaller model, `times` more columns."""
     small = result.small
+    faded = any(line["phase"] == "fade" for line in result.history)
     tuned_weights = small.get_weights()
-    small.set_weights(result.rebuilt_weights)
+    small.set_weights(result.rebuilt_weights if faded else result.reestimated_weights)
     rebuilt = _accuracy(small, dataset)
     small.set_weights(tuned_weights)
 
@@ -295,7 +298,7 @@ def _results(
     lines = {
         "seed": row(seeds, seed, "seed"),
         "trained, before the cut": row(_accuracy(result.learner, dataset), result.learner.seed, "seed"),
-        "rebuilt, right after it": row(rebuilt, small, "fine-tuned"),
+        "rebuilt, right after it" if faded else "recovered, right after it": row(rebuilt, small, "fine-tuned"),
         "fine-tuned": row(tuned, small, "fine-tuned"),
     }
     return {**lines, **{name: times[name] for name in times if name not in lines}}  # such as a file in eight bits
