@@ -188,12 +188,12 @@ def test_the_cosine_begins_where_the_learning_ends_also_without_a_fade():
 @pytest.mark.once
 @pytest.mark.usefixtures("uncompiled")
 def test_a_trained_network_is_known_with_and_without_its_optimizer():
-    model = residual()
-    assert not is_trained(model)
+    convolutional = residual()
+    assert not is_trained(convolutional)
     image = keras.Input((4, 3))
     recurrent = keras.Model(image, layers.Dense(2)(layers.LSTM(3)(image)))
     assert not is_trained(recurrent)
-    for model in (model, recurrent):
+    for model in (convolutional, recurrent):
         copy = keras.models.clone_model(model)
         copy.compile("sgd", "mse")
         assert not is_trained(copy)

@@ -145,8 +145,9 @@ def _member(learned: Progress, budget: Budget, recipe: Recipe) -> Progress:
             "each of them, since every budget of a family gets a copy. Received: none; or shrink to one budget at a time."
         )
     share = MOST - (MOST - LEAST) * _share(budget, learner.graph)
-    left = max(3 - min(done, 1), round(share * (1 - recipe.learning) * recipe.epochs))
-    fading = min(1.0, recipe.fading / max(1 - recipe.learning, 1e-9)) * left / (done + left)
+    after = 1 - (recipe.learning or 0.0)
+    left = max(3 - min(done, 1), round(share * after * recipe.epochs))
+    fading = min(1.0, (recipe.fading or 0.0) / max(after, 1e-9)) * left / (done + left)
     finishing = replace(recipe, epochs=done + left, fading=fading, phases=(choose, fade, cut, tune))
     training = replace(learned.training, recipe=finishing, run=run and run / folder_of(budget))
     copied = learner_of(trace_as(copy, learner.graph.wiring), learned.teacher, learner.regularizer, budget, finishing)

@@ -486,11 +486,11 @@ def _left(wiring: Wiring, graph: ChannelGraph) -> Wiring:
 
 def fade(progress: Progress) -> Progress:
     """What is not chosen fades to zero, while the rest learns to do without it."""
-    if not progress.recipe.fading:
+    recipe, remaining = progress.recipe, _remaining(progress)
+    if not recipe.fading:
         return progress
     assert progress.structure is not None
     progress.learner.strength = 0.0
-    recipe, remaining = progress.recipe, _remaining(progress)
     epochs = min(max(1, round(recipe.fading * recipe.epochs)), remaining - 1)
     callbacks = [FadeOut(progress.structure)]
     return _trained(
@@ -499,7 +499,7 @@ def fade(progress: Progress) -> Progress:
 
 
 def cut(progress: Progress) -> Progress:
-    """The smaller model: what was cut before it had faded is regressed back, or else BatchNormalization's statistics estimated anew."""
+    """The smaller model: what was cut is regressed back, or, if all had faded, BatchNormalization's statistics estimated anew."""
     data = _seen(progress)
     small = rebuild(progress.learner, progress.structure)
     rebuilt = small.get_weights()
