@@ -17,14 +17,14 @@ from keras_morph.keras_internals import functional_in, mask_of
 __all__ = ["Stream", "image_batches"]
 
 MOST_IMAGES = 1024  # more add little to means and covariances
-MOST_ELEMENTS = 2**28  # of a tensor for all images, 1 GB in float32: a handful of tensors are in memory at once
+MOST_ELEMENTS = 2**27  # of a tensor for all images, 0.5 GB in float32: a handful of tensors are in memory at once
 BATCH = 64  # images in one call of a layer
 
 
 def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
     """Inputs of a model without labels, for each batch a flat list of arrays, one per input.
 
-    Up to 1,024 images, and no more than 2^28 elements of any tensor: large images have many positions.
+    Up to 1,024 images, and no more than 2^27 elements of any tensor: large images have many positions.
 
     Args:
         graph: the traced model.
