@@ -1,6 +1,7 @@
 """Every mistake of a user gets the right class and one line, which names the thing and says what was expected."""
 
 import json
+import warnings
 
 import keras
 import models
@@ -37,6 +38,24 @@ def without_size():
     image = keras.Input((None, None, 3), name="image")
     x = layers.Conv2D(4, 3, name="conv1")(image)
     return keras.Model(image, layers.GlobalAveragePooling2D(name="mean")(x), name="any_size")
+
+
+class Opaque(keras.layers.Layer):
+    """With a weight of its own, and no row."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return keras.ops.cumsum(x, axis=-1) * self.scale
+
+
+def of_one_unknown_layer():
+    image = keras.Input((4,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", km.UnknownLayerWarning)
+        model = keras.Model(image, Opaque(name="opaque")(image))
+        return km.trace(model)
 
 
 def without_gamma():
@@ -109,6 +128,11 @@ MISTAKES = {
         lambda: km.StructureLearner(without_gamma(), regularizer=km.Gamma()),
         km.UnsupportedModelError,
         ["gammaless", "conv1, conv2, dense", "GroupLasso"],
+    ),
+    "nothing that could be removed": (
+        lambda: km.StructureLearner(of_one_unknown_layer(), regularizer=km.GroupLasso()),
+        km.UnsupportedModelError,
+        ["opaque", "(Opaque)", "could be removed"],
     ),
     "a budget by Gamma without a gamma": (
         lambda: km.fit_budget(models.build("sequential"), "50%", scores=km.Gamma()),

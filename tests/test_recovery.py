@@ -326,3 +326,21 @@ def test_a_cut_before_fading_recovers_from_the_training_data():
     recovered_error = error(small, seed, x)
     small.set_weights(plain)
     assert recovered_error < 0.5 * error(small, seed, x)
+
+
+@pytest.mark.once
+def test_what_runs_at_every_step_is_seen_and_recovered():
+    """Inside a TimeDistributed, whose steps are examples there."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, activation="relu", name="inner1")(image)
+    x = layers.Conv2D(6, 3, activation="relu", name="inner2")(x)
+    inner = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    frames = keras.Input((3, 6, 6, 2))
+    x = layers.Flatten()(layers.TimeDistributed(inner)(frames))
+    model = keras.Model(frames, layers.Dense(2, name="head")(x))
+    x, unseen = (np.random.default_rng(seed).normal(size=(96, 3, 6, 6, 2)).astype("float32") for seed in (0, 1))
+    small = km.prune(model, "60%", calibration=x)
+    assert small.count_params() < model.count_params()
+    structure = km.fit_budget(model, km.Budget("60%", per_cost=1.0), scores=km.contribution_scores(model, x))
+    assert error(small, model, unseen) < 0.7 * error(km.rebuild(model, structure), model, unseen)

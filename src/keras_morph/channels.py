@@ -170,7 +170,7 @@ class Call:
         masks: numbers of the tensors that the call is given as masks; they say which steps count, and have no channels.
         mask_sources: Keras's own tensors that these stand for.
         moves: as `gathers`, where the call moves axes without picking channels (a reshape); else empty.
-        compute: where the call stands for several of the model's: what they compute from the operands; else None.
+        compute: where the call is none of the model's own, or stands for several: what it computes from the operands; else None.
         takes, padded: as in `Routed`.
     """
 

@@ -202,7 +202,7 @@ def begin(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
-    learner = learner_of(copy, graph.model, regularizer or _regularizer(copy), budget, recipe)
+    learner = learner_of(copy, graph.model, regularizer or _regularizer(copy, recipe), budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
     return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
 
@@ -217,12 +217,13 @@ def _settled(recipe: Recipe, known: bool) -> Recipe:
     return replace(recipe, learning=learning, fading=fading)
 
 
-def _regularizer(graph: ChannelGraph) -> Regularizer:
+def _regularizer(graph: ChannelGraph, recipe: Recipe) -> Regularizer:
+    """Where nothing is learned, the one that leaves the most channels free."""
     try:
         Gamma().sources(graph)
     except UnsupportedModelError:
         return GroupLasso()
-    return Gamma()
+    return Gamma() if recipe.learning else GroupLasso()
 
 
 def finish(progress: "Progress") -> Shrunk:

@@ -3,11 +3,12 @@
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
 
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight, Wiring
 from keras_morph.errors import KerasMorphError
@@ -200,19 +201,23 @@ class _Tracer:
         steps = int(source.shape[1] or 1)
         shape = source.shape[:1] + source.shape[2:]
         inside = replace(source, axis=source.axis - 1, shape=shape, rows=source.rows * steps)
-        self.turn(operation, self.numbers[outer], inside, outer, target, keras.KerasTensor(shape, target.dtype))
+        spec = keras.KerasTensor(shape, target.dtype)
+        self.turn(operation, self.numbers[outer], inside, outer, target, spec, _steps_into_batch)
         self.run(function, f"{name}/", recorded=recorded)
         (end,) = function.outputs
         source = self.tensors[self.numbers[end]]
         shape = (source.shape[0], steps, *source.shape[1:])
         outside = replace(source, axis=source.axis + 1, shape=shape, rows=source.rows / steps)
-        self.turn(operation, self.numbers[end], outside, end, result, keras.KerasTensor(shape, end.dtype))
+        spec = keras.KerasTensor(shape, end.dtype)
+        self.turn(operation, self.numbers[end], outside, end, result, spec, partial(_steps_out_of_batch, steps=steps))
         given, results = (self.numbers[outer],), (self.numbers[result],)
         self.scopes.append(
             Scope(name, node.operation, function, node.arguments, start, len(self.calls), given, results, stepped=True)
         )
 
-    def turn(self, operation: "Steps", number: int, tensor: Tensor, source: Any, target: Any, spec: Any) -> None:
+    def turn(
+        self, operation: "Steps", number: int, tensor: Tensor, source: Any, target: Any, spec: Any, compute: Any
+    ) -> None:
         """A call that moves the axis of time: the same channels in another place."""
         name = operation.name
         if name not in self.layers:
@@ -221,7 +226,15 @@ class _Tracer:
         output = self.place(target, spec, tensor)
         every = np.arange(len(self.graph.vectors[tensor.vector]))
         self.calls.append(
-            Call(self.layer_numbers[name], "strict", (number,), (output,), sources=(source,), moves=(every,))
+            Call(
+                self.layer_numbers[name],
+                "strict",
+                (number,),
+                (output,),
+                sources=(source,),
+                moves=(every,),
+                compute=compute,
+            )
         )
 
     def call(self, node: Any, name: str, chain: Chain | None = None) -> None:
@@ -450,6 +463,14 @@ class Steps:
     """Stands in a graph for a TimeDistributed around a model, whose layers stand there themselves."""
 
     name: str
+
+
+def _steps_into_batch(x: Any) -> Any:
+    return ops.reshape(x, (-1, *x.shape[2:]))
+
+
+def _steps_out_of_batch(x: Any, *, steps: int) -> Any:
+    return ops.reshape(x, (-1, steps, *x.shape[1:]))
 
 
 @dataclass(frozen=True)

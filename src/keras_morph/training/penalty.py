@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Cost, Monomials
+from keras_morph.errors import UnsupportedModelError
 from keras_morph.training.regularizers import Regularizer, group_scores
 
 __all__ = ["Penalty"]
@@ -33,6 +34,11 @@ class Penalty:
     def __init__(self, graph: ChannelGraph, regularizer: Regularizer, cost: Cost) -> None:
         self.regularizer = regularizer
         self.sources = regularizer.sources(graph)
+        if not self.sources:
+            raise UnsupportedModelError(
+                f"{graph.model.name} has no layer whose channels could be removed. Expected convolutions, Dense or others of "
+                f"docs/add-a-layer.md. Received: {', '.join(f'{layer.name} ({layer.kind})' for layer in graph.layers[1:4])}."
+            )
         # Groups in the order of first use here: only those that are scored take part.
         entries = np.concatenate([source.groups(graph) for source in self.sources])
         scored, self.entry_group = np.unique(entries, return_inverse=True)
