@@ -295,10 +295,11 @@ def _results(
             **times[timed],
         }
 
-    lines = {
-        "seed": row(seeds, seed, "seed"),
-        "trained, before the cut": row(_accuracy(result.learner, dataset), result.learner.seed, "seed"),
-        "rebuilt, right after it" if faded else "recovered, right after it": row(rebuilt, small, "fine-tuned"),
+    lines = {"seed": row(seeds, seed, "seed")}
+    if len(result.history) > sum(line["phase"] == "fine-tune" for line in result.history):  # else it is the seed
+        lines["trained, before the cut"] = row(_accuracy(result.learner, dataset), result.learner.seed, "seed")
+    lines |= {
+        "rebuilt, right after it" if faded else "cut and recovered": row(rebuilt, small, "fine-tuned"),
         "fine-tuned": row(tuned, small, "fine-tuned"),
     }
     return {**lines, **{name: times[name] for name in times if name not in lines}}  # such as a file in eight bits
