@@ -24,9 +24,11 @@ import keras_morph as km
 from keras_morph.benchmarking import accuracy
 from keras_morph.cli import choices, deploying, inspecting, main, options, shrinking
 from keras_morph.cli.app import app
+from keras_morph.costs.fitted import Coefficients
 from keras_morph.formats import FORMATS
 from keras_morph.runs import save_model
 from keras_morph.runtimes import RUNTIMES
+from keras_morph.timing import Conditions
 
 pytestmark = pytest.mark.once
 
@@ -271,6 +273,18 @@ def test_report_prints_and_writes(files, tmp_path, capsys):
     assert capsys.readouterr().out == str(expected) + "\n"
     assert (tmp_path / "report" / "report.md").read_text() == expected.markdown()
     assert len(list((tmp_path / "report").iterdir())) == 4
+
+
+def test_report_foretells_the_time_of_each_layer(files, tmp_path, capsys):
+    pair, latency = [files / "seed.keras", files / "small.keras"], tmp_path / "latency.json"
+    conditions = Conditions("onnxruntime", "", 1, 1, "a device")
+    cost = km.MeasuredLatency.of(conditions, Coefficients({"Conv2D 9": {"work": 1e-9}, "Dense 1": {"call": 1e-6}}), "")
+    cost.save(latency)
+    assert command("report", *pair, "--latency", latency) == 0
+    expected = km.report(*(keras.models.load_model(path) for path in pair), cost=cost)
+    printed = capsys.readouterr().out
+    assert printed == str(expected) + "\n"
+    assert "milliseconds" in printed or " ms" in printed
 
 
 SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32, "--learning", 0.4)
@@ -566,6 +580,7 @@ MISTAKES = [
     (["report", "DigitsResNet", "{}/small.keras", "--classes", "0"], ["classes", "0"]),
     (["report", "{}/seed.keras", "{}/nowhere.keras"], ["nowhere.keras"]),
     (["report", "{}/seed.keras", "{}/small.keras", "--folder", "{}/seed.keras"], ["--folder"]),
+    (["report", "{}/seed.keras", "{}/small.keras", "--latency", "{}/seed.keras"], ["MeasuredLatency.save", "seed.keras"]),
     (["zoo", "ResNet50"], ["ResNet50"]),
 ]
 

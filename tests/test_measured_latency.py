@@ -1,6 +1,7 @@
 """MeasuredLatency: the fit, what it foretells, how it is kept, and one measurement from end to end."""
 
 import json
+import time
 from dataclasses import replace
 
 import keras
@@ -144,6 +145,19 @@ def test_functions_take_turns():
     samples = timing.in_turn([lambda: order.append("a"), lambda: order.append("b")], seconds=0, rounds=3)
     assert [len(each) for each in samples] == [3, 3]
     assert order[:4] == ["a", "a", "b", "b"]  # warm up
+
+
+@pytest.mark.once
+def test_what_is_timed_has_run_just_before():
+    """Else the caches are full of what ran between."""
+    order = []
+
+    def slow(name):
+        order.append(name)
+        time.sleep(2 * timing.LEAST)  # so that one run is a sample
+
+    timing.in_turn([lambda: slow("a"), lambda: slow("b")], seconds=0, rounds=3)
+    assert "".join(order) == "aabb" + "aabb" * 3
 
 
 @pytest.mark.once

@@ -16,17 +16,22 @@ def report(
     folder: Annotated[Path | None, typer.Option(help="write report.md, .json, .png and .html there")] = None,
     image_size: ImageSize = 32,
     classes: Classes = 10,
+    latency: Annotated[
+        Path | None, typer.Option(help="a latency.json of `measure` or `shrink`, for milliseconds of each layer")
+    ] = None,
 ) -> None:
     """Compare a model with its smaller version."""
     if folder is not None:
         check_folder("--folder", folder)
 
     from keras_morph.cli.choices import load_model
+    from keras_morph.measuring import MeasuredLatency
     from keras_morph.reporting import report as compare
 
+    cost = None if latency is None else MeasuredLatency.load(latency)
     shape = (image_size, image_size, 3)
     seed, small = (load_model(text, input_shape=shape, classes=classes) for text in (before, after))
-    result = compare(seed, small)
+    result = compare(seed, small, cost=cost)
     if folder is not None:
         result.save(folder)
     print(result.text())
