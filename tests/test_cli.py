@@ -580,7 +580,10 @@ MISTAKES = [
     (["report", "DigitsResNet", "{}/small.keras", "--classes", "0"], ["classes", "0"]),
     (["report", "{}/seed.keras", "{}/nowhere.keras"], ["nowhere.keras"]),
     (["report", "{}/seed.keras", "{}/small.keras", "--folder", "{}/seed.keras"], ["--folder"]),
-    (["report", "{}/seed.keras", "{}/small.keras", "--latency", "{}/seed.keras"], ["MeasuredLatency.save", "seed.keras"]),
+    (
+        ["report", "{}/seed.keras", "{}/small.keras", "--latency", "{}/seed.keras"],
+        ["MeasuredLatency.save", "seed.keras"],
+    ),
     (["zoo", "ResNet50"], ["ResNet50"]),
 ]
 

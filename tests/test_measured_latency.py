@@ -65,6 +65,30 @@ def test_the_fit_finds_what_the_times_were_made_of():
 
 
 @pytest.mark.once
+def test_the_fit_finds_what_depthwise_layers_cost_out_of_the_fast_layout():
+    layers = keras.layers
+    x = image = keras.Input((16, 16, 3))
+    for number in range(3):
+        x = layers.Conv2D(48, 1, name=f"wide{number}")(x)
+        x = layers.DepthwiseConv2D(3, padding="same", name=f"depthwise{number}")(x)
+    graph = km.trace(keras.Model(image, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D(name="pool")(x))))
+    known = Coefficients(
+        {
+            "Conv2D 1": {"call": 1e-6, "work": 1e-11},
+            "DepthwiseConv2D 9": {"write": 3e-10, "ragged": 1e-10, "channel": 1e-7},
+        },
+        block=16,
+        depthwise=4,
+    )
+    drawn = measuring.random_structures(graph, 48)
+    times = np.array([seconds(graph, each, known) for each in drawn])
+    found = fit(graph, [close(graph, each.copies(graph)) for each in drawn[:32]], times[:32])
+    assert (found.block, found.depthwise) == (16, 4)
+    foretold = np.array([seconds(graph, each, found) for each in drawn[32:]])
+    np.testing.assert_allclose(foretold, times[32:], rtol=0.03)
+
+
+@pytest.mark.once
 def test_structures_are_random_and_spread():
     graph = km.trace(network())
     drawn = measuring.random_structures(graph, 16)

@@ -29,7 +29,7 @@ TIMINGS = "timings.json"
 SUFFIXES = tuple(runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix not in ("", ".keras"))
 SIZE = 32  # of an axis that may have any size
 PROCESSES = 5
-LEAST = 0.002  # seconds of one sample at least: shorter passes are repeated
+LEAST = 0.02  # seconds of one sample at least: shorter passes are repeated, until the caches hold what they hold in service
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Timings:
 def in_turn(runs: Sequence[Callable[[], Any]], seconds: float, *, rounds: int | None = None) -> list[list[float]]:
     """Time functions in turn, so that a noisy machine is equally unfair to all.
 
-    Each sample begins with a run that is not timed: those between have emptied the caches, by which a network of 14 MB took up
-    to 40 % longer.
+    Each sample begins with a run that is not timed, and goes on for a while: those between have emptied the caches, by which
+    networks of 14 MB seemed to take up to 30 % longer, and small ones no longer.
 
     Args:
         runs: what is timed. Each runs twice before, to warm up and to find how often it has to run for one sample.

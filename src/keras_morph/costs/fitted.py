@@ -4,8 +4,9 @@
         + read * n_in + write * R(n_out)
 
 summed over the calls of a network; P and R round up to whole blocks. All coefficients are at least 0 and shared by the calls
-of one kind (class and kernel size). Depthwise layers have a q of their own: ONNX Runtime computes them in its fast layout only
-in whole blocks. The blocks and multiples q are those that foretell best what was left out of the fit.
+of one kind (class and kernel size). Depthwise layers have a q of their own, and channel * n is added where n is no multiple of
+it: ONNX Runtime computes them in its fast layout only in whole blocks, and else one channel after the other. The blocks and
+multiples q are those that foretell best what was left out of the fit.
 """
 
 import itertools
@@ -23,7 +24,8 @@ from keras_morph.graph.closure import Closed
 
 __all__ = ["Coefficients", "FittedTable", "fit"]
 
-TERMS = ("call", "work", "ragged", "weights", "read", "write")
+TERMS = ("call", "work", "ragged", "channel", "weights", "read", "write")
+RAGGED = ("ragged", "channel")
 STEPS = tuple(itertools.product((1, 4, 8, 16), (1, 4, 8, 16, 32), (1, 4, 8)))  # blocks read and written, multiple
 DEPTHWISE = (1, 4, 8, 16)  # multiples of depthwise layers
 FOLDS = 5
@@ -91,7 +93,7 @@ class Rows:
     @property
     def ragged_depthwise(self) -> np.ndarray:
         """Rows that the multiple of depthwise layers is for, bool, `(rows,)`."""
-        return (self.term == TERMS.index("ragged")) & (self.b == CONSTANT)
+        return ((self.term == TERMS.index("ragged")) & (self.b == CONSTANT)) | (self.term == TERMS.index("channel"))
 
     def units(self, counts: np.ndarray, steps: tuple[int, int, int, int]) -> np.ndarray:
         """How much of its unit each row is at some counts, float64, `(rows,)`; steps as in Coefficients."""
@@ -101,8 +103,8 @@ class Rows:
         units = np.where(self.term == TERMS.index("work"), self.coefficient * read[self.a] * written[self.b], units)
         units = np.where(self.term == TERMS.index("write"), self.coefficient * written[self.b], units)
         aligned = np.where(self.ragged_depthwise, depthwise, multiple)
-        whole = (self.term == TERMS.index("ragged")) & (n[self.a] % aligned == 0)
-        return np.where(whole, 0.0, units)
+        ragged = np.isin(self.term, [TERMS.index(term) for term in RAGGED])
+        return np.where(ragged & (n[self.a] % aligned == 0), 0.0, units)
 
     @property
     def columns(self) -> np.ndarray:
@@ -150,6 +152,8 @@ def _of_layers_that_multiply(graph: ChannelGraph) -> list[tuple[str, str, float,
                 rows.append((each, "work", macs, *sides, number))
                 rows.append((each, "ragged", macs, *(sides[::-1] if sides[0] == CONSTANT else sides), number))
                 rows.append((each, "weights", weight.static_size, *sides, number))
+                if sides[0] == CONSTANT:
+                    rows.append((each, "channel", 1.0, sides[1], CONSTANT, number))
         read, written = (graph.tensors[tensors[0]].vector for tensors in (call.inputs, call.outputs))
         positions = [positions_of(graph, call, layer, where, "Latency") for where in ("inputs", "outputs")]
         rows.append((kind, "read", positions[0], read, CONSTANT, number))
