@@ -12,7 +12,7 @@ then one cosine to 0, where the optimizer begins anew. Widths are not rounded, b
     one-shot SCORES   the dense network where the cosine begins, cut at once, fine-tuned
     recovered SCORES  the same, with what was lost regressed back from 512 training images before the fine-tuning
     Gamma, GroupLasso, LogisticSigmoid       keras_morph.shrink of a fresh network under this regularizer, defaults
-    ... cut at once   the same without fading: cut and recovered where the cosine begins
+    ... faded         the same with Recipe(fading=0.3): channels fade to zero at full width before they are cut
     from scratch      Gamma's structure with fresh weights
     Gamma rounded     with Budget(round_to="auto"), which is the default
     Torch-Pruning ... the same initial weights carried into PyTorch, trained there under Torch-Pruning's regularizer (for
@@ -60,7 +60,7 @@ ARMS = (
     "recovered GroupLasso",
     "recovered contribution",
     *LEARNED,
-    *(f"{name} cut at once" for name in LEARNED),
+    *(f"{name} faded" for name in LEARNED),
     "from scratch",
     "Gamma rounded",
     *(f"Torch-Pruning {name}" for name in PEERS),
@@ -79,7 +79,7 @@ differences between rows of one random seed.
 - **one-shot**: the dense network where the cosine begins, cut at once by these scores, and fine-tuned. **recovered**: the same,
   with what the cut lost [regressed back](recovery.md) from 512 training images first.
 - **Gamma**, **GroupLasso**, **LogisticSigmoid**: `keras_morph.shrink` of a fresh network, defaults but for the regularizer (Gamma
-  is the default). **cut at once**: without fading, and recovered (`Recipe(fading=0)`).
+  is the default). **faded**: with `Recipe(fading=0.3)`, where the channels fade to zero at full width before they are cut.
 - **from scratch**: Gamma's structure with fresh weights.
 - **Gamma rounded**: widths rounded as by default, `Budget(round_to="auto")`; those of all other arms are not.
 - **Torch-Pruning** 1.6.1: GroupNormPruner and BNScalePruner with sparse learning, and GroupTaylorImportance of the dense network
@@ -264,7 +264,7 @@ class Trial:
             epochs=self.options.epochs,
             learning_rate=self.options.learning_rate,
             learning=self.options.learning,
-            fading=0.0 if variant == "cut at once" else 0.3,
+            fading=0.3 if variant == "faded" else 0.0,
         )
         full = km.Budget(budget, FLOPS, round_to="auto" if variant == "rounded" else 1)
         result = km.shrink(self.network(), full, self.batches, regularizer=LEARNED[name](), recipe=recipe, verbose=0)

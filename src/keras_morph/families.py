@@ -53,9 +53,9 @@ def shrink_family(
 ) -> list[Shrunk]:
     """Shrink a model to several budgets, of which it learns once what it needs.
 
-    The learning goes as far as the smallest budget asks. From there a copy for each budget is chosen from, cut at once,
-    recovered and fine-tuned, in a part of the epochs that `shrink` has left after its learning: 80 % of them for a budget of
-    10 % of the cost, 62 % for 50 %, 44 % for 90 %. `Recipe(fading=...)` asks for a fade, which trains at full width.
+    The learning goes as far as the smallest budget asks. From there a copy for each budget is chosen from, cut, recovered
+    and fine-tuned, in a part of the epochs that `shrink` has left after its learning: 80 % of them for a budget of
+    10 % of the cost, 62 % for 50 %, 44 % for 90 %.
 
     Args:
         model: as in `shrink`. Every layer must be one that can be made anew from its config.
@@ -82,7 +82,6 @@ def shrink_family(
         True
     """
     recipe, graph = recipe or Recipe(), graph_of(model)
-    fading = recipe.fading or 0.0  # of itself none
     members = [budget_from(budget) for budget in budgets]
     smallest = _smallest(members, graph)
     if recipe.rounds > 1 or recipe.phases is not None:
@@ -108,7 +107,7 @@ def shrink_family(
         results = []
         for budget in members:
             learned.training.say(f"budget {budget.amount}")
-            member = _member(learned, budget, replace(recipe, fading=fading))
+            member = _member(learned, budget, recipe)
             with running(member.training.run):
                 results.append(finish(member))
         return results
@@ -148,7 +147,7 @@ def _member(learned: Progress, budget: Budget, recipe: Recipe) -> Progress:
     share = MOST - (MOST - LEAST) * _share(budget, learner.graph)
     after = 1 - (recipe.learning or 0.0)
     left = max(3 - min(done, 1), round(share * after * recipe.epochs))
-    fading = min(1.0, (recipe.fading or 0.0) / max(after, 1e-9)) * left / (done + left)
+    fading = min(1.0, recipe.fading / max(after, 1e-9)) * left / (done + left)
     finishing = replace(recipe, epochs=done + left, fading=fading, phases=(choose, fade, cut, tune))
     training = replace(learned.training, recipe=finishing, run=run and run / folder_of(budget))
     copied = learner_of(trace_as(copy, learner.graph.wiring), learned.teacher, learner.regularizer, budget, finishing)

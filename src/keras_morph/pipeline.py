@@ -1,4 +1,4 @@
-"""The whole algorithm, phase by phase: learn, choose, fade out, cut, fine-tune; every step is public.
+"""The whole algorithm, phase by phase: learn, choose, fade out if asked to, cut and recover, fine-tune; every step is public.
 
 A phase is a function from a Progress to a Progress; one of your own goes into `Recipe(phases=...)`. A run that was ended in
 the middle goes on: `Progress.saved` and `Progress.at` are the way into a checkpoint and back.
@@ -118,13 +118,12 @@ def shrink(
     """Shrink a model, trained or fresh, to a budget.
 
     A fresh model learns for up to 40 % of the epochs which channels are needed, under a penalty whose strength a controller
-    moves, until those alive cost no more than the budget; the channels that meet the budget are chosen; 30 % of the epochs
-    let the others fade to zero; the smaller model is rebuilt, BatchNormalization's statistics are estimated anew, and the
-    rest of the epochs fine-tunes it. The learning rate is constant while learning and then falls along one cosine.
+    moves, until those alive cost no more than the budget; the channels that meet the budget are chosen, the others cut; what
+    that loses is regressed back from training images (`recover`), and the rest of the epochs fine-tunes the smaller model.
+    The learning rate is constant while learning and then falls along one cosine.
 
     A trained model is not made to learn anew: its channels are chosen by what they contribute, per unit of cost
-    (`contribution_scores`), the others are cut at once, what that loses is regressed back from training images (`recover`), and
-    all epochs fine-tune along one cosine. A regularizer, a strength or `Recipe(learning=...)` asks for a learning.
+    (`contribution_scores`), and all epochs fine-tune. A regularizer, a strength or `Recipe(learning=...)` asks for a learning.
 
     Args:
         model: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied. It is left
@@ -209,12 +208,9 @@ def begin(
 
 def _settled(recipe: Recipe, known: bool) -> Recipe:
     """What a recipe leaves open, for a seed of which it is known what its channels are for."""
-    learning, fading = recipe.learning, recipe.fading
-    if learning is None:
-        learning = 0.0 if known and recipe.strength is None and recipe.rounds == 1 else LEARNING
-    if fading is None:
-        fading = FADING if learning else 0.0
-    return replace(recipe, learning=learning, fading=fading)
+    if recipe.learning is not None:
+        return recipe
+    return replace(recipe, learning=0.0 if known and recipe.strength is None and recipe.rounds == 1 else LEARNING)
 
 
 def _regularizer(graph: ChannelGraph, recipe: Recipe) -> Regularizer:
@@ -423,7 +419,7 @@ class Progress:
         )
 
 
-LEARNING, FADING = 0.4, 0.3  # shares of the epochs
+LEARNING = 0.4  # of the epochs
 Phase = Callable[[Progress], Progress]
 
 

@@ -36,8 +36,8 @@ class Recipe:
             budget. With 0 no penalty is at work, and channels are chosen by `contribution_scores`. By default 0 for a seed
             that is trained, of which neither a regularizer nor a strength is asked; else 0.4, which leaves more than half of
             the epochs to recover.
-        fading: share of the epochs in which the others fade to zero. With 0 they are cut at once, and what that loses is
-            regressed back by `recover`. By default 0 without a learning, else 0.3. The rest fine-tunes.
+        fading: share of the epochs in which the others fade to zero, while all train at full width. With 0 they are cut at
+            once, and what that loses is regressed back by `recover`. The rest fine-tunes.
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1; for a seed that is trained.
@@ -62,7 +62,7 @@ class Recipe:
     class_weight: Mapping[int, float] | None = None
     batch_size: int = 64
     learning: float | None = None
-    fading: float | None = None
+    fading: float = 0.0
     rounds: int = 1
     strength: float | None = None
     distillation: float = 0.0
