@@ -43,7 +43,7 @@ MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
 MULTIPLES = (1, 4, 8, 16)  # to which widths are rounded in turn: odd ones and those that runtimes like
 ROUNDS = 100  # in each process: enough for the shortest time
-CHECK = 8.0  # seconds of timing for one structure that was chosen
+CHECK, PROCESSES = 8.0, 10  # seconds of timing for one structure that was chosen, and processes that share them
 SHARES = (0.2, 1.0)  # of the FLOPs
 
 
@@ -169,6 +169,7 @@ class MeasuredLatency(Cost):
                     threads=self.conditions.threads,
                     batch_size=self.conditions.batch_size,
                     seconds=CHECK,
+                    processes=PROCESSES,
                 ).least
                 return float(small), float(whole)
 

@@ -58,6 +58,7 @@ __all__ = [
     "learner_of",
     "phases_of",
     "prune",
+    "settled",
     "shrink",
     "through",
     "tune",
@@ -190,7 +191,7 @@ def begin(
 ) -> "Progress":
     """Where a run begins, or goes on; arguments and errors as in `shrink`."""
     graph, budget = graph_of(model), budget_from(budget)
-    recipe = _settled(recipe, is_trained(graph.model) and regularizer is None)
+    recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
     if recipe.rounds > 1:
         check_expandable(graph)
     for name, given in (("data", data), ("validation_data", validation_data)):
@@ -201,25 +202,33 @@ def begin(
         data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
-    learner = learner_of(copy, graph.model, regularizer or _regularizer(copy, recipe), budget, recipe)
+    learner = learner_of(copy, graph.model, regularizer, budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
     return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
 
 
-def _settled(recipe: Recipe, known: bool) -> Recipe:
-    """What a recipe leaves open, for a seed of which it is known what its channels are for."""
-    if recipe.learning is not None:
-        return recipe
-    return replace(recipe, learning=0.0 if known and recipe.strength is None and recipe.rounds == 1 else LEARNING)
+def settled(
+    recipe: Recipe, regularizer: Regularizer | None, graph: ChannelGraph, *, known: bool
+) -> tuple[Recipe, Regularizer]:
+    """What a caller leaves open: the share of learning, and the regularizer.
+
+    Args:
+        recipe, regularizer: as in `shrink`.
+        graph: of the seed.
+        known: whether the seed is trained, so that it is known what its channels are for.
+    """
+    if recipe.learning is None:
+        learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
+        recipe = replace(recipe, learning=LEARNING if learns else 0.0)
+    return recipe, regularizer or (Gamma() if recipe.learning and _has_gammas(graph) else GroupLasso())
 
 
-def _regularizer(graph: ChannelGraph, recipe: Recipe) -> Regularizer:
-    """Where nothing is learned, the one that leaves the most channels free."""
+def _has_gammas(graph: ChannelGraph) -> bool:
     try:
         Gamma().sources(graph)
     except UnsupportedModelError:
-        return GroupLasso()
-    return Gamma() if recipe.learning else GroupLasso()
+        return False
+    return True
 
 
 def finish(progress: "Progress") -> Shrunk:

@@ -87,7 +87,7 @@ class Shrink:
     seed_epochs: Annotated[
         int | None, typer.Option(help="epochs to train the seed first; default 15, 0 for a .keras file")
     ] = None
-    epochs: Annotated[int, typer.Option(help="epochs to learn, fade and fine-tune, together")] = 30
+    epochs: Annotated[int, typer.Option(help="epochs to learn and fine-tune, together")] = 30
     learning: Annotated[
         float | None,
         typer.Option(

@@ -27,7 +27,7 @@ from keras_morph.exporting import check_formats
 from keras_morph.families import folder_of, shrink_family
 from keras_morph.graph.tracing import trace
 from keras_morph.measuring import MeasuredLatency
-from keras_morph.pipeline import Shrunk
+from keras_morph.pipeline import Shrunk, settled
 from keras_morph.pipeline import shrink as shrink_model
 from keras_morph.reporting import report
 from keras_morph.runs import describe_environment, going_on, new_run_folder, save_model, write_json, write_somewhere
@@ -37,10 +37,10 @@ from keras_morph.status import running
 from keras_morph.timing import Conditions
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.checkpoints import Saved, fit_resumably
-from keras_morph.training.guards import warn_at_chance
+from keras_morph.training.guards import is_trained, warn_at_chance
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of
-from keras_morph.training.regularizers import GroupLasso, Regularizer
+from keras_morph.training.regularizers import Regularizer
 from keras_morph.training.steps import jit_compiles
 
 __all__ = ["run"]
@@ -76,7 +76,7 @@ def run(options: Shrink) -> None:
         stream=options.stream,
     )
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
-    reaches = [] if options.measures else _reaches(plan, seed)
+    reaches = [] if options.measures else _reaches(options, plan, seed)
     _check_fits(seed, dataset)
     pixels = pixels_of(options.pixels, seed, dataset, named=is_named(options.model))
     dataset = dataset.in_pixels(pixels.pixels)
@@ -90,7 +90,7 @@ def run(options: Shrink) -> None:
         console.print("\n".join([str(dataset), str(pixels), *reaches, f"run folder: {folder}"]), highlight=False)
         if options.measures:
             plan = _measured(options, plan, seed, folder)
-            console.print("\n".join(_reaches(plan, seed)), highlight=False)
+            console.print("\n".join(_reaches(options, plan, seed)), highlight=False)
         before = _train_seed(options, plan, seed, dataset, folder)
         members = _shrunk(options, plan, seed, dataset, folder)
         if options.rounds == 1:  # later rounds begin with other networks
@@ -176,27 +176,31 @@ def _measured(options: Shrink, plan: _Plan, seed: keras.Model, folder: Path) -> 
     return replace(plan, budgets=budgets, cost=cost)
 
 
-def _reaches(plan: _Plan, seed: keras.Model) -> list[str]:
+def _reaches(options: Shrink, plan: _Plan, seed: keras.Model) -> list[str]:
     """What can be reached of each part of the budget.
 
     Raises:
         BudgetError: if it is less than what is asked for.
     """
-    untrained = StructureLearner(
-        trace(seed, **plan.wiring), regularizer=plan.regularizer or GroupLasso(), cost=plan.cost
-    )
+    graph, known = trace(seed, **plan.wiring), bool(_seed_epochs(options)) or is_trained(seed)
+    _, regularizer = settled(_recipe(options, plan, seed), plan.regularizer, graph, known=known)
+    untrained = StructureLearner(graph, regularizer=regularizer, cost=plan.cost)
     for budget in plan.budgets:
         fit_budget(untrained, budget)
     parts = {repr(part): part for budget in plan.budgets for part, _ in budget.amounts()}
     return [str(reach(untrained, part)) for part in parts.values()]
 
 
+def _seed_epochs(options: Shrink) -> int:
+    default = 0 if options.model.endswith(".keras") else SEED_EPOCHS
+    return default if options.seed_epochs is None else options.seed_epochs
+
+
 def _train_seed(
     options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, folder: Path
 ) -> list[dict[str, Any]]:
     """Train the seed, if that is asked for; gives the rows of its history."""
-    default = 0 if options.model.endswith(".keras") else SEED_EPOCHS
-    epochs = default if options.seed_epochs is None else options.seed_epochs
+    epochs = _seed_epochs(options)
     if not epochs:
         if options.resume is None and (held_out := dataset.validation(options.batch_size)) is not None:
             warn_at_chance(seed, held_out)
@@ -224,7 +228,22 @@ def _train_seed(
 
 def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, folder: Path) -> dict[Path, Shrunk]:
     """The one call of `shrink`, or of `shrink_family`: a result for each budget's folder."""
-    recipe = Recipe(
+    graph, data = trace(seed, **plan.wiring), dataset.training(options.batch_size, options.random_seed)
+    how: dict[str, Any] = {
+        "validation_data": dataset.validation(options.batch_size),
+        "regularizer": plan.regularizer,
+        "recipe": _recipe(options, plan, seed),
+        "run": folder,
+        "verbose": 2,
+    }
+    if options.budgets is None:
+        return {folder: shrink_model(graph, plan.budgets[0], data, **how)}
+    results = shrink_family(graph, plan.budgets, data, **how)
+    return {folder / folder_of(budget): result for budget, result in zip(plan.budgets, results, strict=True)}
+
+
+def _recipe(options: Shrink, plan: _Plan, seed: keras.Model) -> Recipe:
+    return Recipe(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         optimizer=plan.optimizer,
@@ -236,18 +255,6 @@ def _shrunk(options: Shrink, plan: _Plan, seed: keras.Model, dataset: Dataset, f
         distillation=options.distillation,
         learning=options.learning,
     )
-    graph, data = trace(seed, **plan.wiring), dataset.training(options.batch_size, options.random_seed)
-    how: dict[str, Any] = {
-        "validation_data": dataset.validation(options.batch_size),
-        "regularizer": plan.regularizer,
-        "recipe": recipe,
-        "run": folder,
-        "verbose": 2,
-    }
-    if options.budgets is None:
-        return {folder: shrink_model(graph, plan.budgets[0], data, **how)}
-    results = shrink_family(graph, plan.budgets, data, **how)
-    return {folder / folder_of(budget): result for budget, result in zip(plan.budgets, results, strict=True)}
 
 
 def _loss_of(seed: keras.Model) -> keras.losses.Loss:
