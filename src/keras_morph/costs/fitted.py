@@ -24,12 +24,14 @@ from keras_morph.graph.closure import Closed
 
 __all__ = ["Coefficients", "FittedTable", "fit"]
 
-TERMS = ("call", "work", "ragged", "channel", "weights", "read", "write")
+TERMS = ("call", "heads", "work", "ragged", "channel", "weights", "read", "write")
 RAGGED = ("ragged", "channel")
 STEPS = tuple(itertools.product((1, 4, 8, 16), (1, 4, 8, 16, 32), (1, 4, 8)))  # blocks read and written, multiple
 DEPTHWISE = (1, 4, 8, 16)  # multiples of depthwise layers
 FOLDS = 5
 FREE = ("BatchNormalization", "Dropout", "Flatten", "InputLayer", "Reshape", "ZeroPadding2D")  # they move nothing
+ANY = 2**62
+ALWAYS = (CONSTANT, 0, ANY)  # vector, least, below
 RIDGE = 1e-3  # share of its size by which a coefficient is held back, so that two that look alike share the time
 
 
@@ -67,6 +69,7 @@ class Rows:
         kind: number of the kind of call, an index into `kinds`.
         term: index into TERMS.
         coefficient, a, b, owner: as in Monomials.
+        vector, least, below: a row is 0 unless this vector has so many entries, from `least` to one less than `below`.
         kinds: names of the kinds.
     """
 
@@ -76,19 +79,20 @@ class Rows:
     a: np.ndarray
     b: np.ndarray
     owner: np.ndarray
+    vector: np.ndarray
+    least: np.ndarray
+    below: np.ndarray
     kinds: tuple[str, ...]
 
     @classmethod
     def of(cls, graph: ChannelGraph) -> "Rows":
-        rows = [*_of_layers_that_multiply(graph), *_of_others(graph)]
+        rows = [(*row, *ALWAYS) for row in (*_of_layers_that_multiply(graph), *_of_others(graph))]
+        rows += [*_of_heads(graph), *_of_filling(graph)]
         kinds = tuple(sorted({kind for kind, *_ in rows}))
         numbers = {kind: number for number, kind in enumerate(kinds)}
-        table = np.array(
-            [(numbers[k], TERMS.index(term), c, a, b, owner) for k, term, c, a, b, owner in rows], np.float64
-        )
-        whole = table.reshape(-1, 6).T
-        kind, term, a, b, owner = (whole[place].astype(np.int64) for place in (0, 1, 3, 4, 5))
-        return cls(kind, term, whole[2], a, b, owner, kinds)
+        table = np.array([(numbers[kind], TERMS.index(term), *rest) for kind, term, *rest in rows], np.float64)
+        kind, term, coefficient, *others = table.reshape(-1, 9).T
+        return cls(kind.astype(int), term.astype(int), coefficient, *(each.astype(int) for each in others), kinds)
 
     @property
     def ragged_depthwise(self) -> np.ndarray:
@@ -104,7 +108,8 @@ class Rows:
         units = np.where(self.term == TERMS.index("write"), self.coefficient * written[self.b], units)
         aligned = np.where(self.ragged_depthwise, depthwise, multiple)
         ragged = np.isin(self.term, [TERMS.index(term) for term in RAGGED])
-        return np.where(ragged & (n[self.a] % aligned == 0), 0.0, units)
+        there = (self.least <= n[self.vector]) & (n[self.vector] < self.below)
+        return np.where(there & ~(ragged & (n[self.a] % aligned == 0)), units, 0.0)
 
     @property
     def columns(self) -> np.ndarray:
@@ -176,6 +181,36 @@ def _of_others(graph: ChannelGraph) -> list[tuple[str, str, float, int, int, int
         rows.append((layer.kind, "call", 1.0, CONSTANT, CONSTANT, number))
         if tensor.positions is not None:
             rows.append((layer.kind, "write", tensor.positions, CONSTANT, tensor.vector, number))
+    return rows
+
+
+Conditional = tuple[str, str, float, int, int, int, int, int, int]
+
+
+def _of_heads(graph: ChannelGraph) -> list[Conditional]:
+    """What attention costs where it has more heads than one: a single head needs no transposing."""
+    rows: list[Conditional] = []
+    for number, call, layer in working(graph):
+        seen = {graph.tensors[tensor].vector for tensor in (*call.inputs, *call.outputs)}
+        sides = [weight.sides for weight in layer.weights if weight.multiplies]
+        for vector in {side for each in sides for side in each} - seen:
+            kind = _kind(layer, max(weight.static_size for weight in layer.weights if weight.multiplies))
+            rows.append((kind, "heads", 1.0, CONSTANT, CONSTANT, number, vector, 2, ANY))
+    return rows
+
+
+def _of_filling(graph: ChannelGraph) -> list[Conditional]:
+    """What fills narrowed operands up, and takes what is alive out of the results, where a call works at full width."""
+    rows: list[Conditional] = []
+    for number, call in enumerate(graph.calls):
+        sides = [(t, ("Pad", "Take")) for t in call.operands] + [(t, ("Take",)) for t in call.outputs]
+        for tensor, kinds in sides if call.padded else ():
+            one = graph.tensors[tensor]
+            vector, width = one.vector, len(graph.vectors[one.vector])
+            for kind in kinds:
+                rows.append((kind, "call", 1.0, CONSTANT, CONSTANT, number, vector, 0, width))
+                if one.positions is not None:
+                    rows.append((kind, "write", one.positions, CONSTANT, vector, number, vector, 0, width))
     return rows
 
 
