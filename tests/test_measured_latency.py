@@ -89,6 +89,32 @@ def test_the_fit_finds_what_depthwise_layers_cost_out_of_the_fast_layout():
 
 
 @pytest.mark.once
+def test_a_narrowed_stream_costs_what_fills_it_up():
+    """As in the rebuilt model, whose layers are counted as they are."""
+    layers = keras.layers
+    image = keras.Input((64, 24))
+    x = layers.Dense(16, name="patches")(image)
+    for number in range(2):
+        y = layers.LayerNormalization(name=f"norm{number}")(x)
+        x = layers.Add(name=f"add{number}")([x, layers.MultiHeadAttention(4, 4, name=f"attention{number}")(y, y)])
+    graph = km.trace(keras.Model(image, layers.Dense(10, name="head")(layers.GlobalAveragePooling1D(name="pool")(x))))
+    calls = {"Dense 1": {"call": 1e-6}, "MultiHeadAttention 4": {"call": 2e-6, "heads": 5e-6}, "Take": {"call": 1e-5}}
+    known = Coefficients(
+        {**calls, "Add": {}, "LayerNormalization": {}, "GlobalAveragePooling1D": {}, "Pad": {"write": 1e-8}}
+    )
+    cost = km.MeasuredLatency.of(CONDITIONS, known, "")
+    one_head = {"attention0": 1}
+    narrowed = {"patches": 5, "attention0": 4, "attention1": 4}
+    whole = 2e-6 + 2 * 7e-6
+    np.testing.assert_allclose(cost(graph), whole)
+    # For each normalization a Pad, a Take, and a Take of what is alive behind it.
+    for counts, expected in ((one_head, whole - 5e-6), (narrowed, whole + 2 * (2e-5 + 64 * 6 * 1e-8))):
+        small = km.rebuild(graph, counts, weights=False)
+        np.testing.assert_allclose(cost(small), expected)
+        np.testing.assert_allclose(cost(graph, counts), expected, rtol=0.03)  # Pad makes one channel more
+
+
+@pytest.mark.once
 def test_structures_are_random_and_spread():
     graph = km.trace(network())
     drawn = measuring.random_structures(graph, 16)

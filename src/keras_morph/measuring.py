@@ -41,7 +41,13 @@ __all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "ran
 
 MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
-MULTIPLES = (1, 4, 8, 16)  # to which widths are rounded in turn: odd ones and those that runtimes like
+MULTIPLES: tuple[int | str, ...] = (
+    1,
+    4,
+    "auto",
+    16,
+)  # to which widths are rounded in turn; "auto" leaves narrow layers free
+SPREAD = 3.0  # of logarithms of scores within a layer; between layers their deviation is 1
 ROUNDS = 100  # in each process: enough for the shortest time
 CHECK, PROCESSES = 8.0, 10  # seconds of timing for one structure that was chosen, and processes that share them
 SHARES = (0.2, 1.0)  # of the FLOPs
@@ -231,7 +237,7 @@ def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0)
         offsets = np.zeros(graph.num_groups)
         for vector in graph.vectors:
             offsets[np.unique(graph.group_of[vector])] = random.normal()
-        scores = np.exp(random.uniform(0, 1, graph.num_groups) + offsets)
+        scores = np.exp(random.uniform(0, SPREAD, graph.num_groups) + offsets)
         low, high = SHARES
         share = low + (high - low) * (place + 1) / number
         round_to = MULTIPLES[place % len(MULTIPLES)]

@@ -10,6 +10,7 @@ multiples q are those that foretell best what was left out of the fit.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,8 @@ class Rows:
         numbers = {kind: number for number, kind in enumerate(kinds)}
         table = np.array([(numbers[kind], TERMS.index(term), *rest) for kind, term, *rest in rows], np.float64)
         kind, term, coefficient, *others = table.reshape(-1, 9).T
-        return cls(kind.astype(int), term.astype(int), coefficient, *(each.astype(int) for each in others), kinds)
+        kind, term, a, b, owner, vector, least, below = (each.astype(int) for each in (kind, term, *others))
+        return cls(kind, term, coefficient, a, b, owner, vector, least, below, kinds)
 
     @property
     def ragged_depthwise(self) -> np.ndarray:
@@ -191,11 +193,11 @@ def _of_heads(graph: ChannelGraph) -> list[Conditional]:
     """What attention costs where it has more heads than one: a single head needs no transposing."""
     rows: list[Conditional] = []
     for number, call, layer in working(graph):
-        seen = {graph.tensors[tensor].vector for tensor in (*call.inputs, *call.outputs)}
-        sides = [weight.sides for weight in layer.weights if weight.multiplies]
-        for vector in {side for each in sides for side in each} - seen:
-            kind = _kind(layer, max(weight.static_size for weight in layer.weights if weight.multiplies))
-            rows.append((kind, "heads", 1.0, CONSTANT, CONSTANT, number, vector, 2, ANY))
+        kernels = [weight for weight in layer.weights if weight.multiplies]
+        found = Counter(side for weight in kernels for side in set(weight.sides))
+        inside = {side for side, times in found.items() if times > 1} - {graph.tensors[t].vector for t in call.operands}
+        kind = _kind(layer, max(weight.static_size for weight in kernels))
+        rows += [(kind, "heads", 1.0, CONSTANT, CONSTANT, number, vector, 2, ANY) for vector in sorted(inside)]
     return rows
 
 
