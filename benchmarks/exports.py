@@ -1,6 +1,7 @@
-"""Every network of keras.applications, before and after halving, as files of ONNX Runtime, LiteRT and OpenVINO.
+"""Every network of keras.applications and KerasHub, before and after halving, as files of ONNX Runtime, LiteRT and OpenVINO.
 
     python benchmarks/exports.py [--again] [ResNet50 MobileNetV2 ...]
+    python benchmarks/exports.py --hub                                    KerasHub's classifiers, tiny; needs keras-morph[hub]
 
 Each network is built at the smallest images that it takes, gets random weights with which its outputs depend on its inputs
 (`prepare` of tests/architectures.py), and is exported as it is, and rebuilt within half of its FLOPs. An export counts if the
@@ -35,15 +36,21 @@ from rows import append, rows_at
 
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "exports.csv", ROOT / "docs" / "export.md"
 TITLES = {"onnx": "ONNX Runtime", "litert": "LiteRT", "openvino": "OpenVINO"}
-STAGES = ("before", "after")
+STAGES, HUB = ("before", "after"), "KerasHub "
 BUDGET = "50%"
 BEGIN, END = "<!-- exports.py -->\n", "<!-- end -->\n"
 
 
 def stages(name):
     """The network before and after, each with the share by which its outputs vary between examples."""
-    model = architectures.build(name)
-    inputs = architectures.images(model)
+    if name.startswith(HUB):
+        import hub_networks
+
+        model = hub_networks.build(name.removeprefix(HUB))
+        inputs = models.examples(model, 16)
+    else:
+        model = architectures.build(name)
+        inputs = architectures.images(model)
     architectures.prepare(model, lambda graph, _: structures.whole(graph), inputs)
     yield "before", model, variation(model, inputs)
     _, structure = architectures.prepare(model, lambda graph, _: km.fit_budget(graph, BUDGET), inputs)
@@ -91,9 +98,11 @@ def table(found):
     agree = sum(row["result"] == "agrees" for row in found.values())
     devices = sorted({f"{row['cores']} cores of {row['cpu']}" for row in found.values()})
     runtimes = sorted({row["runtime"] for row in found.values()})
-    tried = len({key[0] for key in found})
+    tried = {key[0] for key in found}
+    hub = {name for name in tried if name.startswith(HUB)}
     lines = [
-        f"{tried} of the {len(architectures.NAMES)} networks were tried: {agree} of {len(found)} exports",
+        f"{len(tried - hub)} of the {len(architectures.NAMES)} networks of keras.applications were tried, and {len(hub)} of",
+        f"KerasHub's classifiers (tiny configurations, `--hub`): {agree} of {len(found)} exports",
         f"agree with Keras, on {'; '.join(devices)}, in {', '.join(runtimes)}. Each cell: the largest",
         "difference before and after halving, relative to the largest output; `-` where it was not tried yet.",
         "",
@@ -126,7 +135,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=architectures.NAMES)
     parser.add_argument("--again", action="store_true", help="measure what has a row too")
+    parser.add_argument("--hub", action="store_true", help="KerasHub's classifiers")
     arguments = parser.parse_args()
+    if arguments.hub:
+        import hub_networks
+
+        arguments.networks = [f"{HUB}{name}" for name in hub_networks.BACKBONES]
     environment = describe_environment()
     for name in arguments.networks:
         keys = {(name, stage, kind, environment["backend"]) for stage in STAGES for kind in TITLES}

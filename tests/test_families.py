@@ -46,8 +46,9 @@ def undisturbed(tmp_path_factory):
 @costly
 def test_each_budget_is_kept_after_one_learning(undisturbed):
     results, folder = undisturbed
-    learned = [row for row in results[0].history if row["phase"] == "learn"]
-    assert 1 <= len(learned) <= round(LEARNING * RECIPE.epochs)
+    learned = [row for row in results[0].history if row["phase"] in ("learn", "settle")]
+    assert 1 <= sum(row["phase"] == "learn" for row in learned) <= round(LEARNING * RECIPE.epochs)
+    assert learned[-1]["phase"] == "settle"
     for result, budget, share in zip(results, BUDGETS, (0.8, 0.6, 0.5), strict=True):
         seed = FLOPS(result.seed)
         assert 0 < FLOPS(result.small) <= share * seed
@@ -66,13 +67,13 @@ def test_each_budget_is_kept_after_one_learning(undisturbed):
 
 
 @costly
-@pytest.mark.parametrize("epoch", [2, 4, 6])  # of learning; of the first budget's; of the second's
+@pytest.mark.parametrize("epoch", [2, 4, 5, 6])  # of learning; of settling; of the first budget's; of the second's
 def test_a_family_that_is_ended_goes_on(undisturbed, tmp_path, epoch):
     with pytest.raises(KilledError):
         family(tmp_path, callbacks=[DyingIn(epoch)])
     began = DyingIn(-1)
     results = family(tmp_path, callbacks=[began])
-    whole = sum(len(result.history) for result in results) - (len(results) - 1) * 2  # 2 epochs of learning, once
+    whole = sum(len(result.history) for result in results) - (len(results) - 1) * 4  # 2 epochs of learning and of settling, once
     assert -1 - began.left == whole - (epoch - 1)
     for result, other in zip(results, undisturbed[0], strict=True):
         assert result.structure == other.structure
@@ -84,10 +85,10 @@ def test_a_family_that_is_ended_goes_on(undisturbed, tmp_path, epoch):
 @costly
 def test_signals_end_a_family_after_the_step(undisturbed, tmp_path):
     with pytest.raises(SystemExit):
-        family(tmp_path, callbacks=[Ending(signal.SIGTERM, 4)])
+        family(tmp_path, callbacks=[Ending(signal.SIGTERM, 5)])
     whole, part = (json.loads((tmp_path / name / "status.json").read_text())["why"] for name in ("", "80pct"))
-    assert whole == "interrupted by SIGTERM in 80pct, fine-tune, epoch 2"
-    assert part == "interrupted by SIGTERM in fine-tune, epoch 2"
+    assert whole == "interrupted by SIGTERM in 80pct, fine-tune, epoch 1"
+    assert part == "interrupted by SIGTERM in fine-tune, epoch 1"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     results = family(tmp_path, callbacks=[Ending(signal.SIGTERM, 99)])
     for result, other in zip(results, undisturbed[0], strict=True):
@@ -100,7 +101,7 @@ def test_what_is_finished_is_not_trained_again_and_a_budget_may_be_added(undistu
     _, folder = undisturbed
     began = DyingIn(-1)
     results = family(folder, [*BUDGETS, "70%"], callbacks=[began])
-    assert -1 - began.left == 2
+    assert -1 - began.left == 1
     assert FLOPS(results[3].small) <= 0.7 * FLOPS(results[3].seed)
     assert {json.loads(path.read_text())["state"] for path in folder.rglob("status.json")} == {"done"}
 

@@ -58,6 +58,7 @@ __all__ = [
     "learner_of",
     "phases_of",
     "prune",
+    "settle",
     "settled",
     "shrink",
     "through",
@@ -429,6 +430,7 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
+SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 
 
@@ -488,6 +490,15 @@ def _left(wiring: Wiring, graph: ChannelGraph) -> Wiring:
     protect = tuple(each for each in wiring.protect if any(re.fullmatch(each, layer) for layer in graph.widths))
     ties = [tuple(layer for layer in layers if layer in graph.widths) for layers in wiring.tie]
     return replace(wiring, protect=protect, tie=tuple(layers for layers in ties if len(layers) > 1))
+
+
+def settle(progress: Progress) -> Progress:
+    """Train what has learned without the penalty, at full width: what all budgets of a family have in common."""
+    if not progress.learned:
+        return progress
+    progress.learner.strength = 0.0
+    epochs = max(1, round(SETTLING * (progress.recipe.epochs - progress.learned)))
+    return _trained(progress, progress.learner, "settle", epochs, _schedule(progress), [])
 
 
 def fade(progress: Progress) -> Progress:
