@@ -5,8 +5,9 @@
 
 summed over the calls of a network; P and R round up to whole blocks. All coefficients are at least 0 and shared by the calls
 of one kind (class and kernel size). Depthwise layers have a q of their own, and channel * n is added where n is no multiple of
-it: ONNX Runtime computes them in its fast layout only in whole blocks, and else one channel after the other. The blocks and
-multiples q are those that foretell best what was left out of the fit.
+it: ONNX Runtime computes them in its fast layout only in whole blocks, and else one channel after the other. Attention with more
+heads than one costs `heads` more, and where the rebuilt model fills a narrowed stream up, Pad and Take are counted, which the
+whole network has not. The blocks and multiples q are those that foretell best what was left out of the fit.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from keras_morph.graph.closure import Closed
 __all__ = ["Coefficients", "FittedTable", "fit"]
 
 TERMS = ("call", "heads", "work", "ragged", "channel", "weights", "read", "write")
-RAGGED = ("ragged", "channel")
+RAGGED_TERMS = TERMS.index("ragged"), TERMS.index("channel")
 STEPS = tuple(itertools.product((1, 4, 8, 16), (1, 4, 8, 16, 32), (1, 4, 8)))  # blocks read and written, multiple
 DEPTHWISE = (1, 4, 8, 16)  # multiples of depthwise layers
 FOLDS = 5
@@ -109,9 +110,13 @@ class Rows:
         units = np.where(self.term == TERMS.index("work"), self.coefficient * read[self.a] * written[self.b], units)
         units = np.where(self.term == TERMS.index("write"), self.coefficient * written[self.b], units)
         aligned = np.where(self.ragged_depthwise, depthwise, multiple)
-        ragged = np.isin(self.term, [TERMS.index(term) for term in RAGGED])
-        there = (self.least <= n[self.vector]) & (n[self.vector] < self.below)
-        return np.where(there & ~(ragged & (n[self.a] % aligned == 0)), units, 0.0)
+        ragged = np.isin(self.term, RAGGED_TERMS)
+        return np.where(self.there(counts) & ~(ragged & (n[self.a] % aligned == 0)), units, 0.0)
+
+    def there(self, counts: np.ndarray) -> np.ndarray:
+        """Which rows are there at some counts, bool, `(rows,)`."""
+        n = np.append(counts, 1)[self.vector]
+        return (self.least <= n) & (n < self.below)
 
     @property
     def columns(self) -> np.ndarray:
@@ -243,7 +248,7 @@ class FittedTable:
         return np.bincount(self.rows.owner, units * self.rows.seconds(self.coefficients), minlength=self.owners)
 
     def prices(self, counts: np.ndarray) -> np.ndarray:
-        rows, smooth = self.rows, self.rows.term != TERMS.index("ragged")
+        rows, smooth = self.rows, self.rows.there(counts) & ~np.isin(self.rows.term, RAGGED_TERMS)
         seconds = self.rows.seconds(self.coefficients) * self.rows.coefficient * smooth
         zero = np.zeros(len(rows.kind), np.int64)
         return Formula(Monomials(seconds, rows.a, rows.b, zero, rows.owner), self.owners, self.vectors).prices(counts)
