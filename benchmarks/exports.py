@@ -53,6 +53,11 @@ def stages(name):
         inputs = architectures.images(model)
     architectures.prepare(model, lambda graph, _: structures.whole(graph), inputs)
     yield "before", model, variation(model, inputs)
+    try:
+        km.fit_budget(model, BUDGET)
+    except km.BudgetError as error:
+        print(f"{name} cannot be halved: {error}")
+        return
     _, structure = architectures.prepare(model, lambda graph, _: km.fit_budget(graph, BUDGET), inputs)
     small = km.rebuild(model, structure)
     yield "after", small, variation(small, inputs)
@@ -104,7 +109,7 @@ def table(found):
         f"{len(tried - hub)} of the {len(architectures.NAMES)} networks of keras.applications were tried, and {len(hub)} of",
         f"KerasHub's classifiers (tiny configurations, `--hub`): {agree} of {len(found)} exports",
         f"agree with Keras, on {'; '.join(devices)}, in {', '.join(runtimes)}. Each cell: the largest",
-        "difference before and after halving, relative to the largest output; `-` where it was not tried yet.",
+        "difference before and after halving, relative to the largest output; `-` where it was not tried.",
         "",
         f"| network | images | from | {' | '.join(TITLES.values())} |",
         "|---|---:|---|---|---|---|",
@@ -115,6 +120,8 @@ def table(found):
         cells = [", ".join(cell(rows.get((stage, kind))) for stage in STAGES) for kind in TITLES]
         size = next(iter(rows.values()))["image_size"]
         lines.append(f"| {network} | {size} | {backend} | {' | '.join(cells)} |")
+    if kept := sorted(name for name in tried if not any(key[0] == name and key[1] == "after" for key in found)):
+        lines += ["", f"Not halved, since they keep all of their channels ([why](keras-hub.md)): {', '.join(kept)}."]
     failures = [(key, row) for key, row in found.items() if row["result"] == "fails"]
     if failures:
         lines += ["", "What failed, and why:", ""]
