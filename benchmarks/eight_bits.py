@@ -1,17 +1,20 @@
-"""What eight bits cost after shrinking: accuracy on digits, and file sizes of a larger network.
+"""What eight bits cost after shrinking: accuracy on digits and CIFAR-10, and file sizes of a larger network.
 
     python benchmarks/eight_bits.py [--random-seeds 0 1 2] [--large MobileNetV2]
+    python benchmarks/eight_bits.py --data cifar10.zip --networks FOLDER --large       trained networks of benchmarks/recovery.py
 
 A ResNet20 is trained on digits at 16 px for 8 epochs, pruned to half of its FLOPs, fine-tuned for 4 epochs, and exported in
 float32 and in eight bits, calibrated by 200 training images; the accuracy is that of the files in their runtimes, on the 359
-test images. File sizes are those of --large with random weights at 96 px, half of its FLOPs. Appends rows to
-benchmarks/results/eight_bits.csv, and writes the table in docs/export.md.
+test images. With --networks ResNet20s that were trained on 10,000 images of CIFAR-10 at 16 px are pruned to half of their FLOPs,
+recovered from 512 training images, calibrated by 200, and tested on 10,000 images. File sizes are those of --large with random
+weights at 96 px, half of its FLOPs. Appends rows to benchmarks/results/eight_bits.csv, and writes the table in docs/export.md.
 """
 
 import argparse
 import datetime
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -47,6 +50,14 @@ def of_digits(random_seed):
     return small, images.x_train[:200], (images.x_test, images.y_test)
 
 
+def of_cifar(data, networks, random_seed):
+    """The same for a trained network of benchmarks/recovery.py, which is recovered instead of fine-tuned."""
+    images = km.datasets.load(data, image_size=16, seed=random_seed)
+    seed = keras.models.load_model(networks / f"ResNet20-{random_seed}.keras", compile=False)
+    small = km.prune(seed, "50%", calibration=images.x_train[:512])
+    return small, images.x_train[:200], (images.x_test, images.y_test)
+
+
 def large(name):
     model = km.zoo.build(name, input_shape=(96, 96, 3), classes=10)
     return km.prune(model, "50%"), np.random.default_rng(0).random((16, 96, 96, 3), np.float32), None
@@ -72,7 +83,8 @@ def measure(network, model, images, test, kind, random_seed, environment):
         "test_images": 0 if test is None else len(test[1]),
         "runtime": f"{runtime.package} {runtime.version}",
         **{key: environment[key] for key in ("backend", "backend_version", "keras", "cpu", "cores")},
-        "command": "python benchmarks/eight_bits.py",
+        "command": "python benchmarks/eight_bits.py"
+        + (" --data cifar10.zip --networks FOLDER" if "cifar" in network else ""),
     }
 
 
@@ -96,12 +108,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--random-seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--large", nargs="*", default=["MobileNetV2"])
+    parser.add_argument("--data", help="CIFAR-10 as an image zip")
+    parser.add_argument("--networks", type=Path, help="folder of trained networks, for --data")
     arguments = parser.parse_args()
     environment = describe_environment()
     tasks = [(f"{name}, random weights", "", lambda name=name: large(name)) for name in arguments.large]
-    tasks += [
-        ("ResNet20, digits", number, lambda number=number: of_digits(number)) for number in arguments.random_seeds
-    ]
+    for number in arguments.random_seeds:
+        if arguments.data is None:
+            tasks.append(("ResNet20, digits", number, lambda number=number: of_digits(number)))
+        else:
+            made = partial(of_cifar, arguments.data, arguments.networks, number)
+            tasks.append((f"ResNet20, {Path(arguments.data).stem}", number, made))
     for network, number, make in tasks:
         model, images, test = make()
         for kind in KINDS:
