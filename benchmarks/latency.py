@@ -2,8 +2,9 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/latency.py --network ResNet20 --runtime onnxruntime [--folder FOLDER]
 
-Fits the cost to some random structures, times others in the same runtime, and compares. Then structures of random scores
-are cut to 60 % of the latency as `prune` does it, which measures each; later the seed and all of them are timed in turn.
+Fits the cost to some random structures, and compares what it says of others that were timed in turn with them. Then structures
+of random scores are cut to 60 % of the latency as `prune` does it, which measures each; later the seed and all of them are
+timed in turn.
 Files are kept in --folder, so that a run that was
 ended goes on. Appends a row to benchmarks/results/latency.csv, and writes the table of docs/latency.md.
 """
@@ -15,6 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -75,8 +77,7 @@ def written(graph, structures, folder, form):
     return paths
 
 
-def timed(paths, options, seconds):
-    timings = paths[0].parent / "timings.json"
+def timed(paths, options, seconds, timings):
     if not timings.exists():
         time_files_apart(paths, threads=options.threads, seconds=seconds).save(timings)
     return Timings.parsed(timings.read_text())
@@ -151,13 +152,12 @@ def main():
     start, load = time.perf_counter(), os.getloadavg()[0]
     drawn = random_structures(graph, options.fit)
     paths = written(graph, drawn, folder / "fit", form)
-    timings = timed(paths, options, seconds=60)
-    cost = fit_timings(graph, folder / "fit", timings)
     seconds = time.perf_counter() - start
-
     tests = random_structures(graph, options.test, random_seed=1)
-    paths = written(graph, tests, folder / "test", form)
-    measured = timed(paths, options, seconds=120).least
+    paths += written(graph, tests, folder / "test", form)
+    timings = timed(paths, options, 180, folder / "timings.json")
+    cost = fit_timings(graph, folder / "fit", replace(timings, seconds=timings.seconds[: len(drawn)]))
+    measured = timings.least[len(drawn) :]
     table = cost.table(graph)
     closed = [close(graph, structure.copies(graph)) for structure in tests]
     foretold = np.array([float((table.costs(each.counts) * each.present).sum()) for each in closed])
@@ -166,7 +166,7 @@ def main():
     everything = Structure.closed(graph, np.ones(graph.num_groups, bool), np.ones(graph.num_groups))
     found, tries = budgeted(graph, cost, options.budgets, folder / "chosen")
     cuts = [everything, *found]
-    least = timed(written(graph, cuts, folder / "budget", form), options, seconds=60).least
+    least = timed(written(graph, cuts, folder / "budget", form), options, 60, folder / "budgets.json").least
     shares = least[1:] / least[0]
 
     row = {
@@ -174,7 +174,7 @@ def main():
         "network": options.network,
         "conditions": str(cost.conditions),
         "fitted": len(drawn),
-        "fit_seconds": round(seconds),
+        "export_seconds": round(seconds),
         "block": cost.coefficients.block,
         "multiple": cost.coefficients.multiple,
         "tested": len(tests),

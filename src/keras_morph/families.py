@@ -55,7 +55,7 @@ def shrink_family(
 ) -> list[Shrunk]:
     """Shrink a model to several budgets, of which it learns once what it needs.
 
-    The learning goes as far as the smallest budget asks, and 40 % of the epochs that `shrink` has after it train on at full
+    The learning goes as far as the smallest budget asks, and half of the epochs that `shrink` has after it train on at full
     width, without the penalty: what all budgets have in common. From there a copy for each budget is chosen from, cut,
     recovered and fine-tuned, in a part of these epochs: 47 % for a budget of 10 % of the cost, 35 % for 50 %, 23 % for 90 %.
 

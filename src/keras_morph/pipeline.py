@@ -430,7 +430,7 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
-SETTLING = 0.4  # of the epochs after the learning, of a family
+SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 
 
