@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/latency.py --network ResNet20 --runtime onnxruntime [--folder FOLDER]
 
-Fits the cost to some random structures, and compares what it says of others that were timed in turn with them. Then structures
+Fits the cost to 32 structures, and compares what it says of random others that were timed in turn with them. Then structures
 of random scores are cut to 60 % of the latency as `prune` does it, which measures each; later the seed and all of them are
 timed in turn.
 Files are kept in --folder, so that a run that was
@@ -33,7 +33,7 @@ from keras_morph.exporting import write_unchecked
 from keras_morph.formats import FORMATS
 from keras_morph.graph.closure import close
 from keras_morph.graph.structure import Structure
-from keras_morph.measuring import fit_timings, random_structures
+from keras_morph.measuring import fit_timings, random_structures, telling_structures
 from keras_morph.runs import describe_environment
 from keras_morph.search.keeping import fit_measured
 from keras_morph.timing import Timings, time_files_apart
@@ -150,7 +150,7 @@ def main():
     graph = km.trace(NETWORKS[options.network]())
 
     start, load = time.perf_counter(), os.getloadavg()[0]
-    drawn = random_structures(graph, options.fit)
+    drawn = telling_structures(graph, options.fit)
     paths = written(graph, drawn, folder / "fit", form)
     seconds = time.perf_counter() - start
     tests = random_structures(graph, options.test, random_seed=1)

@@ -73,7 +73,9 @@ def test_a_family_that_is_ended_goes_on(undisturbed, tmp_path, epoch):
         family(tmp_path, callbacks=[DyingIn(epoch)])
     began = DyingIn(-1)
     results = family(tmp_path, callbacks=[began])
-    whole = sum(len(result.history) for result in results) - (len(results) - 1) * 4  # 2 epochs of learning and of settling, once
+    whole = (
+        sum(len(result.history) for result in results) - (len(results) - 1) * 4
+    )  # 2 epochs of learning and of settling, once
     assert -1 - began.left == whole - (epoch - 1)
     for result, other in zip(results, undisturbed[0], strict=True):
         assert result.structure == other.structure

@@ -11,7 +11,7 @@ import pytest
 
 import keras_morph as km
 from keras_morph import measuring, timing
-from keras_morph.costs.fitted import Coefficients, FittedTable, fit
+from keras_morph.costs.fitted import Coefficients, FittedTable, fit, telling
 from keras_morph.graph.closure import close
 from keras_morph.search.keeping import fit_measured
 
@@ -187,6 +187,31 @@ def test_a_file_of_something_else_is_an_error(tmp_path, text):
         timing.Timings.parsed(text)
     with pytest.raises(km.KerasMorphError, match="runtime: expected onnxruntime, litert, openvino"):
         km.MeasuredLatency(network(), runtime="abacus")
+
+
+@pytest.mark.once
+def test_those_are_timed_that_tell_the_most():
+    """Any first ones of them foretell others better than as many random ones, where times are noisy."""
+    graph = km.trace(network())
+    closed = [close(graph, each.copies(graph)) for each in measuring.random_structures(graph, 96)]
+    times = np.array([(FittedTable.of(graph, KNOWN).costs(each.counts) * each.present).sum() for each in closed])
+    noisy = times * np.random.default_rng(0).uniform(0.97, 1.03, len(times))
+    order = telling(graph, closed, 24, first=95)
+    assert order[0] == 95
+    assert len(set(order)) == 24
+    others = np.setdiff1d(np.arange(96), order)
+
+    def error(places):
+        found = fit(graph, [closed[place] for place in places], noisy[places])
+        table = FittedTable.of(graph, found)
+        foretold = np.array([(table.costs(closed[i].counts) * closed[i].present).sum() for i in others])
+        return np.sqrt(np.mean((foretold / times[others] - 1) ** 2))
+
+    random = [
+        error(np.random.default_rng(seed).permutation(np.delete(np.arange(96), others))[:14]) for seed in range(4)
+    ]
+    assert error(order[:14]) < np.mean(random)
+    assert error(order) < 0.05
 
 
 @pytest.mark.once

@@ -22,7 +22,7 @@ import numpy as np
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Clock, Cost, Table
-from keras_morph.costs.fitted import Coefficients, FittedTable, fit
+from keras_morph.costs.fitted import Coefficients, FittedTable, fit, telling
 from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError, UnsupportedModelError
 from keras_morph.exporting import write_unchecked, written_here
 from keras_morph.formats import FORMATS, PREFERENCE, can
@@ -37,10 +37,11 @@ from keras_morph.search.selection import fit_budget
 from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.timing import SUFFIXES, Conditions, Timings, time_files_apart
 
-__all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "random_structures"]
+__all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "random_structures", "telling_structures"]
 
 MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
+CHOICE = 4  # times as many are drawn
 MULTIPLES: tuple[int | str, ...] = (
     1,
     4,
@@ -252,6 +253,13 @@ def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0)
     return found
 
 
+def telling_structures(graph: ChannelGraph, number: int) -> list[Structure]:
+    """The whole network, and of many random structures those that tell most of what each kind of call takes."""
+    drawn = random_structures(graph, CHOICE * number)
+    closed = [close(graph, structure.copies(graph)) for structure in drawn]
+    return [drawn[place] for place in telling(graph, closed, number, first=len(drawn) - 1)]
+
+
 def export_structures(
     model: Any,
     folder: str | Path,
@@ -279,13 +287,11 @@ def export_structures(
     for old in folder.glob("[0-9][0-9][0-9].*"):  # of an earlier call that wrote more
         if old.suffix in (*SUFFIXES, ".json", ".bin"):
             old.unlink()
-    # The whole network first, and the others so that those written are spread whenever it stops.
-    order = [structures - 1, *np.random.default_rng(0).permutation(structures - 1)]
-    drawn = random_structures(graph, structures)
+    drawn = telling_structures(graph, structures)
     at_once = 1 if written_here(name) else LEAST  # another backend's process takes long to start
     paths: list[Path] = []
     while len(paths) < structures and (len(paths) < LEAST or time.perf_counter() - start < seconds):
-        chosen = [drawn[place] for place in order[len(paths) : len(paths) + at_once]]
+        chosen = drawn[len(paths) : len(paths) + at_once]
         new = [folder / f"{len(paths) + number:03}{FORMATS[name].suffix}" for number in range(len(chosen))]
         write_unchecked([rebuild(graph, structure, weights=False) for structure in chosen], new, name)
         for path, structure in zip(new, chosen, strict=True):

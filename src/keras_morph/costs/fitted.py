@@ -4,10 +4,14 @@
         + read * n_in + write * R(n_out)
 
 summed over the calls of a network; P and R round up to whole blocks. All coefficients are at least 0 and shared by the calls
-of one kind (class and kernel size). Depthwise layers have a q of their own, and channel * n is added where n is no multiple of
-it: ONNX Runtime computes them in its fast layout only in whole blocks, and else one channel after the other. Attention with more
-heads than one costs `heads` more, and where the rebuilt model fills a narrowed stream up, Pad and Take are counted, which the
-whole network has not. The blocks and multiples q are those that foretell best what was left out of the fit.
+of one kind (class and kernel size). The blocks and multiples q are those that foretell best what was left out of the fit.
+Some terms are there in some structures only:
+
+    channel * n             depthwise layers, whose q is their own, where n is no multiple of it: ONNX Runtime computes them
+                            in its fast layout only in whole blocks, and else one channel after the other
+    reorder * n_in + turn   where what is read is no multiple of the block, and is brought into another layout
+    heads                   attention with more heads than one
+    Pad, Take               what fills a narrowed stream up, where the rebuilt model works at full width
 """
 
 import itertools
@@ -24,14 +28,16 @@ from keras_morph.costs.costs import CONSTANT, Formula, Monomials, positions_of, 
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.closure import Closed
 
-__all__ = ["Coefficients", "FittedTable", "fit"]
+__all__ = ["Coefficients", "FittedTable", "fit", "telling"]
 
-TERMS = ("call", "heads", "work", "ragged", "channel", "weights", "read", "write")
-RAGGED_TERMS = TERMS.index("ragged"), TERMS.index("channel")
+TERMS = ("call", "heads", "work", "ragged", "channel", "reorder", "turn", "weights", "read", "write")
+OUT_OF_BLOCK = TERMS.index("reorder"), TERMS.index("turn")
+RAGGED_TERMS = TERMS.index("ragged"), TERMS.index("channel"), *OUT_OF_BLOCK
 STEPS = tuple(itertools.product((1, 4, 8, 16), (1, 4, 8, 16, 32), (1, 4, 8)))  # blocks read and written, multiple
 DEPTHWISE = (1, 4, 8, 16)  # multiples of depthwise layers
 FOLDS = 5
 FREE = ("BatchNormalization", "Dropout", "Flatten", "InputLayer", "Reshape", "ZeroPadding2D")  # they move nothing
+TYPICAL, PRIOR = (1, 16, 4, 4), 1e-2  # steps of a design before anything was timed, and what is believed without it
 ANY = 2**62
 ALWAYS = (CONSTANT, 0, ANY)  # vector, least, below
 RIDGE = 1e-3  # share of its size by which a coefficient is held back, so that two that look alike share the time
@@ -110,6 +116,8 @@ class Rows:
         units = np.where(self.term == TERMS.index("work"), self.coefficient * read[self.a] * written[self.b], units)
         units = np.where(self.term == TERMS.index("write"), self.coefficient * written[self.b], units)
         aligned = np.where(self.ragged_depthwise, depthwise, multiple)
+        aligned = np.where(np.isin(self.term, OUT_OF_BLOCK), block, aligned)
+        units = np.where(self.term == TERMS.index("turn"), 1.0, units)
         ragged = np.isin(self.term, RAGGED_TERMS)
         return np.where(self.there(counts) & ~(ragged & (n[self.a] % aligned == 0)), units, 0.0)
 
@@ -170,6 +178,9 @@ def _of_layers_that_multiply(graph: ChannelGraph) -> list[tuple[str, str, float,
         positions = [positions_of(graph, call, layer, where, "Latency") for where in ("inputs", "outputs")]
         rows.append((kind, "read", positions[0], read, CONSTANT, number))
         rows.append((kind, "write", positions[1], CONSTANT, written, number))
+        if read != written:
+            rows.append((kind, "reorder", positions[0], read, CONSTANT, number))
+            rows.append((kind, "turn", 1.0, read, CONSTANT, number))
     for macs, number in counting.fixed_multiply_adds(graph):
         kind = graph.layers[graph.calls[number].layer].kind
         rows += [(kind, "call", 1.0, CONSTANT, CONSTANT, number), (kind, "work", macs, CONSTANT, CONSTANT, number)]
@@ -277,6 +288,38 @@ def fit(graph: ChannelGraph, closed: Sequence[Closed], seconds: np.ndarray) -> C
         for kind, line in zip(rows.kinds, values, strict=True)
     }
     return Coefficients(found, *steps, float(np.median(errors)), float(np.mean(errors <= 0.1)))
+
+
+def telling(graph: ChannelGraph, closed: Sequence[Closed], number: int, first: int) -> list[int]:
+    """Which structures to time, so that coefficients can be told apart by them.
+
+    Each is the one whose terms those before it say least of (a greedy D-optimal design).
+
+    Args:
+        graph: of the seed.
+        closed: structures to choose from.
+        number: how many, at most.
+        first: the one to begin with.
+
+    Returns:
+        Indices, in the order in which they were chosen: any number of the first ones serves.
+
+    References:
+        Fedorov, Theory of optimal experiments, 1972
+    """
+    design = Rows.of(graph).design(closed, TYPICAL)
+    design = design[:, design.any(axis=0)]
+    design = design / design.max(axis=0)
+    design = design / design.sum(axis=1, keepdims=True)
+    design = design / np.sqrt(np.square(design).mean(axis=0))
+    known = PRIOR * np.eye(design.shape[1]) + np.outer(design[first], design[first])
+    chosen = [first]
+    while len(chosen) < min(number, len(closed)):
+        news = np.einsum("ij,ij->i", design @ np.linalg.inv(known), design)
+        news[chosen] = -1.0
+        chosen.append(int(news.argmax()))
+        known += np.outer(design[chosen[-1]], design[chosen[-1]])
+    return chosen
 
 
 def _left_out(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
