@@ -190,6 +190,24 @@ def test_a_file_of_something_else_is_an_error(tmp_path, text):
 
 
 @pytest.mark.once
+def test_a_busy_machine_is_timed_again(monkeypatch):
+    """A whole network that takes longer than when the cost was fitted; the shortest time of each file counts."""
+    graph = km.trace(network())
+    here = km.MeasuredLatency.of(replace(CONDITIONS, device=measuring.cpu_name()), KNOWN, "")
+    whole = here(graph)
+    sessions = [(1.2 * whole, 0.6 * whole), (1.1 * whole, 0.5 * whole), (1.01 * whole, 0.55 * whole), (whole, whole)]
+    left = iter(sessions)
+    monkeypatch.setattr(measuring.MeasuredLatency, "_runs_here", lambda _: True)
+    monkeypatch.setattr(measuring, "write_unchecked", lambda *_: None)
+    monkeypatch.setattr(
+        measuring, "time_files_apart", lambda *_, **__: timing.Timings(CONDITIONS, [(each,) for each in next(left)])
+    )
+    with here.clock(graph) as measured:
+        assert measured(km.fit_budget(graph, "50%")) == (0.5 * whole, 1.01 * whole)
+    assert next(left) == sessions[-1]
+
+
+@pytest.mark.once
 def test_those_are_timed_that_tell_the_most():
     """Any first ones of them foretell others better than as many random ones, where times are noisy."""
     graph = km.trace(network())

@@ -41,6 +41,9 @@ __all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "ran
 
 MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
+# A busy machine slows the whole network down by more than a small one. So it is timed again, up to so often, where it takes
+# longer than this many times what it took when the cost was fitted.
+SESSIONS, QUIET = 3, 1.03
 CHOICE = 4  # times as many are drawn
 MULTIPLES: tuple[int | str, ...] = (
     1,
@@ -169,15 +172,17 @@ class MeasuredLatency(Cost):
                 yield None
                 return
 
+            options = {"threads": self.conditions.threads, "batch_size": self.conditions.batch_size}
+
             def measured(structure: Structure) -> tuple[float, float]:
                 write_unchecked([rebuild(graph, structure, weights=False)], paths[1:], name)
-                whole, small = time_files_apart(
-                    paths,
-                    threads=self.conditions.threads,
-                    batch_size=self.conditions.batch_size,
-                    seconds=CHECK,
-                    processes=PROCESSES,
-                ).least
+                least = np.full(len(paths), np.inf)
+                for _ in range(SESSIONS):
+                    found = time_files_apart(paths, **options, seconds=CHECK, processes=PROCESSES).least
+                    least = np.minimum(least, found)
+                    if least[0] <= QUIET * self(graph):
+                        break
+                whole, small = least
                 return float(small), float(whole)
 
             yield measured
