@@ -323,7 +323,7 @@ def test_shrink_leaves_every_file(run):
 def test_shrink_prints_the_table_that_the_report_holds(run):
     printed, folder = run
     results = json.loads((folder / "report.json").read_text())["results"]
-    assert list(results) == ["seed", "trained, before the cut", "rebuilt, right after it", "fine-tuned"]
+    assert list(results) == ["seed", "trained, before the cut", "cut and recovered", "fine-tuned"]
     for name, values in results.items():
         (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
         assert [cell.strip() for cell in line.split("│")[2:-1]] == list(values.values())
@@ -348,9 +348,6 @@ def test_the_table_says_what_the_files_do(run):
         assert results[name]["test accuracy"] == f"{accuracy:.2%}"
         assert results[name]["FLOPs"] == f"{km.FLOPs()(model):,.0f}"
         assert results[name]["parameters"] == f"{model.count_params():,}"
-    # The cut itself loses nothing.
-    cut, rebuilt = (results[name]["test accuracy"] for name in ("trained, before the cut", "rebuilt, right after it"))
-    assert cut == rebuilt
 
 
 @pytest.mark.slow
