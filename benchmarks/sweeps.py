@@ -98,7 +98,7 @@ def sweep(folder, arguments, disturb=None):
 def training(folder):
     """Processes of runs that train."""
     states = [read_status(path.parent) for path in (folder / "sweep").glob("*/status.json")]
-    return [each["process"] for each in states if each.get("state") == "running" and each.get("phase") == "fade"]
+    return [each["process"] for each in states if each.get("state") == "running" and each.get("phase") == "fine-tune"]
 
 
 def kill_a_run(folder):

@@ -45,12 +45,8 @@ STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
 # longer than this many times what it took when the cost was fitted.
 SESSIONS, QUIET = 3, 1.03
 CHOICE = 4  # times as many are drawn
-MULTIPLES: tuple[int | str, ...] = (
-    1,
-    4,
-    "auto",
-    16,
-)  # to which widths are rounded in turn; "auto" leaves narrow layers free
+# To which widths are rounded in turn; "auto" leaves narrow layers free.
+MULTIPLES: tuple[int | str, ...] = (1, 4, "auto", 16)
 SPREAD = 3.0  # of logarithms of scores within a layer; between layers their deviation is 1
 ROUNDS = 100  # in each process: enough for the shortest time
 CHECK, PROCESSES = 8.0, 10  # seconds of timing for one structure that was chosen, and processes that share them

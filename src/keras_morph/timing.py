@@ -29,9 +29,7 @@ TIMINGS = "timings.json"
 SUFFIXES = tuple(runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix not in ("", ".keras"))
 SIZE = 32  # of an axis that may have any size
 PROCESSES = 5
-LEAST = (
-    0.02  # seconds of one sample at least: shorter passes are repeated, until the caches hold what they hold in service
-)
+LEAST = 0.02  # seconds of one sample at least: shorter passes are repeated, until caches hold what they hold in service
 
 
 @dataclass(frozen=True)
