@@ -338,7 +338,7 @@ def _regained(group, plain, whole):
     return spread(shares)
 
 
-def main():
+def options_of(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="CIFAR-10 as a zip or folder of images")
     parser.add_argument("--check", action="store_true", help="only compare the network with PyTorch's")
@@ -356,11 +356,16 @@ def main():
     parser.add_argument("--arms", type=lambda text: text.split(";"), default=list(ARMS), help="; ".join(ARMS))
     parser.add_argument("--cache", type=Path, default=RESULTS.with_suffix(""))
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    if options.check:
-        return check()
+    options = parser.parse_args(arguments)
     if unknown := set(options.arms) - set(ARMS):
         parser.error(f"--arms: expected {'; '.join(ARMS)}; received {'; '.join(unknown)}")
+    return options
+
+
+def main():
+    options = options_of()
+    if options.check:
+        return check()
     options.cache.mkdir(parents=True, exist_ok=True)
     environment = {
         k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu")

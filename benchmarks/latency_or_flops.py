@@ -1,9 +1,11 @@
 """At the same time, which network is more accurate: one cut to a budget of FLOPs, or one cut to a budget of measured latency?
 
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER [--runtime onnxruntime]
+    KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --network EfficientNetLite0
 
-Takes the trained networks that benchmarks/recovery.py keeps. Each is cut to shares of its FLOPs and recovered from images
-without labels; then to the share of the latency that the result was measured to take. All are timed in the runtime, in turn.
+Takes the trained networks that benchmarks/recovery.py keeps, or those that benchmarks/efficientnet_lite0.py has fine-tuned. Each
+is cut to shares of its FLOPs and recovered from images without labels; then to the share of the latency that the result was
+measured to take. All are timed in the runtime, in turn.
 Appends a row per pair to benchmarks/results/latency_or_flops.csv, and writes the table of docs/latency.md; networks whose rows
 are there are left out, and --cache keeps the latency, so that a run that was ended goes on.
 """
@@ -17,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import efficientnet_lite0 as lite
 import keras
 import numpy as np
 from quality import Trial, accuracy
@@ -38,6 +41,26 @@ def seconds_of(models, form, seconds):
         paths = [Path(folder) / f"{number}{row.suffix}" for number in range(len(models))]
         write_unchecked(models, paths, name)
         return time_files_apart(paths, seconds=seconds).least
+
+
+class Subject:
+    """A trained network of one random seed, images to recover by, and its accuracy on test images."""
+
+    def __init__(self, options, random_seed):
+        if options.network == "EfficientNetLite0":
+            trial = lite.Trial(lite.options_of(["--data", options.data]), random_seed)
+            self.network, self.images = trial.fine_tuned(), trial.images(options.images)[0]
+            self.size, self.accuracy = lite.SIZE, lite.accuracy
+        else:
+            trial = Trial(options, random_seed)
+            path = options.networks / f"{options.network}-{random_seed}.keras"
+            self.network = keras.models.load_model(path, compile=False)
+            self.images, self.size, self.accuracy = trial.images(options.images)[0], options.image_size, accuracy
+        chosen = slice(options.test_images if options.network == "EfficientNetLite0" else None)
+        self.test = trial.data.x_test[chosen], trial.data.y_test[chosen]
+
+    def right(self, model):
+        return self.accuracy(model, *self.test)
 
 
 def table():
@@ -66,11 +89,12 @@ def spread(values):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
-    parser.add_argument("--networks", type=Path, required=True)
+    parser.add_argument("--networks", type=Path)
     parser.add_argument("--network", default="ResNet20")
     parser.add_argument("--image-size", type=int, default=16)
     parser.add_argument("--training-images", type=int, default=10_000)
     parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--test-images", type=int, default=2000, help="of EfficientNetLite0; else all")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=int, nargs="+", default=[70, 50, 35])
     parser.add_argument("--runtime", default="onnxruntime")
@@ -85,11 +109,10 @@ def main():
         shares = [share for share in options.shares if str(share) not in done]
         if not shares:
             continue
-        trial = Trial(options, random_seed)
-        network = keras.models.load_model(options.networks / f"{options.network}-{random_seed}.keras", compile=False)
+        subject = Subject(options, random_seed)
+        network, images = subject.network, subject.images
         cost = cost or km.MeasuredLatency(network, runtime=options.runtime, cache=options.cache)
         print(f"{cost!r}: after {time.perf_counter() - start:.0f} s", flush=True)
-        images = trial.data.x_train[: options.images]
         pairs = []
         for share in shares:
             by_flops = km.prune(network, f"{share}%", calibration=images)
@@ -99,13 +122,13 @@ def main():
             print(f"{share}% of the FLOPs: {budget.amount} of the time", flush=True)
         models = [network, *(model for pair in pairs for model in pair)]
         least = seconds_of(models, form, 60)
-        right = [accuracy(model, trial.data.x_test, trial.data.y_test) for model in models]
+        right = [subject.right(model) for model in models]
         for number, share in enumerate(shares):
             flops, latency = 1 + 2 * number, 2 + 2 * number
             row = {
                 "date": datetime.date.today().isoformat(),
                 "network": options.network,
-                "image_size": options.image_size,
+                "image_size": subject.size,
                 "random_seed": random_seed,
                 "runtime": str(cost.conditions),
                 "share": share,

@@ -1,8 +1,10 @@
 """A sweep of eight runs on digits: against a plain loop of the same commands, with a run killed, interrupted, and on Ray.
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=1 python benchmarks/sweeps.py
+    KERAS_BACKEND=torch OMP_NUM_THREADS=1 python benchmarks/sweeps.py --arms loop,sweep --rounds 3
 
-Arms, each in a fresh folder; one row of benchmarks/results/sweeps.csv each, rows that are there are not run again:
+Arms, each in a fresh folder, in alternation where there are several rounds; one row of benchmarks/results/sweeps.csv each, what
+was run on the same day is not run again:
 
     loop           the eight commands, one after the other
     sweep          keras-morph sweep, one run at once
@@ -19,6 +21,7 @@ count runs that were done when the sweep was interrupted, and those of them that
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -174,21 +177,23 @@ def trial(arm, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     environment = {
         k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu", "cores")
     }
     kept = options.output.with_suffix(".json")  # the loop's figures, for arms that run another day
-    for arm in options.arms.split(","):
-        if any(row["arm"] == arm and row["backend"] == environment["backend"] for row in rows_at(options.output)):
+    today = {"date": f"{datetime.date.today()}", "backend": environment["backend"]}
+    for number, arm in itertools.product(range(options.rounds), options.arms.split(",")):
+        if sum({"arm": arm, **today}.items() <= row.items() for row in rows_at(options.output)) > number:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             row, found = trial(arm, Path(scratch))
             if arm == "loop":
                 kept.write_text(json.dumps(found, indent=2) + "\n")
             same = found == json.loads(kept.read_text())
-            row = {"arm": arm, **row, "same": same, "date": f"{datetime.date.today()}", **environment}
+            row = {"arm": arm, **row, "same": same, **today, **environment}
             append(options.output, {**row, "command": " ".join(["keras-morph", *SWEEP, *ARMS[arm]])})
             print(row, flush=True)
             if row["exit"] or not same:

@@ -41,8 +41,8 @@ __all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "ran
 
 MARGIN = 1.5  # times the median error
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
-# A busy machine slows the whole network down by more than a small one. So it is timed again, up to so often, where it takes
-# longer than this many times what it took when the cost was fitted.
+# A busy machine slows the whole network down by more than a small one. So both are timed again, up to so often, where the whole
+# takes longer than this many times what it took at its shortest, in the fit or since; and it counts as what that was since.
 SESSIONS, QUIET = 3, 1.03
 CHOICE = 4  # times as many are drawn
 # To which widths are rounded in turn; "auto" leaves narrow layers free.
@@ -170,16 +170,18 @@ class MeasuredLatency(Cost):
 
             options = {"threads": self.conditions.threads, "batch_size": self.conditions.batch_size}
 
+            whole = [self(graph)]  # as foretold, and as it was measured so far
+
             def measured(structure: Structure) -> tuple[float, float]:
                 write_unchecked([rebuild(graph, structure, weights=False)], paths[1:], name)
-                least = np.full(len(paths), np.inf)
+                small = np.inf
                 for _ in range(SESSIONS):
                     found = time_files_apart(paths, **options, seconds=CHECK, processes=PROCESSES).least
-                    least = np.minimum(least, found)
-                    if least[0] <= QUIET * self(graph):
+                    whole.append(float(found[0]))
+                    small = min(small, float(found[1]))
+                    if found[0] <= QUIET * min(whole):
                         break
-                whole, small = least
-                return float(small), float(whole)
+                return small, min(whole[1:])
 
             yield measured
 

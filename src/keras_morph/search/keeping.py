@@ -1,6 +1,7 @@
 """A budget that is kept as measured: what was chosen is timed, and chosen again within less where it takes too long.
 
 What is cut to a budget is what the cost believes to be cheap, so that a forecast that is right on average is too low for it.
+Where times go in steps, the next structure within less may take much less: then one between the two is tried.
 """
 
 import warnings
@@ -18,8 +19,9 @@ from keras_morph.search.selection import fit_budget
 
 __all__ = ["fit_measured"]
 
-TRIES = 4
+TRIES = 6
 NOISE = 0.01  # of the limit is left: what two measurements of one network differ by
+USED = 0.97  # of what is allowed is enough: nothing between is tried
 
 
 def fit_measured(
@@ -33,8 +35,9 @@ def fit_measured(
     """`fit_budget`, whose structure also keeps the budget as measured, where the cost has a clock.
 
     The chosen structure is measured beside the whole network, of which `"60%"` is a share. Where it costs more than the budget
-    says, the limit is lowered by as much and it is chosen again, up to 3 times. Where nothing can be measured (another device,
-    a runtime that is not installed) the budget is kept as computed.
+    says, the limit is lowered by as much and it is chosen again; where that leaves more than 3 % unused, a limit between is
+    tried; up to 6 measurements. Where nothing can be measured (another device, a runtime that is not installed) the budget is
+    kept as computed.
 
     Args:
         model, budget, scores, cost: as in `fit_budget`.
@@ -46,7 +49,6 @@ def fit_measured(
     """
     say = say or (lambda _: None)
     budget = budget_from(budget, cost or getattr(model, "target_cost", None))
-    structure = fit_budget(model, budget, scores=scores)
     graph = graph_of(model)
     limits = budget.limits(graph)
     with ExitStack() as stack:
@@ -56,9 +58,14 @@ def fit_measured(
                 left = f"{limit.cost.margin:.1%} of it is left"
                 say(f"{limit.cost!r} is not measured here: its budget is kept as computed, and {left}")
         if not any(clocks):
-            return structure
-        nearest, least = structure, float("inf")
-        for _ in range(TRIES):
+            return fit_budget(model, budget, scores=scores)
+        limits = [
+            Limit(one.cost, one.limit / (1 - one.cost.margin)) if clock else one  # what is measured needs no margin
+            for one, clock in zip(limits, clocks, strict=True)
+        ]
+        structure = fit_budget(model, _of(budget, limits), scores=scores)
+        tried: list[tuple[float, Structure]] = []  # with the measured share of what is allowed
+        while len(tried) < TRIES:
             over = []
             for clock, (part, amount) in zip(clocks, budget.amounts(), strict=True):
                 found, whole = clock(structure) if clock else (0.0, 1.0)
@@ -67,25 +74,52 @@ def fit_measured(
                 if clock:
                     words = [_in_words(value, part.unit) for value in (found, whole, allowed)]
                     say(f"{part!r}: {words[0]} of the whole network's {words[1]} as measured; {words[2]} are allowed")
-            if max(over) <= 1:
-                return structure
-            if max(over) < least:
-                nearest, least = structure, max(over)
-            limits = [
-                Limit(one.cost, one.cost(graph, structure) * (1 - NOISE) / more) if more > 1 else one
-                for one, more in zip(limits, over, strict=True)
-            ]
+            tried.append((max(over), structure))
+            kept, exceeding = _around(tried)
+            if kept is not None and (exceeding is None or kept[0] >= USED):
+                break
+            costs = [one.cost(graph, structure) for one in limits]
+            if kept is None:
+                aims = [
+                    cost * (1 - NOISE) / more if more > 1 else one.limit
+                    for one, cost, more in zip(limits, costs, over, strict=True)
+                ]
+            else:
+                part = min(0.5, (1 - NOISE - kept[0]) / (exceeding[0] - kept[0]))  # half, since times may jump
+                ends = [(one.cost(graph, kept[1]), one.cost(graph, exceeding[1])) for one in limits]
+                aims = [
+                    (1 - part) * low + part * high if clock else one.limit
+                    for one, clock, (low, high) in zip(limits, clocks, ends, strict=True)
+                ]
+            limits = [Limit(one.cost, aim) for one, aim in zip(limits, aims, strict=True)]
             try:
                 structure = fit_budget(model, _of(budget, limits), scores=scores)
             except BudgetError:  # there is nothing smaller
                 break
+            if any(structure == other for _, other in tried):
+                break
+    kept, exceeding = _around(tried)
+    if kept is not None:
+        return kept[1]
+    assert exceeding is not None
     warnings.warn(
         f"{graph.model.name} keeps the budget of {budget.amount} as computed, not as measured: the best that was tried takes "
-        f"{least * (1 - NOISE):.3f} times as much. Expected at most 1. Give a lower budget.",
+        f"{exceeding[0] * (1 - NOISE):.3f} times as much. Expected at most 1. Give a lower budget.",
         BudgetWarning,
         stacklevel=3,
     )
-    return nearest
+    return exceeding[1]
+
+
+def _around(tried: list[tuple[float, Structure]]) -> tuple[Any, Any]:
+    """What uses most of what is allowed, and what exceeds it by least; None where there is none."""
+    kept = [one for one in tried if one[0] <= 1]
+    exceeding = [one for one in tried if one[0] > 1]
+    return max(kept, key=_share, default=None), min(exceeding, key=_share, default=None)
+
+
+def _share(one: tuple[float, Structure]) -> float:
+    return one[0]
 
 
 def _in_words(value: float, unit: str) -> str:
