@@ -206,6 +206,35 @@ def test_a_trained_network_is_known_with_and_without_its_optimizer():
         assert is_trained(stored)
 
 
+def classifier(*, activation=None, outputs=1):
+    image = keras.Input((4,))
+    x = layers.Dense(5, activation="relu")(image)
+    heads = [layers.Dense(3, activation=activation, name=f"head{number}")(x) for number in range(outputs)]
+    return keras.Model(image, heads if outputs > 1 else heads[0])
+
+
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("model", "loss", "known", "asked", "expected"),
+    [
+        pytest.param({"activation": "softmax"}, None, True, None, pipeline.DISTILLATION, id="a trained classifier"),
+        pytest.param({}, CROSS_ENTROPY(from_logits=True), True, None, pipeline.DISTILLATION, id="of logits"),
+        pytest.param({"activation": "softmax"}, None, True, 0.0, 0.0, id="not wanted"),
+        pytest.param({"activation": "softmax"}, None, False, None, 0.0, id="fresh"),
+        pytest.param({}, "mse", True, None, 0.0, id="a regression"),
+        pytest.param({}, keras.losses.BinaryCrossentropy(from_logits=True), True, None, 0.0, id="of several labels"),
+        pytest.param({"outputs": 2}, CROSS_ENTROPY(from_logits=True), True, None, 0.0, id="two outputs"),
+    ],
+)
+def test_a_trained_classifier_is_its_own_teacher(model, loss, known, asked, expected):
+    recipe = km.Recipe(loss=loss, distillation=asked)
+    recipe, _ = pipeline.settled(recipe, None, km.trace(classifier(**model)), known=known)
+    assert recipe.distillation == expected
+
+
 OPEN = """
 import sys, keras, numpy as np
 model = keras.models.load_model(sys.argv[1])

@@ -40,7 +40,7 @@ from keras_morph.training.checkpoints import Saved, fill, fit_resumably
 from keras_morph.training.distilling import Distiller
 from keras_morph.training.guards import is_trained, warn_at_chance
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, check_labelled, check_labels, cosine
+from keras_morph.training.recipe import Recipe, answers_classes, check_labelled, check_labels, cosine
 from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
@@ -125,7 +125,8 @@ def shrink(
     The learning rate is constant while learning and then falls along one cosine.
 
     A trained model is not made to learn anew: its channels are chosen by what they contribute, per unit of cost
-    (`contribution_scores`), and all epochs fine-tune. A regularizer, a strength or `Recipe(learning=...)` asks for a learning.
+    (`contribution_scores`), and all epochs fine-tune, a classifier also by the answers of the model as it was. A regularizer, a
+    strength or `Recipe(learning=...)` asks for a learning.
 
     Args:
         model: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied. It is left
@@ -211,7 +212,7 @@ def begin(
 def settled(
     recipe: Recipe, regularizer: Regularizer | None, graph: ChannelGraph, *, known: bool
 ) -> tuple[Recipe, Regularizer]:
-    """What a caller leaves open: the share of learning, and the regularizer.
+    """What a caller leaves open: the share of learning, the regularizer, and the seed's part as a teacher.
 
     Args:
         recipe, regularizer: as in `shrink`.
@@ -221,6 +222,10 @@ def settled(
     if recipe.learning is None:
         learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
         recipe = replace(recipe, learning=LEARNING if learns else 0.0)
+    if recipe.distillation is None:
+        loss = recipe.objective(graph.model).get("loss")
+        teaches = known and not has_own_steps(graph.model) and answers_classes(graph.model, loss)
+        recipe = replace(recipe, distillation=DISTILLATION if teaches else 0.0)
     return recipe, regularizer or (Gamma() if recipe.learning and _has_gammas(graph) else GroupLasso())
 
 
@@ -430,6 +435,7 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
+DISTILLATION = 0.5  # of the loss of fine-tuning
 SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 

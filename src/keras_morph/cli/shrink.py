@@ -83,7 +83,12 @@ class Shrink:
     protect: Protect = None
     tie: Tie = None
     grouped: Grouped = "whole"
-    distillation: Annotated[float, typer.Option(help="share of the seed's answers in the loss of fine-tuning")] = 0.0
+    distillation: Annotated[
+        float | None,
+        typer.Option(
+            help="share of the seed's answers in the loss of fine-tuning; by default 0.5 for a trained one, else 0"
+        ),
+    ] = None
     seed_epochs: Annotated[
         int | None, typer.Option(help="epochs to train the seed first; default 15, 0 for a .keras file")
     ] = None

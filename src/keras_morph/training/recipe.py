@@ -14,7 +14,16 @@ from keras_morph.keras_internals import compiled_with, seed_shared
 from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps, jit_compiles
 
-__all__ = ["Recipe", "check_labelled", "check_labels", "cosine", "ends_in_softmax", "failures_of", "fit_on"]
+__all__ = [
+    "Recipe",
+    "answers_classes",
+    "check_labelled",
+    "check_labels",
+    "cosine",
+    "ends_in_softmax",
+    "failures_of",
+    "fit_on",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class Recipe:
             once, and what that loses is regressed back by `recover`. The rest fine-tunes.
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
-        distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1; for a seed that is trained.
+        distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default 0.5 for a trained classifier (one
+            output, a softmax or a cross-entropy from logits), else 0.
         jit_compile: as in `compile`; `"auto"` is what the model was compiled with, but not XLA by TensorFlow on a CPU, where it
             is a loss. (Keras keeps no difference between `True` and its own `"auto"`.)
         phases: functions from a Progress to a Progress; by default `learn, choose, fade, cut, tune` of `pipeline.py`.
@@ -65,7 +75,7 @@ class Recipe:
     fading: float = 0.0
     rounds: int = 1
     strength: float | None = None
-    distillation: float = 0.0
+    distillation: float | None = None
     jit_compile: bool | str = "auto"
     phases: Sequence[Callable[[Any], Any]] | None = None
 
@@ -140,6 +150,12 @@ def ends_in_softmax(model: keras.Model) -> bool:
     last = model.layers[-1]
     softmax = isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
     return softmax and len(model.outputs) == 1
+
+
+def answers_classes(model: keras.Model, loss: Any) -> bool:
+    """Whether a model of one output gives probabilities of classes, or logits to a loss that makes some of them."""
+    kinds = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
+    return ends_in_softmax(model) or (len(model.outputs) == 1 and isinstance(loss, kinds) and loss.from_logits)
 
 
 def cosine(rate: float, steps: int, done: int = 0) -> Any:
