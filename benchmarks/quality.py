@@ -71,7 +71,8 @@ INTRODUCTION = """\
 Written by `python benchmarks/quality.py`, not by hand; every row, with its command, is in `benchmarks/results/quality.csv`.
 All arms but the dense one keep to the budget of FLOPs, counted by `km.FLOPs` for all. Every arm has the same training images in
 the same order, flipped and shifted alike, the same batches, number of epochs and optimizer (Adam), and the same schedule:
-{rates} for the first {learning} of the epochs, then one cosine to 0. The test images were looked at once per row.
+a peak learning rate for the first {learning} of the epochs, then one cosine to 0; of several rates in a command each arm has
+the best on validation images. The test images were looked at once per row.
 Means and standard deviations over random seeds, in percent; columns *against* are the mean and the **standard error** of the
 differences between rows of one random seed.
 
@@ -348,13 +349,12 @@ def table(rows):
     text = INTRODUCTION.format(
         learning=f"{float(rows[0]['learning']):.0%}",
         strengths=", ".join(sorted(tunings, key=float)) or "one value",
-        rates=_rates(rows),
     )
     for command in dict.fromkeys(row["command"] for row in rows):
         here = [row for row in rows if row["command"] == command]
-        one = here[0]
+        one, rates = here[0], sorted({row["learning_rate"] for row in here}, key=float)
         text += (
-            f"\n## {one['network']} on {one['data']}\n\n`{command}`: {int(one['training_images']):,} training images of "
+            f"\n## {one['network']} on {one['data']}, at a peak rate of {' or '.join(rates)}\n\n`{command}`: {int(one['training_images']):,} training images of "
             f"{one['image_size']}x{one['image_size']}, {one['epochs']} epochs in all, Keras {one['keras']} on {one['backend']} "
             f"{one['backend_version']}, {one['cpu']}, {one['date']}.\n"
         )
@@ -366,11 +366,6 @@ def table(rows):
         for budget in dict.fromkeys(budget for budget, _ in groups if budget != "100%"):
             text += _section(budget, groups)
     return text
-
-
-def _rates(rows):
-    rates = sorted({row["learning_rate"] for row in rows}, key=float)
-    return f"a peak learning rate of {rates[0]}" if len(rates) == 1 else f"the best of {', '.join(rates)} for each arm"
 
 
 def _section(budget, groups):

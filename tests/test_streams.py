@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from PIL import Image
 from test_datasets import fill, paint, zipped
 
 import keras_morph as km
@@ -188,6 +189,32 @@ def test_fit_sees_each_epoch_in_its_order(photos):
         np.testing.assert_allclose(received, expected, rtol=1e-4)
     other = expected_of(here.x_train, here.y_train, 3, 3)
     assert abs(other - expected_of(here.x_train, here.y_train, 0, 3)) > 1e-3 * other
+
+
+@pytest.mark.parametrize(("room", "depth", "decoded"), [(True, 8, 8), (False, 8, 16), (True, 16, 22)])
+def test_what_is_decoded_is_kept_as_bytes_where_there_is_room(tmp_path, monkeypatch, room, depth, decoded):
+    """Eight training images out of ten, twice; sixteen bits are no bytes, which is found out once."""
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / ("cat", "dog")[number % 2]
+        folder.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 2**depth, (4, 6), np.uint16 if depth == 16 else np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    here, there = (load(tmp_path, stream=stream, validation_split=0) for stream in (False, True))
+    monkeypatch.setattr(streams, "free_memory", lambda: 4 * 8 * 3 * 4 * 6 if room else 0)
+    decode, seen = streams.decode, []
+    monkeypatch.setattr(streams, "decode", lambda images, *how: seen.extend(images) or decode(images, *how))
+    for mapped in (km.datasets.PIXELS["0-1"], km.datasets.PIXELS["-1-1"]):
+        x, images = (each.in_pixels(mapped).x_train for each in (here, there))
+        kept = streams._Kept.of(images)
+        seen.clear()
+        for chosen in (np.array([7, 0, 1, 2, 3, 4]), np.arange(8), np.array([5, 6])):
+            np.testing.assert_array_equal(kept[chosen], x[chosen])
+        assert len(seen) == decoded
+    batches = Batches(images, there.y_train, 4, seed=0)
+    expected = Batches(x, there.y_train, 4, seed=0)
+    for number in (0, 1, 0, 1):
+        np.testing.assert_array_equal(batches[number][0], expected[number][0])
 
 
 def test_a_stream_goes_on_within_an_epoch(photos):

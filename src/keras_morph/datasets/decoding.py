@@ -76,7 +76,7 @@ def decode(images: Sequence[Encoded], size: tuple[int, int] | None, channels: in
     result: np.ndarray | None = None
     grey = True
     for index, (name, read) in enumerate(images):
-        pixels = _pixels(name, read, size)
+        pixels, white = _pixels(name, read, size)
         if result is None:
             result = np.empty((len(images), *pixels.shape[:2], channels or 3), np.float32)
         check_size(name, pixels.shape[:2], result.shape[1:3])
@@ -84,7 +84,7 @@ def decode(images: Sequence[Encoded], size: tuple[int, int] | None, channels: in
             msg = f"{name}: expected a grey image, as its header said, received one with colours; repair or remove it"
             raise DataError(msg)
         grey &= pixels.shape[2] == 1
-        result[index] = pixels
+        np.divide(pixels, np.float32(white), out=result[index])
     if result is None:
         return np.empty((0, *(size or (0, 0)), channels or 1), np.float32)
     return result[..., :1].copy() if grey and channels is None else result
@@ -162,8 +162,8 @@ def _header(encoded: Encoded) -> tuple[tuple[int, int], bool]:
 _GREY = ("1", "L", "LA", "La")
 
 
-def _pixels(name: str, read: Callable[[], bytes], size: tuple[int, int] | None) -> np.ndarray:
-    """Decode one image into floats of shape `(height, width, 1 or 3)` with values in [0, 1]."""
+def _pixels(name: str, read: Callable[[], bytes], size: tuple[int, int] | None) -> tuple[np.ndarray, int]:
+    """Decode one image into numbers of shape `(height, width, 1 or 3)`, and give the one that means white."""
     from PIL import Image, ImageOps
 
     with _opened(name, read) as opened:
@@ -172,8 +172,7 @@ def _pixels(name: str, read: Callable[[], bytes], size: tuple[int, int] | None) 
         image, white = _plain_mode(turned)
         if size is not None and image.size != size[::-1]:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, np.float32) / np.float32(white)
-    return np.atleast_3d(pixels)
+        return np.atleast_3d(np.asarray(image)), white
 
 
 def _plain_mode(image: "Image.Image") -> "tuple[Image.Image, int]":

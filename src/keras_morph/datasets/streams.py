@@ -20,6 +20,7 @@ from keras_morph.processes import here
 SHARE = 0.25  # of the free memory that images may fill: a backend may copy them once, and training needs some too
 _QUEUE = 2**27  # bytes of decoded batches that wait to be trained on
 _CHUNK = 64  # images that one thread decodes at a time
+WHITE = np.float32(255)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -68,10 +69,13 @@ class Images:
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
             return self.take(self.numbers[key])
-        chosen = self.numbers[key]
-        if np.ndim(chosen) == 0:
-            return self.pixels(self._decoded([int(chosen)]))[0]
-        return self.pixels(self._decoded(chosen.tolist()))
+        if np.ndim(key) == 0:
+            return self.pixels(self.values(np.array([key])))[0]
+        return self.pixels(self.values(key))
+
+    def values(self, chosen: np.ndarray) -> np.ndarray:
+        """Some of them in [0, 1], before the range that a model takes."""
+        return self._decoded(self.numbers[chosen].tolist())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Decode all of them, several at a time."""
@@ -115,12 +119,41 @@ class Images:
         return decode([self.encoded(number) for number in numbers], self.size, self.channels)
 
 
+class _Kept:
+    """Images that are decoded once, and from then on bytes in memory."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.bytes = np.empty(images.shape, np.uint8)  # pages of it are taken when they are filled
+        self.there = np.zeros(len(images), bool)
+        self.fit = True  # those of 16 bits do not
+
+    @classmethod
+    def of(cls, images: Images) -> "_Kept | Images":
+        """These images, kept if there is room for them."""
+        return cls(images) if fits(int(np.prod(images.shape))) else images
+
+    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+        if not self.fit:
+            return self.images[chosen]
+        missing = chosen[~self.there[chosen]]
+        if len(missing):
+            found = self.images.values(missing)
+            as_bytes = np.rint(found * WHITE).astype(np.uint8)
+            if not np.array_equal(as_bytes / WHITE, found):
+                self.fit = False
+                return self.images[chosen]
+            self.bytes[missing], self.there[missing] = as_bytes, True
+        return self.images.pixels(self.bytes[chosen] / WHITE)
+
+
 class Batches(keras.utils.PyDataset):
     """Batches of labelled images, in memory or on disk, for `fit`, `evaluate` and `predict` on every backend.
 
     The order is a function of the seed and the number of the epoch alone, so that a run that is resumed sees what it
     would have seen: `set_epoch` says how many epochs are done. Give `fit` `shuffle=False`; it would else draw
-    an order of its own. Threads decode the next batches while a model trains, those of the next epoch too.
+    an order of its own. Threads decode the next batches while a model trains, those of the next epoch too. Where all
+    images fit into memory as bytes, a quarter of what they are as floats, they are kept so once they are decoded.
 
     Args:
         images: An array, or `Images`.
@@ -158,10 +191,12 @@ class Batches(keras.utils.PyDataset):
         # Keras's own threads decode a few batches more than it asks for, and give them to the next epoch.
         super().__init__(workers=1)
         self.images, self.labels, self.batch_size = images, labels, batch_size
+        self._kept = _Kept.of(images) if isinstance(images, Images) else images
         self.seed, self.epoch, self.devices = seed, epoch, devices
         self.failure: Exception | None = None
         one = 4 * batch_size * int(np.prod(images.shape[1:]))
-        self._ahead = max(2, min(2 * threads(), _QUEUE // max(1, one))) if isinstance(images, Images) else 0
+        self._most = max(2, min(2 * threads(), _QUEUE // max(1, one)))
+        self._ahead = 1 if isinstance(images, Images) else 0  # more as soon as one was not ready
         self._waiting: dict[int, Future[np.ndarray]] = {}
         self._place, self._seen, self._skipped = -1, 0, 0
         self._lock = Lock()
@@ -219,7 +254,7 @@ class Batches(keras.utils.PyDataset):
     def _decoded(self, place: int) -> np.ndarray:
         """A batch by its number since the first epoch; meanwhile those that follow, where they are asked for in order."""
         if not self._ahead:
-            return np.asarray(self.images[self._chosen(*divmod(place, self._whole))[0]])
+            return np.asarray(self._kept[self._chosen(*divmod(place, self._whole))[0]])
         with self._lock:
             follows = place in (self._place + 1, self.epoch * self._whole + self._skipped)
             wanted = range(place, place + 1 + (self._ahead if follows else 0))
@@ -229,8 +264,12 @@ class Batches(keras.utils.PyDataset):
             for each in wanted:
                 if each not in self._waiting:
                     chosen, _ = self._chosen(*divmod(each, self._whole))
-                    self._waiting[each] = pool().submit(self.images.__getitem__, chosen)
+                    self._waiting[each] = pool().submit(self._kept.__getitem__, chosen)
             future = self._waiting.pop(place)
+            if (
+                follows and not future.done()
+            ):  # threads that do not wait for one another take the cores from the training
+                self._ahead = min(self._most, self._ahead + 1)
         return future.result()
 
 
