@@ -354,7 +354,8 @@ def table(rows):
         here = [row for row in rows if row["command"] == command]
         one, rates = here[0], sorted({row["learning_rate"] for row in here}, key=float)
         text += (
-            f"\n## {one['network']} on {one['data']}, at a peak rate of {' or '.join(rates)}\n\n`{command}`: {int(one['training_images']):,} training images of "
+            f"\n## {one['network']} on {one['data']}, at a peak rate of {' or '.join(rates)}\n\n"
+            f"`{command}`: {int(one['training_images']):,} training images of "
             f"{one['image_size']}x{one['image_size']}, {one['epochs']} epochs in all, Keras {one['keras']} on {one['backend']} "
             f"{one['backend_version']}, {one['cpu']}, {one['date']}.\n"
         )
