@@ -193,11 +193,11 @@ def begin(
 ) -> "Progress":
     """Where a run begins, or goes on; arguments and errors as in `shrink`."""
     graph, budget = graph_of(model), budget_from(budget)
+    for name, given in (("data", data), ("validation_data", validation_data)):
+        check_labelled(name, given)
     recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
     if recipe.rounds > 1:
         check_expandable(graph)
-    for name, given in (("data", data), ("validation_data", validation_data)):
-        check_labelled(name, given)
     objective = recipe.objective(graph.model)
     check_labels(data, objective)
     training = Training(
@@ -223,8 +223,8 @@ def settled(
         learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
         recipe = replace(recipe, learning=LEARNING if learns else 0.0)
     if recipe.distillation is None:
-        loss = recipe.objective(graph.model).get("loss")
-        teaches = known and not has_own_steps(graph.model) and answers_classes(graph.model, loss)
+        teaches = known and not has_own_steps(graph.model)
+        teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
         recipe = replace(recipe, distillation=DISTILLATION if teaches else 0.0)
     return recipe, regularizer or (Gamma() if recipe.learning and _has_gammas(graph) else GroupLasso())
 
