@@ -54,6 +54,47 @@ def test_the_student_learns_to_answer_as_the_teacher_who_stays_as_he_is():
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_example_without_weight_counts_nowhere():
+    """Nor does a step that is masked."""
+    distiller = km.Distiller(classifier(4), classifier(8))
+    weights = np.repeat([0.0, 1.0], 8).astype("float32")
+    changed = np.where(weights[:, None] == 0, X + 1, X)
+    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    losses = [
+        float(
+            distiller.compute_loss(x=x, y=Y, y_pred=distiller(x, training=True), sample_weight=weights, training=True)
+        )
+        for x in (X, changed)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    words, more = np.array([[1, 2, 0], [3, 0, 0]]), np.array([[1, 2, 0, 0, 0], [3, 0, 0, 0, 0]])
+    student, teacher = (tagger(width) for width in (4, 8))
+    distiller = km.Distiller(student, teacher, weight=1.0)
+    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    losses = [
+        float(distiller.compute_loss(x=x, y=0 * x, y_pred=distiller(x, training=True), training=True))
+        for x in (words, more)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # two answers that hardly differ, in float32
+
+
+def tagger(width):
+    inputs = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(5, width, mask_zero=True)(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+
+def test_an_output_with_a_name():
+    networks = []
+    for width in (4, 8):
+        plain = classifier(width)
+        networks.append(keras.Model(plain.inputs, {"classes": plain.outputs[0]}))
+    distiller = km.Distiller(*networks)
+    distiller.compile("sgd", {"classes": "sparse_categorical_crossentropy"})
+    history = distiller.fit(X, {"classes": Y}, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 def test_evaluation_is_that_of_the_compiled_loss():
     student = classifier(4)
     distiller = km.Distiller(student, classifier(8))

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from keras_morph.costs.budget import Budget, Limit, budget_from, parse_budget
@@ -78,17 +79,17 @@ def fit_measured(
             kept, exceeding = _around(tried)
             if kept is not None and (exceeding is None or kept[0] >= USED):
                 break
-            costs = [one.cost(graph, structure) for one in limits]
             if kept is None:
+                costs = [one.cost(graph, structure) for one in limits]
                 aims = [
                     cost * (1 - NOISE) / more if more > 1 else one.limit
                     for one, cost, more in zip(limits, costs, over, strict=True)
                 ]
             else:
                 part = min(0.5, (1 - NOISE - kept[0]) / (exceeding[0] - kept[0]))  # half, since times may jump
-                ends = [(one.cost(graph, kept[1]), one.cost(graph, exceeding[1])) for one in limits]
+                ends = [[one.cost(graph, each) for _, each in (kept, exceeding)] for one in limits]
                 aims = [
-                    (1 - part) * low + part * high if clock else one.limit
+                    low + part * (high - low) if clock else one.limit
                     for one, clock, (low, high) in zip(limits, clocks, ends, strict=True)
                 ]
             limits = [Limit(one.cost, aim) for one, aim in zip(limits, aims, strict=True)]
@@ -113,13 +114,9 @@ def fit_measured(
 
 def _around(tried: list[tuple[float, Structure]]) -> tuple[Any, Any]:
     """What uses most of what is allowed, and what exceeds it by least; None where there is none."""
-    kept = [one for one in tried if one[0] <= 1]
-    exceeding = [one for one in tried if one[0] > 1]
-    return max(kept, key=_share, default=None), min(exceeding, key=_share, default=None)
-
-
-def _share(one: tuple[float, Structure]) -> float:
-    return one[0]
+    by_share = sorted(tried, key=itemgetter(0))
+    kept = [one for one in by_share if one[0] <= 1]
+    return kept[-1] if kept else None, by_share[len(kept)] if len(kept) < len(by_share) else None
 
 
 def _in_words(value: float, unit: str) -> str:

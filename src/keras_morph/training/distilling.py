@@ -66,12 +66,24 @@ class Distiller(Trainee):
         loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         if not training or not self.weight:
             return loss
-        teacher, student = self._soft(ops.stop_gradient(self._answers(x))), self._soft(y_pred)
-        kl = ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
+        # One output, whether it has a name or not.
+        (teacher,), (student,), (weights,) = map(keras.tree.flatten, (self._answers(x), y_pred, sample_weight))
+        kl = _Divergence(self.temperature, self.from_logits)(ops.stop_gradient(teacher), student, sample_weight=weights)
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * ops.cast(kl, loss.dtype)
 
+
+class _Divergence(keras.losses.Loss):
+    """KL(teacher || student) of softened answers, as float32; Keras weighs and masks it as it does the compiled loss."""
+
+    def __init__(self, temperature: float, from_logits: bool) -> None:
+        super().__init__(name="distillation", dtype="float32")
+        self.temperature, self.from_logits = temperature, from_logits
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        teacher, student = self._soft(y_true), self._soft(y_pred)
+        return ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+
     def _soft(self, outputs: Any) -> Any:
-        """Logarithms of the softened probabilities, float32."""
-        outputs = ops.cast(outputs, "float32")
+        """Logarithms of the softened probabilities."""
         logits = outputs if self.from_logits else ops.log(ops.maximum(outputs, SMALLEST))
         return ops.log_softmax(logits / self.temperature, axis=-1)
