@@ -101,7 +101,7 @@ def last_rows():
 def table(found):
     """The table of docs/export.md: a line per network, for all backends that were tried."""
     agree = sum(row["result"] == "agrees" for row in found.values())
-    devices = sorted({f"{row['cores']} cores of {row['cpu']}" for row in found.values()})
+    devices = sorted({row["cpu"] for row in found.values()})
     runtimes = sorted({row["runtime"] for row in found.values()})
     tried = {key[0] for key in found}
     hub = {name for name in tried if name.startswith(HUB)}
