@@ -2,10 +2,12 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER [--runtime onnxruntime]
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --network EfficientNetLite0
+    KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER --network ViT
 
-Takes the trained networks that benchmarks/recovery.py keeps, or those that benchmarks/efficientnet_lite0.py has fine-tuned. Each
-is cut to shares of its FLOPs and recovered from images without labels; then to the share of the latency that the result was
-measured to take. All are timed in the runtime, in turn.
+Takes the trained networks that benchmarks/recovery.py keeps, those that benchmarks/efficientnet_lite0.py has fine-tuned, or the
+vision transformer of benchmarks/latency.py, which is trained for twelve epochs where FOLDER does not hold it. Each is cut to
+shares of its FLOPs and recovered from images without labels; then to the share of the latency that the result was measured to
+take, or to all of it where that is more than the whole network takes. All are timed in the runtime, in turn.
 Appends a row per pair to benchmarks/results/latency_or_flops.csv, and writes the table of docs/latency.md; networks whose rows
 are there are left out, and --cache keeps the latency, so that a run that was ended goes on.
 """
@@ -22,15 +24,20 @@ from pathlib import Path
 import efficientnet_lite0 as lite
 import keras
 import numpy as np
-from quality import Trial, accuracy
+from latency import vit
+from quality import Augmented, Trial, accuracy
 from rows import append, rows_at, write_section
 
 import keras_morph as km
+from keras_morph.datasets import load
 from keras_morph.exporting import write_unchecked
 from keras_morph.formats import FORMATS
+from keras_morph.runs import save_model
 from keras_morph.timing import time_files_apart
+from keras_morph.training.recipe import cosine, fit_on
 
 ROOT = Path(__file__).parents[1]
+PIXELS, EPOCHS = 64, 12  # of the transformer
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "latency_or_flops.csv", ROOT / "docs" / "latency.md"
 
 
@@ -43,6 +50,24 @@ def seconds_of(models, form, seconds):
         return time_files_apart(paths, seconds=seconds).least
 
 
+class Transformer:
+    """The vision transformer of benchmarks/latency.py and a random seed's images; trained once and kept."""
+
+    def __init__(self, options, random_seed):
+        self.path, self.random_seed = options.networks / f"ViT-{random_seed}.keras", random_seed
+        self.data = load(options.data, image_size=PIXELS, limit=options.vit_images, seed=random_seed)
+
+    def trained(self):
+        if not self.path.exists():
+            keras.utils.set_random_seed(self.random_seed)
+            batches = Augmented(self.data.x_train, self.data.y_train, 64, self.random_seed, flip=True)
+            model, rate = vit(), cosine(1e-3, EPOCHS * len(batches))
+            model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", jit_compile=False)
+            fit_on(model, batches, 0, seed=self.random_seed, epochs=EPOCHS, verbose=2)
+            save_model(model, self.path)
+        return keras.models.load_model(self.path, compile=False)
+
+
 class Subject:
     """A trained network of one random seed, images to recover by, and its accuracy on test images."""
 
@@ -51,12 +76,16 @@ class Subject:
             trial = lite.Trial(lite.options_of(["--data", options.data]), random_seed)
             self.network, self.images = trial.fine_tuned(), trial.images(options.images)[0]
             self.size, self.accuracy = lite.SIZE, lite.accuracy
+        elif options.network == "ViT":
+            trial = Transformer(options, random_seed)
+            self.network, self.images = trial.trained(), trial.data.x_train[: options.images]
+            self.size, self.accuracy = PIXELS, accuracy
         else:
             trial = Trial(options, random_seed)
             path = options.networks / f"{options.network}-{random_seed}.keras"
             self.network = keras.models.load_model(path, compile=False)
             self.images, self.size, self.accuracy = trial.images(options.images)[0], options.image_size, accuracy
-        chosen = slice(options.test_images if options.network == "EfficientNetLite0" else None)
+        chosen = slice(None if options.network == "ResNet20" else options.test_images)
         self.test = trial.data.x_test[chosen], trial.data.y_test[chosen]
 
     def right(self, model):
@@ -94,7 +123,10 @@ def main():
     parser.add_argument("--image-size", type=int, default=16)
     parser.add_argument("--training-images", type=int, default=10_000)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--test-images", type=int, default=2000, help="of EfficientNetLite0; else all")
+    parser.add_argument("--test-images", type=int, default=2000, help="but for ResNet20: all")
+    parser.add_argument(
+        "--vit-images", type=int, default=6000, help="that the transformer is trained on, a tenth for validation"
+    )
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=int, nargs="+", default=[70, 50, 35])
     parser.add_argument("--runtime", default="onnxruntime")
@@ -117,7 +149,7 @@ def main():
         for share in shares:
             by_flops = km.prune(network, f"{share}%", calibration=images)
             whole, small = seconds_of([network, by_flops], form, 10)
-            budget = km.Budget(f"{100 * small / whole:.2f}%", cost)
+            budget = km.Budget(f"{100 * min(1.0, small / whole):.2f}%", cost)
             pairs.append((by_flops, km.prune(network, budget, calibration=images)))
             print(f"{share}% of the FLOPs: {budget.amount} of the time", flush=True)
         models = [network, *(model for pair in pairs for model in pair)]

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from dataclasses import replace
 
 import keras
@@ -168,6 +169,30 @@ def test_it_is_a_cost_like_any_other(tmp_path):
     assert km.MeasuredLatency.load(tmp_path / "latency.json")(seed) == cost(seed)
     found = km.MeasuredLatency(seed, cache=tmp_path / "latency.json")  # nothing is timed
     assert repr(found) == "MeasuredLatency(onnxruntime 1.0, 1 thread, batch 1, a processor)"
+
+
+@pytest.mark.once
+def test_times_that_do_not_follow_from_the_structures_are_told(tmp_path):
+    """As when memory runs out while structures are timed; again when such a file is read."""
+    seed = network()
+    graph = km.trace(seed)
+    drawn = measuring.random_structures(graph, 16)
+    for number, structure in enumerate(drawn):
+        structure.save(tmp_path / f"{number:03}.json")
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.5, len(drawn)))
+
+    def fitted(factors):
+        each = [(seconds(graph, structure) * factor,) for structure, factor in zip(drawn, factors, strict=True)]
+        return measuring.fit_timings(graph, tmp_path, timing.Timings(CONDITIONS, tuple(each)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", km.ForecastWarning)
+        fitted(np.ones(len(drawn)))
+    with pytest.warns(km.ForecastWarning, match=r"Expected at least 75% .* Received: \d+%, median error"):
+        found = fitted(noise)
+    found.save(tmp_path / "latency.json")
+    with pytest.warns(km.ForecastWarning):
+        km.MeasuredLatency(seed, cache=tmp_path / "latency.json")
 
 
 @pytest.mark.once

@@ -10,6 +10,7 @@ __all__ = [
     "ChanceWarning",
     "DataError",
     "DivergedError",
+    "ForecastWarning",
     "KerasMorphError",
     "LostProcessError",
     "MissingBackendError",
@@ -161,6 +162,15 @@ class BudgetWarning(UserWarning):
         ...     warnings.simplefilter("always")
         ...     small = km.prune(model, "50%", cost=Slow())
         >>> "BudgetWarning" in [each.category.__name__ for each in caught]
+        True
+    """
+
+
+class ForecastWarning(UserWarning):
+    """A latency was measured, but structures take other times than it foretells: the machine was busy, or short of memory.
+
+    Example:
+        >>> issubclass(km.ForecastWarning, UserWarning)
         True
     """
 

@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,13 @@ from keras_morph.channels import ChannelGraph
 from keras_morph.costs.budget import Budget
 from keras_morph.costs.costs import Clock, Cost, Table
 from keras_morph.costs.fitted import Coefficients, FittedTable, fit, telling
-from keras_morph.errors import BudgetError, KerasMorphError, StructureMismatchError, UnsupportedModelError
+from keras_morph.errors import (
+    BudgetError,
+    ForecastWarning,
+    KerasMorphError,
+    StructureMismatchError,
+    UnsupportedModelError,
+)
 from keras_morph.exporting import write_unchecked, written_here
 from keras_morph.formats import FORMATS, PREFERENCE, can
 from keras_morph.graph.closure import close
@@ -40,6 +47,7 @@ from keras_morph.timing import SUFFIXES, Conditions, Timings, time_files_apart
 __all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "random_structures", "telling_structures"]
 
 MARGIN = 1.5  # times the median error
+CERTAIN = 0.75  # of the structures within 10 %: 0.9 to 1 on quiet machines
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
 # A busy machine slows the whole network down by more than a small one. So both are timed again, up to so often, where the whole
 # takes longer than this many times what it took at its shortest, in the fit or since; and it counts as what that was since.
@@ -77,6 +85,9 @@ class MeasuredLatency(Cost):
 
     Raises:
         KerasMorphError: if the runtime is not installed, or the network cannot be exported to its format.
+
+    Warns:
+        ForecastWarning: if less than three quarters of the structures take what is foretold, to 10 %.
 
     References:
         Zhang et al., nn-Meter: towards accurate latency prediction of deep-learning model inference on diverse edge devices,
@@ -116,6 +127,7 @@ class MeasuredLatency(Cost):
                 found.network,
             ) == wanted:
                 self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
+                _warn_if_uncertain(self, graph.model.name)
                 return
         with tempfile.TemporaryDirectory() as folder:
             files = export_structures(graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2)
@@ -316,6 +328,8 @@ def _format_of(runtime: str) -> str:
 def fit_timings(model: Any, folder: str | Path, timings: Timings) -> MeasuredLatency:
     """The cost of timings of the files that `export_structures` wrote to a folder, in their order.
 
+    A ForecastWarning says where they do not follow from the structures.
+
     Raises:
         StructureMismatchError: if they are not the files of this network, or not as many.
     """
@@ -326,4 +340,18 @@ def fit_timings(model: Any, folder: str | Path, timings: Timings) -> MeasuredLat
             f"Expected one timing for each of {len(paths)} files. Received: {len(timings.seconds)}."
         )
     closed = [close(graph, Structure.load(path).copies(graph)) for path in paths]
-    return MeasuredLatency.of(timings.conditions, fit(graph, closed, timings.least), fingerprint(graph))
+    found = MeasuredLatency.of(timings.conditions, fit(graph, closed, timings.least), fingerprint(graph))
+    _warn_if_uncertain(found, graph.model.name)
+    return found
+
+
+def _warn_if_uncertain(cost: MeasuredLatency, network: str) -> None:
+    fitted = cost.coefficients
+    if fitted.within < CERTAIN:
+        warnings.warn(
+            f"The latency of {network} ({cost.conditions}) follows badly from its structure. Expected at least {CERTAIN:.0%} of "
+            f"the structures foretold to 10 %. Received: {fitted.within:.0%}, median error {fitted.error:.1%}; measure again "
+            "while nothing else needs the processor or the memory, or more structures.",
+            ForecastWarning,
+            stacklevel=3,
+        )
