@@ -113,6 +113,10 @@ def test_a_narrowed_stream_costs_what_fills_it_up():
         small = km.rebuild(graph, counts, weights=False)
         np.testing.assert_allclose(cost(small), expected)
         np.testing.assert_allclose(cost(graph, counts), expected, rtol=0.03)  # Pad makes one channel more
+    # So it stays whole where a budget leaves room: what is strongest for its price alone would be the narrowest.
+    chosen = km.fit_budget(graph, km.Budget("80%", cost, per_cost=1.0), scores=np.ones(graph.num_groups))
+    assert chosen.widths["patches"] == graph.widths["patches"]
+    assert cost(graph, chosen) <= 0.8 * whole
 
 
 @pytest.mark.once

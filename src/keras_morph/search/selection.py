@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ FULL_ENOUGH = 0.98
 def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None = None) -> Structure:
     """The structure of the highest scores that costs no more than a budget.
 
+    Where a cost that is no formula is higher with a narrower layer, it is also tried with such layers whole, and what keeps more
+    of the scores is taken.
+
     Args:
         model: a StructureLearner, whose regularizer and cost are the defaults; a Keras model as it is; or its ChannelGraph.
         budget: a Budget, or what one is made of: `"50%"`, `"2MB"`, `"50% FLOPs, 2MB"`, a number, or `{cost: amount}`.
@@ -53,10 +57,40 @@ def fit_budget(model: Any, budget: Any, *, scores: Any = None, cost: Cost | None
     graph, values, cost = scored(model, scores, budget.cost)
     check_finite(graph, values)
     limits = budget.limits(graph, cost)
+    kept, options = values, {"round_to": budget.round_to, "floor": budget.floor}
     if budget.per_cost:
         values = values / group_prices(graph, limits) ** budget.per_cost
-    alive = choose(graph, values, limits, round_to=budget.round_to, floor=budget.floor)
+    alive = choose(graph, values, limits, **options)
+    if stays := _dearer_when_narrow(graph, limits):
+        with suppress(BudgetError):  # out of reach with all of them
+            wide = choose(graph.pinned_with(stays), values, limits, **options)
+            alive = wide if kept[wide].sum() > kept[alive].sum() else alive
     return Structure.closed(graph, alive, values)
+
+
+def _dearer_when_narrow(graph: ChannelGraph, limits: Sequence[Limit]) -> dict[int, str]:
+    """Groups that lie in places whose whole width costs less than a narrower one, and why they stay.
+
+    A stream in front of LayerNormalization is one: what is narrowed there is filled up again. Formulas never say so.
+    """
+    tables = [limit.cost.table(graph) for limit in limits if limit.cost.monomials(graph) is None]
+    if not tables:
+        return {}
+
+    def costs(alive: np.ndarray) -> np.ndarray:
+        closed = close(graph, alive)
+        return np.array([(table.costs(closed.counts) * closed.present).sum() for table in tables])
+
+    whole = np.ones(graph.num_groups, bool)
+    most, kinds = costs(whole) * (1 + 1e-9), same_places(graph)
+    found: dict[int, str] = {}
+    for kind in np.unique(kinds[~graph.pinned_mask]):
+        groups = np.flatnonzero((kinds == kind) & ~graph.pinned_mask)
+        narrow = whole.copy()
+        narrow[groups[: len(groups) // 8]] = False
+        if np.any(costs(narrow) > most):
+            found |= dict.fromkeys(groups.tolist(), "it costs more when it is narrower")
+    return found
 
 
 def scored(model: Any, scores: Any = None, cost: Cost | None = None) -> tuple[ChannelGraph, np.ndarray, Cost]:
