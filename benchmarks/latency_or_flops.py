@@ -132,6 +132,8 @@ def main():
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args()
+    if options.networks is None and options.network != "EfficientNetLite0":
+        parser.error(f"--networks: expected the folder of trained networks for {options.network}; received none")
     options.batch_size, options.epochs, options.learning = 128, 20, 0.0  # which Trial wants
     form = next((name, row) for name, row in FORMATS.items() if row.runtime == options.runtime)
     cost = None
