@@ -1,4 +1,4 @@
-"""Budgets that are kept as measured: by costs that say what their clock would show."""
+"""Budgets that are kept and used as measured: by costs that say what their clock would show."""
 
 import contextlib
 
@@ -51,6 +51,22 @@ def test_it_is_chosen_again_until_the_clock_agrees(graph, slow, measurements, bu
     assert cost(graph, structure) <= 0.6 * cost(graph)
     assert len(said) == len(cost.seen) - 1 <= measurements
     assert f"{found:,.0f} FLOPs of the whole network's {whole:,.0f} FLOPs as measured" in said[-1]
+
+
+@pytest.mark.parametrize("fast", [0.9, 0.5])
+def test_a_budget_is_used_as_measured(graph, fast):
+    """The smaller one is faster than foretold, so that more fits than was thought."""
+    cost = Clocked(lambda share: fast if share < 0.999 else 1.0)
+    structure = fit_measured(graph, km.Budget("40%", round_to=1), cost=cost)
+    assert 0.9 * 0.4 <= fast * cost(graph, structure) / cost(graph) <= (1 - NOISE) * 0.4
+    assert len(cost.seen) <= TRIES
+
+
+def test_what_is_counted_beside_it_is_never_exceeded(graph):
+    cost, size = Clocked(lambda share: 0.5), km.ModelSize()
+    structure = fit_measured(graph, km.Budget({cost: "60%", size: "60%"}, round_to=1))
+    assert size(graph, structure) <= 0.6 * size(graph)
+    assert len(cost.seen) == 2  # where it binds, more of the time changes nothing
 
 
 def test_a_share_is_of_the_network_as_measured_and_an_amount_is_not(graph):

@@ -1,4 +1,4 @@
-"""A budget that is kept as measured: what was chosen is timed, and chosen again within less where it takes too long.
+"""A budget that is kept and used as measured: what was chosen is timed, and chosen again where it takes too long or too little.
 
 What is cut to a budget is what the cost believes to be cheap, so that a forecast that is right on average is too low for it.
 Where times go in steps, the next structure within less may take much less: then one between the two is tried.
@@ -7,8 +7,8 @@ Where times go in steps, the next structure within less may take much less: then
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from operator import itemgetter
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from keras_morph.costs.budget import Budget, Limit, budget_from, parse_budget
@@ -36,17 +36,16 @@ def fit_measured(
     """`fit_budget`, whose structure also keeps the budget as measured, where the cost has a clock.
 
     The chosen structure is measured beside the whole network, of which `"60%"` is a share. Where it costs more than the budget
-    says, the limit is lowered by as much and it is chosen again; where that leaves more than 3 % unused, a limit between is
-    tried; up to 6 measurements. Where nothing can be measured (another device, a runtime that is not installed) the budget is
-    kept as computed.
+    says, the limit is lowered by as much and it is chosen again; where it leaves more than 3 % unused, the limit is raised by as
+    much; where one is over and one leaves some, a limit between is tried; up to 6 measurements. Where nothing can be measured
+    (another device, a runtime that is not installed) the budget is kept as computed.
 
     Args:
         model, budget, scores, cost: as in `fit_budget`.
         say: takes a line after each measurement.
 
     Returns:
-        A closed structure, never above the budget as computed. If none keeps the budget as measured, the nearest one, with a
-        BudgetWarning.
+        A closed structure. If none keeps the budget as measured, the nearest one, with a BudgetWarning.
     """
     say = say or (lambda _: None)
     budget = budget_from(budget, cost or getattr(model, "target_cost", None))
@@ -65,7 +64,7 @@ def fit_measured(
             for one, clock in zip(limits, clocks, strict=True)
         ]
         structure = fit_budget(model, _of(budget, limits), scores=scores)
-        tried: list[tuple[float, Structure]] = []  # with the measured share of what is allowed
+        tried: list[_Tried] = []
         while len(tried) < TRIES:
             over = []
             for clock, (part, amount) in zip(clocks, budget.amounts(), strict=True):
@@ -75,47 +74,60 @@ def fit_measured(
                 if clock:
                     words = [_in_words(value, part.unit) for value in (found, whole, allowed)]
                     say(f"{part!r}: {words[0]} of the whole network's {words[1]} as measured; {words[2]} are allowed")
-            tried.append((max(over), structure))
+            tried.append(_Tried(max(over), tuple(one.cost(graph, structure) for one in limits), structure))
             kept, exceeding = _around(tried)
-            if kept is not None and (exceeding is None or kept[0] >= USED):
-                break
             if kept is None:
-                costs = [one.cost(graph, structure) for one in limits]
                 aims = [
                     cost * (1 - NOISE) / more if more > 1 else one.limit
-                    for one, cost, more in zip(limits, costs, over, strict=True)
+                    for one, cost, more in zip(limits, tried[-1].costs, over, strict=True)
                 ]
+            elif kept.share >= USED:
+                break
+            elif exceeding is None:
+                aims = [cost * (1 - NOISE) / kept.share for cost in kept.costs]
             else:
-                part = min(0.5, (1 - NOISE - kept[0]) / (exceeding[0] - kept[0]))  # half, since times may jump
-                ends = [[one.cost(graph, each) for _, each in (kept, exceeding)] for one in limits]
-                aims = [
-                    low + part * (high - low) if clock else one.limit
-                    for one, clock, (low, high) in zip(limits, clocks, ends, strict=True)
-                ]
-            limits = [Limit(one.cost, aim) for one, aim in zip(limits, aims, strict=True)]
+                part = min(0.5, (1 - NOISE - kept.share) / (exceeding.share - kept.share))  # half, since times may jump
+                aims = [low + part * (high - low) for low, high in zip(kept.costs, exceeding.costs, strict=True)]
+            limits = [
+                Limit(one.cost, aim) if clock else one for one, clock, aim in zip(limits, clocks, aims, strict=True)
+            ]
             try:
                 structure = fit_budget(model, _of(budget, limits), scores=scores)
             except BudgetError:  # there is nothing smaller
                 break
-            if any(structure == other for _, other in tried):
+            if any(structure == other.structure for other in tried):
                 break
     kept, exceeding = _around(tried)
     if kept is not None:
-        return kept[1]
+        return kept.structure
     assert exceeding is not None
     warnings.warn(
         f"{graph.model.name} keeps the budget of {budget.amount} as computed, not as measured: the best that was tried takes "
-        f"{exceeding[0] * (1 - NOISE):.3f} times as much. Expected at most 1. Give a lower budget.",
+        f"{exceeding.share * (1 - NOISE):.3f} times as much. Expected at most 1. Give a lower budget.",
         BudgetWarning,
         stacklevel=3,
     )
-    return exceeding[1]
+    return exceeding.structure
 
 
-def _around(tried: list[tuple[float, Structure]]) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class _Tried:
+    """A structure that was measured.
+
+    Attributes:
+        share: of what is allowed, as measured, of the tightest limit.
+        costs: of each limit, as computed.
+    """
+
+    share: float
+    costs: tuple[float, ...]
+    structure: Structure
+
+
+def _around(tried: list[_Tried]) -> tuple[_Tried | None, _Tried | None]:
     """What uses most of what is allowed, and what exceeds it by least; None where there is none."""
-    by_share = sorted(tried, key=itemgetter(0))
-    kept = [one for one in by_share if one[0] <= 1]
+    by_share = sorted(tried, key=attrgetter("share"))
+    kept = [one for one in by_share if one.share <= 1]
     return kept[-1] if kept else None, by_share[len(kept)] if len(kept) < len(by_share) else None
 
 
