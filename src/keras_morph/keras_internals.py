@@ -7,7 +7,7 @@ import inspect
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -256,6 +256,15 @@ def without_values() -> Iterator[None]:
 
 
 # Trainers.
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """Inside, PyTorch keeps nothing for a gradient, which it would for all that is computed; elsewhere nothing is changed."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def weights_are_elsewhere(model: keras.Model) -> bool:
