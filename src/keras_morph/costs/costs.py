@@ -177,8 +177,10 @@ class Cost(Configured, ABC):
         known = _WARNED.setdefault(graph.model, set())
         if names and self.name not in known:
             known.add(self.name)
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            left_out = ", ".join(names[:8]) + more
             warnings.warn(
-                f"{self.name} of {graph.model.name} leaves out {', '.join(names)}: what they compute cannot be counted.",
+                f"{self.name} of {graph.model.name} leaves out {left_out}: what they compute cannot be counted.",
                 UncountedLayerWarning,
                 stacklevel=3,
             )
