@@ -1,7 +1,6 @@
 """Fine-tune a small classifier to answer as its seed does, and to see in between what the seed sees."""
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_morph.channels import ChannelGraph
+from keras_morph.channels import ChannelGraph, Weight
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning
 from keras_morph.graph.closure import close
 from keras_morph.graph.structure import graph_and_structure
@@ -46,10 +45,10 @@ class Feature:
 
 
 def shared_features(model: Any, structure: Any, small: keras.Model) -> list[Feature]:
-    """Where a smaller model can be held against its seed: what several calls read, and what the last layer with weights reads.
+    """Where a smaller model can be held against its seed: what its layers read that mix channels, from the second on.
 
-    In a residual network these are the ends of its blocks. Each channel that is left is one of the seed's, so that nothing has
-    to be learned in between to compare them. What is inside nested models is left out.
+    Each channel that is left is one of the seed's, so that nothing has to be learned in between to compare them. What is inside
+    nested models is left out.
 
     Args:
         model: the seed, or its ChannelGraph.
@@ -67,15 +66,15 @@ def shared_features(model: Any, structure: Any, small: keras.Model) -> list[Feat
         warnings.simplefilter("ignore", UnknownLayerWarning)
         after = trace(small)
     theirs, ours, seeds = counterparts(graph, after), _own_tensors(after), _own_tensors(graph)
-    reads = Counter(tensor for call in after.calls for tensor in set(call.inputs))
-    weighty = [call.inputs[0] for call in after.calls if after.layers[call.layer].weights and call.inputs]
+    mixing = {n for n, layer in enumerate(after.layers) if any(map(_mixes, layer.weights))}
+    read = {tensor for call in after.calls if call.layer in mixing for tensor in call.operands}
     found = []
     for call in after.calls:
         twin = theirs.get(call.layer)
         if call.mode == "input" or twin is None or len(twin.outputs) != len(call.outputs):
             continue
         for one, other in zip(call.outputs, twin.outputs, strict=True):
-            if (reads[one] < 2 and one not in weighty[-1:]) or one not in ours or other not in seeds:
+            if one not in read or one not in ours or other not in seeds:
                 continue
             tensor, seed = after.tensors[one], graph.tensors[other]
             if tensor.axis != seed.axis or not 0 < tensor.axis < len(tensor.shape):
@@ -84,6 +83,11 @@ def shared_features(model: Any, structure: Any, small: keras.Model) -> list[Feat
             if len(kept) == tensor.shape[tensor.axis]:
                 found.append(Feature(ours[one], seeds[other], kept, tensor.axis))
     return found
+
+
+def _mixes(weight: Weight) -> bool:
+    """Whether a weight makes channels of channels, as the kernel of a Dense layer does."""
+    return weight.reads is not None and sum(vector >= 0 for vector in weight.vectors) > 1
 
 
 def _own_tensors(graph: ChannelGraph) -> dict[int, Any]:
