@@ -15,7 +15,6 @@ and with half of the epochs again, all on the same images in the same order, wit
     uniform L1               all widths times one factor, the channels of the largest L1 norm, then trained
     prune recovered, trained what `prune recovered` gives, then trained
     shrink                   km.shrink(network, budget, data, epochs=...), defaults but for the rate
-    shrink by answers        the same with Recipe(feature_weight=0)
     shrink undistilled       the same with Recipe(distillation=0)
     Torch-Pruning L1, Taylor         cut in one shot, then trained
     Torch-Pruning group sparsity     trained under its regularizer at the constant rate, cut, trained along the cosine
@@ -66,7 +65,6 @@ ARMS = (
     "uniform L1",
     "prune recovered, trained",
     "shrink",
-    "shrink by answers",
     "shrink undistilled",
     *PEERS,
 )
@@ -84,9 +82,8 @@ images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without 
 the same batches, peak learning rate ({learning_rate}), schedule (constant, then one cosine) and optimizer (Adam).
 **dense**: the whole network, trained on. **uniform L1**: all widths times one factor, the channels with the largest L1 norm.
 **shrink**: `km.shrink`, defaults but for the rate, whose cosine takes all epochs; widths are not rounded, as in all other arms.
-By default the fine-tuned network's answers are half of the loss, and its features count beside it, which no other arm has;
-**shrink by answers**: with `Recipe(feature_weight=0)`; **shrink undistilled**: with `Recipe(distillation=0)`.
-**Torch-Pruning** 1.6.1: the network is carried into PyTorch with its weights and back; L1 and Taylor in one
+**shrink undistilled**: with `Recipe(distillation=0)`; by default the fine-tuned network's answers are half of the loss, which
+no other arm has. **Torch-Pruning** 1.6.1: the network is carried into PyTorch with its weights and back; L1 and Taylor in one
 shot, group sparsity trained at the constant rate.
 
 Accuracy on {test_images} test images, looked at once per row; means and standard deviations over random seeds, in percent;
@@ -258,8 +255,8 @@ class Trial:
         elif arm == "uniform L1":
             small = self.train(km.rebuild(model, uniform_by_l1(model, budget)), 0, self.again, self.held)
         elif arm.startswith("shrink"):
-            without = {"shrink undistilled": {"distillation": 0.0}, "shrink by answers": {"feature_weight": 0.0}}
-            recipe = km.Recipe(epochs=self.again, learning_rate=self.options.learning_rate, **without.get(arm, {}))
+            distillation = 0.0 if arm == "shrink undistilled" else None
+            recipe = km.Recipe(epochs=self.again, learning_rate=self.options.learning_rate, distillation=distillation)
             small = km.shrink(model, full, self.batches, recipe=recipe, verbose=0).small
         else:
             small = self.peer(model, arm.removeprefix("Torch-Pruning "), budget)

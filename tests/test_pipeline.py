@@ -233,16 +233,6 @@ def test_a_trained_classifier_is_its_own_teacher(model, loss, known, asked, expe
     recipe = km.Recipe(loss=loss, distillation=asked)
     recipe, _ = pipeline.settled(recipe, None, km.trace(classifier(**model)), known=known)
     assert recipe.distillation == expected
-    assert recipe.feature_weight == (pipeline.FEATURES if expected else 0)
-
-
-@pytest.mark.once
-def test_a_network_that_is_widened_is_not_held_against_the_seed_in_between():
-    graph = km.trace(classifier(activation="softmax"))
-    recipe, _ = pipeline.settled(km.Recipe(epochs=6, rounds=2), None, graph, known=True)
-    assert (recipe.distillation, recipe.feature_weight) == (pipeline.DISTILLATION, 0)
-    with pytest.raises(km.KerasMorphError, match=r"not the seed's.*Received: feature_weight=1.0, rounds=2"):
-        km.Recipe(epochs=6, rounds=2, feature_weight=1.0)
 
 
 OPEN = """

@@ -34,7 +34,7 @@ def costly(test):
     return pytest.mark.usefixtures("uncompiled")(test if TORCH else pytest.mark.slow(test))
 
 
-RECIPE = km.Recipe(epochs=6, learning_rate=0.01, batch_size=16, fading=0.3, distillation=0.3, feature_weight=0.5)
+RECIPE = km.Recipe(epochs=6, learning_rate=0.01, batch_size=16, fading=0.3, distillation=0.3)
 X = np.random.default_rng(0).normal(size=(48, 6, 6, 1)).astype("float32")
 Y = (X.mean((1, 2, 3)) > 0).astype(int)
 

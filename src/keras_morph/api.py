@@ -49,7 +49,7 @@ from keras_morph.surgery.rebuilding import masked, rebuild
 from keras_morph.surgery.recovery import recover
 from keras_morph.tensorboard import TensorBoardLog
 from keras_morph.training.callbacks import Anneal, EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
-from keras_morph.training.distilling import Distiller, shared_features
+from keras_morph.training.distilling import Distiller
 from keras_morph.training.guards import StopDiverging
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.logistic_sigmoid import LogisticSigmoid
@@ -128,7 +128,6 @@ __all__ = [
     "reestimate_statistics",
     "register_rule",
     "report",
-    "shared_features",
     "shrink",
     "shrink_family",
     "taylor_scores",

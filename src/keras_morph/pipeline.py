@@ -37,7 +37,7 @@ from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.surgery.recovery import loses, recover
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.checkpoints import Saved, fill, fit_resumably
-from keras_morph.training.distilling import Distiller, shared_features
+from keras_morph.training.distilling import Distiller
 from keras_morph.training.guards import is_trained, warn_at_chance
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, answers_classes, check_labelled, check_labels, cosine
@@ -222,12 +222,9 @@ def settled(
     if recipe.learning is None:
         learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
         recipe = replace(recipe, learning=LEARNING if learns else 0.0)
-    teaches = known and not has_own_steps(graph.model)
-    teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
-    if recipe.feature_weight is None:
-        also = teaches and recipe.distillation != 0 and recipe.rounds == 1
-        recipe = replace(recipe, feature_weight=FEATURES if also else 0.0)
     if recipe.distillation is None:
+        teaches = known and not has_own_steps(graph.model)
+        teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
         recipe = replace(recipe, distillation=DISTILLATION if teaches else 0.0)
     return recipe, regularizer or (Gamma() if recipe.learning and _has_gammas(graph) else GroupLasso())
 
@@ -362,7 +359,7 @@ class Progress:
             "regularizer": repr(self.learner.regularizer),
             "phases": [getattr(phase, "__name__", repr(phase)) for phase in phases_of(recipe)],
             "callbacks": [type(callback).__name__ for callback in self.training.callbacks],
-            "teacher": _checksum(self.teacher) if recipe.distillation or recipe.feature_weight else "",
+            "teacher": _checksum(self.teacher) if recipe.distillation else "",
         }
 
     def saved(self) -> Saved:
@@ -439,7 +436,6 @@ class Progress:
 
 LEARNING = 0.4  # of the epochs
 DISTILLATION = 0.5  # of the loss of fine-tuning
-FEATURES = 1.0  # what their distance counts beside it
 SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 
@@ -550,17 +546,10 @@ def tune(progress: Progress) -> Progress:
     """Fine-tune the smaller model for the epochs that are left."""
     recipe, model, teacher = progress.recipe, progress.small, progress.teacher
     done = len(progress.history) - progress.learned
-    if recipe.distillation or recipe.feature_weight:
+    if recipe.distillation:
         from_logits = getattr(progress.training.objective.get("loss"), "from_logits", False)
-        features = shared_features(teacher, progress.structure, model) if recipe.feature_weight else ()
-        model = training_as(teacher, Distiller)(
-            model,
-            teacher,
-            weight=recipe.distillation or 0.0,
-            from_logits=from_logits,
-            features=features,
-            feature_weight=recipe.feature_weight or 0.0,
-        )
+        kind = training_as(teacher, Distiller)
+        model = kind(model, teacher, weight=recipe.distillation, from_logits=from_logits)
     elif has_own_steps(teacher):
         model = training_as(teacher, Trainee)(model)
     return _trained(progress, model, "fine-tune", _remaining(progress) - done, _schedule(progress, done), [])

@@ -86,8 +86,7 @@ class Shrink:
     distillation: Annotated[
         float | None,
         typer.Option(
-            help="share of the seed's answers in the loss of fine-tuning, beside which its features count; by default 0.5 for a "
-            "trained classifier, else 0, which leaves out both"
+            help="share of the seed's answers in the loss of fine-tuning; by default 0.5 for a trained one, else 0"
         ),
     ] = None
     seed_epochs: Annotated[

@@ -26,7 +26,6 @@ from keras_morph.graph.streaming import Stream, image_batches
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import trace, trace_as
 from keras_morph.layers.rules import variable
-from keras_morph.surgery.counterparts import counterparts
 from keras_morph.surgery.rebuilding import rebuild
 
 __all__ = ["loses", "recover"]
@@ -142,7 +141,13 @@ class _Pairing:
 
     def __init__(self, graph: ChannelGraph, closed: Closed, after: ChannelGraph) -> None:
         self.graph, self.closed, self.after = graph, closed, after
-        self.theirs = counterparts(graph, after)  # layer of the smaller model -> call of the seed
+        # What is inside a nested model may have another prefix in the smaller one.
+        originals = {layer.name.replace("/", "_"): number for number, layer in enumerate(graph.layers)}
+        self.theirs: dict[int, Call] = {}  # layer of the smaller model -> call of the seed
+        for number, layer in enumerate(after.layers):
+            original = originals.get(layer.name.replace("/", "_"), -1)
+            if original >= 0 and len(graph.layer_calls[original]) == len(after.layer_calls[number]) == 1:
+                self.theirs[number] = graph.calls[graph.layer_calls[original][0]]
         self.readers: dict[int, list[Call]] = {}
         for call in after.calls:
             for tensor in set(call.numbers.values()):

@@ -51,8 +51,6 @@ class Recipe:
         strength: factor of the penalty; by default a controller moves it.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default 0.5 for a trained classifier (one
             output, a softmax or a cross-entropy from logits), else 0.
-        feature_weight: of the distance between what the smaller model and the seed compute in between (`shared_features`), in the
-            loss of fine-tuning. By default 1 for a trained classifier, unless `distillation` is 0 or `rounds` above 1; else 0.
         jit_compile: as in `compile`; `"auto"` is what the model was compiled with, but not XLA by TensorFlow on a CPU, where it
             is a loss. (Keras keeps no difference between `True` and its own `"auto"`.)
         phases: functions from a Progress to a Progress; by default `learn, choose, fade, cut, tune` of `pipeline.py`.
@@ -78,7 +76,6 @@ class Recipe:
     rounds: int = 1
     strength: float | None = None
     distillation: float | None = None
-    feature_weight: float | None = None
     jit_compile: bool | str = "auto"
     phases: Sequence[Callable[[Any], Any]] | None = None
 
@@ -94,17 +91,11 @@ class Recipe:
             ("learning", 0, 1),
             ("fading", 0, 1),
             ("distillation", 0, 1),
-            ("feature_weight", 0, np.inf),
             ("strength", 0, np.inf),
         ):
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and np.isfinite(value)):
                 raise KerasMorphError(f"Expected {name} from {low} to {high}. Received: {name}={value}.")
-        if self.feature_weight and self.rounds > 1:
-            raise KerasMorphError(
-                "Channels of a network that was widened are not the seed's. Expected: feature_weight=0, or one round. "
-                f"Received: feature_weight={self.feature_weight}, rounds={self.rounds}."
-            )
 
     def make_optimizer(self, rate: Any) -> keras.optimizers.Optimizer:
         """An optimizer with this learning rate or schedule."""
