@@ -54,6 +54,23 @@ def test_the_student_learns_to_answer_as_the_teacher_who_stays_as_he_is():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.only_on("torch")
+def test_nothing_is_kept_for_a_gradient_of_the_teacher():
+    import torch
+
+    distiller = km.Distiller(classifier(4), classifier(8))
+    answers, kept = distiller._answers, []
+
+    def seen(x):
+        kept.append(torch.is_grad_enabled())
+        return answers(x)
+
+    distiller._answers = seen
+    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    distiller.fit(X, Y, batch_size=16, verbose=0)
+    assert kept == [False]
+
+
 def test_an_example_without_weight_counts_nowhere():
     """Nor does a step that is masked."""
     distiller = km.Distiller(classifier(4), classifier(8))
