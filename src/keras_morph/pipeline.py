@@ -23,6 +23,7 @@ from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.graph.identities import fingerprint
+from keras_morph.graph.streaming import image_batches
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.keras_internals import seed_shared
@@ -110,6 +111,7 @@ def shrink(
     data: Any,
     *,
     validation_data: Any = None,
+    calibration: Any = None,
     epochs: int | None = None,
     regularizer: Regularizer | None = None,
     recipe: Recipe | None = None,
@@ -135,6 +137,9 @@ def shrink(
         budget: as in `fit_budget`. Its first cost prices the channels.
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.
+        calibration: a few hundred images without labels, as in `recover`, by which channels of a trained network are chosen and
+            what a cut loses is recovered; by default the first of `data`. Give them where `data` are augmented: by images as
+            they are it comes out better.
         epochs: of all phases and rounds together; by default the recipe's, which is 30.
         regularizer: gives the scores; by default Gamma() for a fresh network, or GroupLasso() where layers have no gamma, and
             `contribution_scores` for a trained one.
@@ -150,7 +155,8 @@ def shrink(
 
     Raises:
         BudgetError: before any training, if the budget cannot be read or reached.
-        DataError: before any training, for inputs without labels or labels that the loss does not take.
+        DataError: before any training, for inputs without labels, labels that the loss does not take, or images for the
+            calibration that the model does not.
         DivergedError: if the loss is no number any more.
         KerasMorphError: if `run` holds a run of other arguments.
 
@@ -164,6 +170,7 @@ def shrink(
         budget,
         data,
         validation_data=validation_data,
+        calibration=calibration,
         regularizer=regularizer,
         recipe=_with_epochs(recipe, epochs),
         run=run,
@@ -185,6 +192,7 @@ def begin(
     data: Any,
     *,
     validation_data: Any = None,
+    calibration: Any = None,
     regularizer: Regularizer | None = None,
     recipe: Recipe,
     run: str | Path | None = None,
@@ -195,13 +203,15 @@ def begin(
     graph, budget = graph_of(model), budget_from(budget)
     for name, given in (("data", data), ("validation_data", validation_data)):
         check_labelled(name, given)
+    if isinstance(calibration, (tuple, list, dict)) or hasattr(calibration, "shape"):
+        image_batches(graph, calibration)  # raises now if the model does not take them
     recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
     if recipe.rounds > 1:
         check_expandable(graph)
     objective = recipe.objective(graph.model)
     check_labels(data, objective)
     training = Training(
-        data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
+        data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks, calibration
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = learner_of(copy, graph.model, regularizer, budget, recipe)
@@ -282,6 +292,7 @@ class Training:
     run: Path | None
     verbose: int | str
     callbacks: Sequence[keras.callbacks.Callback]
+    calibration: Any = None
 
     @property
     def checkpoints(self) -> Path:
@@ -473,7 +484,7 @@ def choose(progress: Progress) -> Progress:
     budget, scores = progress.budget, None
     if not progress.learned:
         budget = replace(budget, per_cost=budget.per_cost or 1.0)
-        scores = contribution_scores(progress.learner.graph, _seen(progress))
+        scores = contribution_scores(progress.learner.graph, _calibration(progress))
     structure = fit_measured(progress.learner, budget, scores=scores, say=progress.training.say)
     return replace(progress, structure=structure)
 
@@ -523,14 +534,19 @@ def fade(progress: Progress) -> Progress:
 
 def cut(progress: Progress) -> Progress:
     """The smaller model: what was cut is regressed back, or, if all had faded, BatchNormalization's statistics estimated anew."""
-    data = _seen(progress)
     small = rebuild(progress.learner, progress.structure)
     rebuilt = small.get_weights()
     if loses(progress.learner, progress.structure):
-        recover(small, progress.learner, progress.structure, data)
+        recover(small, progress.learner, progress.structure, _calibration(progress))
     else:
-        reestimate_statistics(small, data, batch_size=progress.recipe.batch_size)
+        reestimate_statistics(small, _seen(progress), batch_size=progress.recipe.batch_size)
     return replace(progress, small=small, rebuilt_weights=rebuilt, reestimated_weights=small.get_weights())
+
+
+def _calibration(progress: Progress) -> Any:
+    """Images to choose and recover by."""
+    given = progress.training.calibration
+    return _seen(progress) if given is None else given
 
 
 def _seen(progress: Progress) -> Any:
