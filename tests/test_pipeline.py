@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import keras
@@ -178,13 +179,13 @@ def test_a_trained_seed_is_cut_by_what_its_channels_contribute_and_fine_tuned(se
 def test_images_to_calibrate_by_are_those_by_which_channels_are_chosen_and_recovered(seed):
     """Training data that say nothing of the network: the cut is that of `prune`, whatever they are."""
     x, y = stripes(128, seed=0)
-    budget, recipe = km.Budget("50%", round_to=1), km.Recipe(epochs=3, batch_size=64)
-    result = km.shrink(seed, budget, (np.zeros_like(x), y), calibration=x, recipe=recipe, verbose=0)
+    budget, recipe = km.Budget("50%", round_to=1), km.Recipe(epochs=3, batch_size=64, calibration=x)
+    result = km.shrink(seed, budget, (np.zeros_like(x), y), recipe=recipe, verbose=0)
     expected = km.prune(seed, budget, calibration=x)
     for one, other in zip(result.reestimated_weights, expected.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     with pytest.raises(km.DataError, match="Expected an array for each input"):
-        km.shrink(seed, budget, (x, y), calibration=[x, x], recipe=recipe, verbose=0)
+        km.shrink(seed, budget, (x, y), recipe=replace(recipe, calibration=[x, x]), verbose=0)
 
 
 @pytest.mark.once

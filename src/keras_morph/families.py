@@ -47,7 +47,6 @@ def shrink_family(
     data: Any,
     *,
     validation_data: Any = None,
-    calibration: Any = None,
     regularizer: Regularizer | None = None,
     recipe: Recipe | None = None,
     run: str | Path | None = None,
@@ -65,7 +64,6 @@ def shrink_family(
         budgets: each as in `shrink`; their first costs are the same.
         data: as in `shrink`.
         validation_data: as in `shrink`.
-        calibration: as in `shrink`.
         regularizer: as in `shrink`.
         recipe: as in `shrink`, for a single budget; of one round.
         run: as in `shrink`, for the learning; a folder in it for each budget. Budgets that are finished are not trained
@@ -97,7 +95,6 @@ def shrink_family(
         smallest,
         data,
         validation_data=validation_data,
-        calibration=calibration,
         regularizer=regularizer,
         recipe=replace(recipe, phases=(learn, settle)),
         run=run,

@@ -260,11 +260,7 @@ def without_values() -> Iterator[None]:
 
 def without_gradients() -> AbstractContextManager[Any]:
     """Inside, PyTorch keeps nothing for a gradient, which it would for all that is computed; elsewhere nothing is changed."""
-    if keras.backend.backend() != "torch":
-        return nullcontext()
-    import torch
-
-    return torch.no_grad()
+    return sys.modules["torch"].no_grad() if keras.backend.backend() == "torch" else nullcontext()
 
 
 def weights_are_elsewhere(model: keras.Model) -> bool:

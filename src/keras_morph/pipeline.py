@@ -111,7 +111,6 @@ def shrink(
     data: Any,
     *,
     validation_data: Any = None,
-    calibration: Any = None,
     epochs: int | None = None,
     regularizer: Regularizer | None = None,
     recipe: Recipe | None = None,
@@ -137,9 +136,6 @@ def shrink(
         budget: as in `fit_budget`. Its first cost prices the channels.
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.
-        calibration: a few hundred images without labels, as in `recover`, by which channels of a trained network are chosen and
-            what a cut loses is recovered; by default the first of `data`. Give them where `data` are augmented: by images as
-            they are it comes out better.
         epochs: of all phases and rounds together; by default the recipe's, which is 30.
         regularizer: gives the scores; by default Gamma() for a fresh network, or GroupLasso() where layers have no gamma, and
             `contribution_scores` for a trained one.
@@ -170,7 +166,6 @@ def shrink(
         budget,
         data,
         validation_data=validation_data,
-        calibration=calibration,
         regularizer=regularizer,
         recipe=_with_epochs(recipe, epochs),
         run=run,
@@ -192,7 +187,6 @@ def begin(
     data: Any,
     *,
     validation_data: Any = None,
-    calibration: Any = None,
     regularizer: Regularizer | None = None,
     recipe: Recipe,
     run: str | Path | None = None,
@@ -203,15 +197,15 @@ def begin(
     graph, budget = graph_of(model), budget_from(budget)
     for name, given in (("data", data), ("validation_data", validation_data)):
         check_labelled(name, given)
-    if isinstance(calibration, (tuple, list, dict)) or hasattr(calibration, "shape"):
-        image_batches(graph, calibration)  # raises now if the model does not take them
+    if isinstance(recipe.calibration, (tuple, list, dict)) or hasattr(recipe.calibration, "shape"):
+        image_batches(graph, recipe.calibration)  # raises now if the model does not take them
     recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
     if recipe.rounds > 1:
         check_expandable(graph)
     objective = recipe.objective(graph.model)
     check_labels(data, objective)
     training = Training(
-        data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks, calibration
+        data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
     )
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = learner_of(copy, graph.model, regularizer, budget, recipe)
@@ -292,7 +286,6 @@ class Training:
     run: Path | None
     verbose: int | str
     callbacks: Sequence[keras.callbacks.Callback]
-    calibration: Any = None
 
     @property
     def checkpoints(self) -> Path:
@@ -545,7 +538,7 @@ def cut(progress: Progress) -> Progress:
 
 def _calibration(progress: Progress) -> Any:
     """Images to choose and recover by."""
-    given = progress.training.calibration
+    given = progress.recipe.calibration
     return _seen(progress) if given is None else given
 
 

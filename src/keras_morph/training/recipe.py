@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -51,6 +51,9 @@ class Recipe:
         strength: factor of the penalty; by default a controller moves it.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default 0.5 for a trained classifier (one
             output, a softmax or a cross-entropy from logits), else 0.
+        calibration: a few hundred images without labels, as in `recover`, by which channels of a trained network are chosen and
+            what a cut loses is recovered; by default the first of the training data. Give them where those are augmented: by
+            images as they are it comes out better.
         jit_compile: as in `compile`; `"auto"` is what the model was compiled with, but not XLA by TensorFlow on a CPU, where it
             is a loss. (Keras keeps no difference between `True` and its own `"auto"`.)
         phases: functions from a Progress to a Progress; by default `learn, choose, fade, cut, tune` of `pipeline.py`.
@@ -76,6 +79,7 @@ class Recipe:
     rounds: int = 1
     strength: float | None = None
     distillation: float | None = None
+    calibration: Any = field(default=None, repr=False, compare=False)
     jit_compile: bool | str = "auto"
     phases: Sequence[Callable[[Any], Any]] | None = None
 
