@@ -423,6 +423,15 @@ def test_what_cannot_be_counted_is_named_wherever_a_cost_is_shown():
         assert "mystery (Opaque)" in text
 
 
+def test_of_many_layers_that_cannot_be_counted_eight_are_named():
+    x = image = keras.Input((6, 6, 3))
+    for number in range(10):
+        x = Opaque(name=f"mystery{number}")(x)
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)), name="mysteries")
+    with pytest.warns(km.UncountedLayerWarning, match=r"mystery7 \(Opaque\) and 2 more: what they compute"):
+        km.FLOPs()(model)
+
+
 @pytest.mark.only_on("tensorflow", "torch")  # JAX has no float64 unless it is switched on for all
 def test_constants_that_are_folded_in_float64_layers_keep_their_digits():
     """Keras's default stays float32; only the layers are float64."""
