@@ -64,17 +64,21 @@ def fit_measured(
             for one, clock in zip(limits, clocks, strict=True)
         ]
         structure = fit_budget(model, _of(budget, limits), scores=scores)
+        measured: list[tuple[list[float], tuple[float, ...], Structure]] = []
         tried: list[_Tried] = []
         while len(tried) < TRIES:
-            over = []
+            found, allowed = [], []
             for clock, (part, amount) in zip(clocks, budget.amounts(), strict=True):
-                found, whole = clock(structure) if clock else (0.0, 1.0)
-                allowed = parse_budget(amount, part, whole, bytes_per_parameter=budget.bytes_per_parameter)
-                over.append(found / allowed / (1 - NOISE))
+                small, whole = clock(structure) if clock else (0.0, 1.0)
+                found.append(small)
+                allowed.append(parse_budget(amount, part, whole, bytes_per_parameter=budget.bytes_per_parameter))
                 if clock:
-                    words = [_in_words(value, part.unit) for value in (found, whole, allowed)]
+                    words = [_in_words(value, part.unit) for value in (small, whole, allowed[-1])]
                     say(f"{part!r}: {words[0]} of the whole network's {words[1]} as measured; {words[2]} are allowed")
-            tried.append(_Tried(max(over), tuple(one.cost(graph, structure) for one in limits), structure))
+            measured.append((found, tuple(one.cost(graph, structure) for one in limits), structure))
+            # All against what is allowed now: a share of the whole network's time falls with its shortest one.
+            tried = [_Tried(max(_over(each, allowed)), costs, one) for each, costs, one in measured]
+            over = _over(found, allowed)
             kept, exceeding = _around(tried)
             if kept is None:
                 aims = [
@@ -108,6 +112,11 @@ def fit_measured(
         stacklevel=3,
     )
     return exceeding.structure
+
+
+def _over(found: list[float], allowed: list[float]) -> list[float]:
+    """What was measured as shares of what is allowed, less the noise."""
+    return [one / most / (1 - NOISE) for one, most in zip(found, allowed, strict=True)]
 
 
 @dataclass(frozen=True)
