@@ -189,6 +189,24 @@ def test_images_to_calibrate_by_are_those_by_which_channels_are_chosen_and_recov
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("pairs", [False, True])
+def test_images_to_calibrate_by_may_come_from_what_can_be_read_once(seed, pairs):
+    """Choosing reads them, and so does recovering."""
+    x, y = stripes(128, seed=0)
+    budget = km.Budget("50%", round_to=1)
+    expected = km.prune(seed, budget, calibration=x).get_weights()
+
+    def batches():
+        return ((x[i : i + 64], y[i : i + 64]) if pairs else x[i : i + 64] for i in (0, 64))
+
+    recipe = km.Recipe(epochs=3, batch_size=64, calibration=batches())
+    found = km.shrink(seed, budget, (x, y), recipe=recipe, verbose=0).reestimated_weights
+    for result in (found, km.prune(seed, budget, calibration=batches()).get_weights()):
+        for one, other in zip(result, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.once
 @pytest.mark.usefixtures("uncompiled")
 def test_the_cosine_begins_where_the_learning_ends_also_without_a_fade():
     found = Rates()

@@ -23,7 +23,7 @@ from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.graph.identities import fingerprint
-from keras_morph.graph.streaming import image_batches
+from keras_morph.graph.streaming import image_batches, lasting
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.keras_internals import seed_shared
@@ -199,6 +199,7 @@ def begin(
         check_labelled(name, given)
     if isinstance(recipe.calibration, (tuple, list, dict)) or hasattr(recipe.calibration, "shape"):
         image_batches(graph, recipe.calibration)  # raises now if the model does not take them
+    recipe = replace(recipe, calibration=lasting(graph, recipe.calibration))
     recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
     if recipe.rounds > 1:
         check_expandable(graph)
@@ -662,6 +663,7 @@ def prune(
     """
     if calibration is None:
         return rebuild(model, fit_measured(model, budget, scores=scores, cost=cost))
+    calibration = lasting(graph_of(model), calibration)
     if scores is None and getattr(model, "regularizer", None) is None:
         scores, budget = contribution_scores(model, calibration), budget_from(budget, cost)
         budget = replace(budget, per_cost=budget.per_cost or 1.0)

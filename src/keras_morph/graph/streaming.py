@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras_morph.errors import DataError
 from keras_morph.graph.replaying import called, inferring
 from keras_morph.keras_internals import functional_in, mask_of
 
-__all__ = ["Stream", "image_batches"]
+__all__ = ["Stream", "image_batches", "lasting"]
 
 MOST_IMAGES = 1024  # more add little to means and covariances
 MOST_ELEMENTS = 2**27  # of a tensor for all images, 0.5 GB in float32: a handful of tensors are in memory at once
@@ -54,6 +55,19 @@ def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
     if len(batches[0]) != len(graph.inputs):
         raise DataError(f"Expected an array for each input of {graph.model.name}. Received: {len(batches[0])} arrays.")
     return batches
+
+
+def lasting(graph: ChannelGraph, data: Any) -> Any:
+    """Images that can be read again and again: what can be read once, such as a generator, is read now. See `image_batches`."""
+    return _Read(image_batches(graph, data)) if isinstance(data, Iterator) else data
+
+
+@dataclass(frozen=True, repr=False)
+class _Read:
+    batches: list[list[Any]]
+
+    def __iter__(self) -> Iterator[tuple[list[Any]]]:
+        return ((batch,) for batch in self.batches)
 
 
 def _elements(tensor: Tensor) -> int:
