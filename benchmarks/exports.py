@@ -1,6 +1,6 @@
 """Every network of keras.applications and KerasHub, before and after halving, as files of ONNX Runtime, LiteRT and OpenVINO.
 
-    python benchmarks/exports.py [--again] [ResNet50 MobileNetV2 ...]
+    python benchmarks/exports.py [--again] [ResNet50 MobileNetV2 ...] [--formats litert openvino]
     python benchmarks/exports.py --hub                                    KerasHub's classifiers, tiny; needs keras-morph[hub]
 
 Each network is built at the smallest images that it takes, gets random weights with which its outputs depend on its inputs
@@ -142,6 +142,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=architectures.NAMES)
     parser.add_argument("--again", action="store_true", help="measure what has a row too")
+    parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES), help="where one needs all memory")
     parser.add_argument("--hub", action="store_true", help="KerasHub's classifiers")
     arguments = parser.parse_args()
     if arguments.hub:
@@ -150,7 +151,7 @@ def main():
         arguments.networks = [f"{HUB}{name}" for name in hub_networks.BACKBONES]
     environment = describe_environment()
     for name in arguments.networks:
-        keys = {(name, stage, kind, environment["backend"]) for stage in STAGES for kind in TITLES}
+        keys = {(name, stage, kind, environment["backend"]) for stage in STAGES for kind in arguments.formats}
         missing = keys if arguments.again else keys - last_rows().keys()
         if not missing:
             continue

@@ -163,6 +163,70 @@ def test_a_channel_that_never_varies_nor_is_anything_comes_last(scores):
     assert np.argmin(of_first(model, scores(model, read_by(model, "left")[0]))) == 2
 
 
+def test_heads_share_in_what_attention_makes_of_them():
+    x = keras.Input((6, 16))
+    attention = layers.MultiHeadAttention(4, 8, name="attention")
+    model = models.randomize(keras.Model(x, layers.Dense(2)(layers.Add()([layers.Dense(16)(x), attention(x, x)]))), 0)
+    out = attention._output_dense.kernel
+    out.assign(ops.convert_to_numpy(out) * np.array([1, 0.1, 10, 1], "float32")[:, None, None])
+    graph = km.trace(model)
+    (heads,) = {layer.weights[2].vectors[1] for layer in graph.layers if layer.name == "attention"}
+    found = km.contribution_scores(model, np.random.default_rng(0).random((64, 6, 16), np.float32))
+    values, made = (np.square(ops.convert_to_numpy(k)) for k in (attention._value_dense.kernel, out))
+    expected = values.sum((0, 2)) * made.sum((1, 2))
+    np.testing.assert_allclose(found[graph.groups_of(heads)], expected / expected.sum(), rtol=1e-4)
+
+
+def test_queries_and_keys_that_are_multiplied_score_by_their_kernels():
+    x = keras.Input((6, 5))
+    queries, keys = (layers.Dense(4, use_bias=False, name=name)(x) for name in ("queries", "keys"))
+    alike = ops.softmax(ops.matmul(queries, ops.transpose(keys, (0, 2, 1))), axis=-1)
+    result = layers.Dense(2)(ops.matmul(alike, layers.Dense(3)(x)))
+    model = models.randomize(keras.Model(x, result), 0)
+    graph, expected = km.trace(model), 0.0
+    for name in ("queries", "keys"):
+        each = np.square(ops.convert_to_numpy(model.get_layer(name).kernel)).sum(0)
+        expected = expected + each / each.sum()
+    (made,) = [layer.made for layer in graph.layers if layer.name == "queries"]
+    found = km.contribution_scores(model, np.random.default_rng(0).random((64, 6, 5), np.float32))
+    np.testing.assert_allclose(found[graph.group_of[made]], expected, rtol=1e-4)
+
+
+def test_grouped_and_separable_kernels_read_with_all_that_they_do():
+    """Of two groups of three, `grouped="equal"` ties the k-th channels; a separable kernel reads through its points."""
+    image = keras.Input((5, 5, 2))
+    first = layers.Conv2D(6, 1, name="first")(image)
+    second = layers.Conv2D(4, 3, groups=2, name="second")(first)
+    model = models.randomize(keras.Model(image, layers.SeparableConv2D(3, 2, depth_multiplier=2, name="third")(second)), 0)
+    graph = km.trace(model, grouped="equal")
+    x = np.random.default_rng(0).random((40, 5, 5, 2), np.float32)
+    found = km.contribution_scores(graph, x)
+    read = {name: ops.convert_to_numpy(keras.Model(image, model.get_layer(name).output)(x)) for name in ("first", "second")}
+    kernel = np.square(ops.convert_to_numpy(model.get_layer("second").kernel)).sum((0, 1))
+    each = read["first"].var((0, 1, 2)).reshape(2, 3) * np.stack([kernel[:, :2].sum(1), kernel[:, 2:].sum(1)])
+    made = {layer.name: graph.group_of[layer.made] for layer in graph.layers if layer.made is not None}
+    np.testing.assert_allclose(found[made["first"][:3]], each.sum(0) / each.sum(), rtol=1e-3)
+    depth, points = (np.square(ops.convert_to_numpy(k)).sum((0, 1)) for k in model.get_layer("third").weights[:2])
+    each = read["second"].var((0, 1, 2)) * (depth * points.sum(1).reshape(4, 2)).sum(1)
+    each = each.reshape(2, 2).sum(0)
+    np.testing.assert_allclose(found[made["second"][:2]], each / each.sum(), rtol=1e-3)
+
+
+def test_taylor_scores_are_those_of_the_wiring():
+    x = keras.Input((4,))
+    both = layers.Concatenate()([layers.Dense(3, name=name)(x) for name in "ab"])
+    model = models.randomize(keras.Model(x, layers.Dense(2, name="out")(both)), 0)
+    data = np.random.default_rng(0).random((16, 4), np.float32), np.zeros((16, 2), np.float32)
+    tied, free = km.trace(model, tie=[["a", "b"]]), km.trace(model)
+    alone = km.taylor_scores(free, data, loss="mse")
+    made = {layer.name: layer.made for layer in free.layers}
+    expected = alone[free.group_of[made["a"]]] + alone[free.group_of[made["b"]]]
+    found = km.taylor_scores(tied, data, loss="mse")
+    assert found.shape == (tied.num_groups,)
+    made = {layer.name: layer.made for layer in tied.layers}
+    np.testing.assert_allclose(found[tied.group_of[made["a"]]], expected, rtol=1e-4)
+
+
 @pytest.mark.once
 @pytest.mark.one_of(8)
 @pytest.mark.parametrize("name", models.PARAMETERS)

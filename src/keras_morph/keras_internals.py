@@ -106,6 +106,15 @@ def structs(model: keras.Model) -> tuple[Any, Any]:
     return function._inputs_struct, function._outputs_struct
 
 
+def as_taken(model: Any, inputs: Any) -> list[Any]:
+    """Inputs as `fit` hands them to a functional model: a flat list of tensors, by name where they are named, of its ranks.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    return functional_in(model)._standardize_inputs(inputs)
+
+
 def input_layers(model: keras.Model) -> Any:
     """The InputLayers of a functional model, nested as its inputs are."""
     return tree.map_structure(lambda tensor: tensor._keras_history.operation, model.input)

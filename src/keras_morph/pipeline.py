@@ -197,9 +197,9 @@ def begin(
     graph, budget = graph_of(model), budget_from(budget)
     for name, given in (("data", data), ("validation_data", validation_data)):
         check_labelled(name, given)
-    if isinstance(recipe.calibration, (tuple, list, dict)) or hasattr(recipe.calibration, "shape"):
-        image_batches(graph, recipe.calibration)  # raises now if the model does not take them
     recipe = replace(recipe, calibration=lasting(graph, recipe.calibration))
+    if recipe.calibration is not None:
+        image_batches(graph, recipe.calibration)  # raises now if the model does not take them
     recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
     if recipe.rounds > 1:
         check_expandable(graph)

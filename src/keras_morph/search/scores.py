@@ -11,17 +11,18 @@
 All but the first and the last two need some images without labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError
-from keras_morph.graph.streaming import Stream, image_batches
-from keras_morph.graph.tracing import graph_of, trace
-from keras_morph.keras_internals import place_of
+from keras_morph.graph.streaming import Stream, evenly, image_batches
+from keras_morph.graph.tracing import graph_of, trace_as
+from keras_morph.keras_internals import place_of, random_states, set_random_states
 from keras_morph.layers.rules import variable
 from keras_morph.surgery.copying import cloned
 from keras_morph.training.recipe import Recipe, check_labelled, check_labels, fit_on
@@ -65,14 +66,17 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     check_labelled("data", data)
     check_labels(data, objective)
     copy = cloned(graph.model)
-    own = trace(copy)
+    own = trace_as(copy, graph.wiring)
     sources = GroupLasso().sources(own)
     recorder = _Recorder({id(source.variable): source.axis for source in sources})
     copy.compile(recorder, **{**objective, "metrics": None, "jit_compile": False})
     options: dict[str, Any] = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
     if isinstance(data, tuple):
-        data = tuple(_first(part, batches * batch_size) for part in data)
+        chosen = evenly(len(data[1]), min(len(data[1]), batches * batch_size))  # they may be sorted by label
+        data = keras.tree.map_structure(lambda part: part[chosen], data)
+    before = random_states()
     fit_on(copy, data, batch_size, seed=0, epochs=1, verbose=0, **options)
+    set_random_states(before)
     scores = np.zeros(graph.num_groups)
     for source in sources:
         found = recorder.found.get(id(source.variable))
@@ -81,10 +85,6 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
         # The copy has the layers of the model, in the same order.
         np.add.at(scores, source.groups(own), np.asarray(ops.convert_to_numpy(found), np.float64))
     return scores / max(1, int(ops.convert_to_numpy(recorder.iterations)))
-
-
-def _first(data: Any, count: int) -> Any:
-    return keras.tree.map_structure(lambda part: part[:count], data)
 
 
 class _Recorder(keras.optimizers.Optimizer):
@@ -123,7 +123,9 @@ def contribution_scores(model: Any, images: Any) -> np.ndarray:
     """The share that a channel has in the variance of what the layers make that read it, as if channels varied alone.
 
     Var(x_j) ||W_j||^2 / sum over channels i of Var(x_i) ||W_i||^2, summed over layers that read it and over the channels of a
-    group. Meant to be divided by prices: `Budget(per_cost=1)`.
+    group. Channels that no weight reads, such as heads of attention, or queries and keys that are multiplied with each other, have
+    their share in the squared norms of the kernels that make them, of heads times those that read them in the same layer.
+    Meant to be divided by prices: `Budget(per_cost=1)`.
 
     Args:
         model: a functional or Sequential model, its ChannelGraph, or a StructureLearner; it is left alone.
@@ -256,21 +258,72 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
     """
     graph = graph_of(model)
     reading = [
-        (layer, weight, weight.reads, graph.calls[graph.layer_calls[number][0]].inputs[0])
+        (energies, groups, graph.calls[graph.layer_calls[number][0]].inputs[0])
         for number, layer in enumerate(graph.layers)
-        for weight in layer.weights
-        if layer.made is not None and weight.reads is not None and weight.vectors[weight.reads] >= 0
+        if layer.made is not None
+        for energies, groups in _read_by(graph, layer)
     ]
     stream = Stream(graph, image_batches(graph, images), [tensor for *_, tensor in reading])
     # No channel is below what nothing reads.
     scores = np.zeros(graph.num_groups) if reduce is np.add else np.full(graph.num_groups, -np.inf)
-    for layer, weight, axis, tensor in reading:
-        values = np.square(np.asarray(ops.convert_to_numpy(variable(layer.operation, weight.name)), np.float64))
-        energies = values.sum(axis=tuple(other for other in range(values.ndim) if other != axis))
-        each = score(energies, _Read(stream[tensor], graph.tensors[tensor].axis))
-        reduce.at(scores, graph.groups_of(weight.vectors[axis]), each)
+    read = graph.pinned_mask.copy()
+    for energies, groups, tensor in reading:
+        reduce.at(scores, groups, score(energies, _Read(stream[tensor], graph.tensors[tensor].axis)))
+        read[groups] = True
         stream.release(tensor)
+    if reduce is np.add:
+        for energies, groups in _unread(graph, read):
+            np.add.at(scores, groups, energies)
     return np.where(np.isfinite(scores), scores, scores[np.isfinite(scores)].min(initial=0.0))
+
+
+def _read_by(graph: ChannelGraph, layer: Layer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each weight that reads channels: squared norms of what each of them meets, and the groups of the channels."""
+    squares = {weight.name: _squares(layer, weight) for weight in layer.weights}
+    for weight in layer.weights:
+        values, axis = squares[weight.name], weight.reads
+        if axis is not None and weight.vectors[axis] >= 0:
+            if weight.name == "depthwise_kernel" and "pointwise_kernel" in squares:  # of a separable convolution
+                points = squares["pointwise_kernel"]
+                values = values * points.sum(axis=-1).reshape(values.shape[-2:])
+            yield _along(values, axis), graph.groups_of(weight.vectors[axis])
+        elif getattr(layer.operation, "groups", 1) > 1 and weight.name == "kernel" and weight.vectors[-2] >= 0:
+            # A grouped convolution whose groups keep equal counts: (.., channels of a group, groups * results of one).
+            number = layer.operation.groups
+            parts = values.sum(axis=tuple(range(values.ndim - 2))).reshape(values.shape[-2], number, -1).sum(-1)
+            yield parts.T.ravel(), np.tile(graph.groups_of(weight.vectors[-2]), number)
+
+
+def _unread(graph: ChannelGraph, read: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What can be said of channels that no weight reads: shares in the squared norms of what makes them."""
+    for layer in graph.layers:
+        for weight in layer.weights:
+            if weight.scores is None or weight.vectors[weight.scores] < 0:
+                continue
+            groups = graph.groups_of(weight.vectors[weight.scores])
+            lost = ~read[groups]
+            if not lost.any():
+                continue
+            energies = _along(_squares(layer, weight), weight.scores)
+            for other in layer.weights:
+                if other is weight or other.scores is None:
+                    continue
+                for axis, vector in enumerate(other.vectors):
+                    inside = graph.groups_of(vector) if vector >= 0 and axis != other.scores else groups[:0]
+                    if len(inside) and np.isin(inside, groups).all():  # heads, and what reads them
+                        sums = np.zeros(graph.num_groups)
+                        np.add.at(sums, inside, _along(_squares(layer, other), axis))
+                        energies = energies * sums[groups]
+            yield (energies / (energies.sum() or 1.0))[lost], groups[lost]
+
+
+def _squares(layer: Layer, weight: Weight) -> np.ndarray:
+    return np.square(np.asarray(ops.convert_to_numpy(variable(layer.operation, weight.name)), np.float64))
+
+
+def _along(values: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of what lies at each place of an axis."""
+    return values.sum(axis=tuple(other for other in range(values.ndim) if other != axis))
 
 
 # From weights alone: how much alike channels are.

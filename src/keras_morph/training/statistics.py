@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_morph.graph.streaming import evenly
 from keras_morph.keras_internals import parts_of
 
 __all__ = ["batches_of", "reestimate_statistics"]
@@ -44,8 +45,11 @@ def batches_of(data: Any, batch_size: int, batches: int) -> Iterator[Any]:
     """Inputs of up to `batches` whole batches (of the first one, if there is no other)."""
     if isinstance(data, tuple) and len(data) in (2, 3):
         size = len(tree.flatten(data[0])[0])
-        for start in range(0, max(1, size - batch_size + 1), batch_size)[:batches]:
-            yield tree.map_structure(lambda x, s=start: ops.convert_to_tensor(x[s : s + batch_size]), data[0])
+        number = min(batches, max(1, size // batch_size))
+        chosen = evenly(size, min(size, number * batch_size))
+        for first in range(number):  # each from all over the array, which may be sorted by label
+            part = chosen[first::number]
+            yield tree.map_structure(lambda x, part=part: ops.convert_to_tensor(x[part]), data[0])
         return
     items = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     for item in itertools.islice(items, batches):
