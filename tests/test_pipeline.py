@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from keras_morph import pipeline
 from keras_morph.channels import Wiring
 from keras_morph.runs import save_model
 from keras_morph.training.guards import is_trained
+from keras_morph.training.recipe import ends_in_softmax
 
 OTHER_BACKEND = "tensorflow" if keras.backend.backend() != "tensorflow" else "jax"
 EPOCHS = 6
@@ -265,6 +267,72 @@ def test_a_trained_classifier_is_its_own_teacher(model, loss, known, asked, expe
     recipe = km.Recipe(loss=loss, distillation=asked)
     recipe, _ = pipeline.settled(recipe, None, km.trace(classifier(**model)), known=known)
     assert recipe.distillation == expected
+
+
+def nested(activation):
+    image = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation=activation)])
+    return keras.Model(image, inner(layers.Rescaling(1 / 255)(image)))
+
+
+def by_operation():
+    image = keras.Input((4,))
+    return keras.Model(image, ops.softmax(layers.Dense(3)(image)))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [(nested("softmax"), True), (nested(None), False), (by_operation(), True), (classifier(outputs=2), False)],
+)
+def test_a_softmax_is_found_wherever_it_is(model, expected):
+    assert ends_in_softmax(model) == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "mse", "distillation": 0.5}, "distillation=...) expects a classifier of one output"),
+        ({"optimizer": "adamm"}, "optimizer: expected the name of one of Keras's"),
+        ({"calibration": np.zeros((8, 5), "float32")}, "of shape (n, 4). Received: (8, 5)"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_training(changes, message):
+    model, x = classifier(), np.zeros((8, 4), "float32")
+    recipe = km.Recipe(**{"epochs": 3, "loss": "mse", **changes})
+    with pytest.raises(km.KerasMorphError, match=re.escape(message)):
+        km.shrink(model, "60%", (x, np.zeros((8, 3))), recipe=recipe, verbose=0)
+
+
+@pytest.mark.once
+def test_data_that_can_be_read_once_are_refused():
+    pairs = ((np.zeros((8, 4), "float32"), np.zeros((8, 3))) for _ in range(3))
+    with pytest.raises(km.DataError, match="a generator, which can be read once"):
+        km.shrink(classifier(), "60%", pairs, recipe=km.Recipe(epochs=3, loss="mse"), verbose=0)
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
+def test_a_new_head_on_a_trained_network_teaches_nothing(seed):
+    """It is right by chance, which a warning says, by the training data where there are no others."""
+    x, y = stripes(96, seed=0)
+    with pytest.warns(km.ChanceWarning, match="of the training data"):
+        progress = pipeline.begin(seed, "50%", (x, (y + 1) % 3), recipe=km.Recipe(epochs=3))
+    assert progress.recipe.distillation == 0
+    progress = pipeline.begin(seed, "50%", (x, y), recipe=km.Recipe(epochs=3))
+    assert progress.recipe.distillation == pipeline.DISTILLATION
+
+
+@pytest.mark.once
+def test_shares_of_several_costs_are_those_of_the_seed_in_every_round():
+    seed = residual()
+    recipe = km.Recipe(epochs=6, rounds=2, loss="mse")
+    progress = pipeline.begin(seed, "50% FLOPs, 80% ModelSize", (np.zeros((8, 1)), np.zeros(8)), recipe=recipe)
+    kept = {repr(limit.cost): limit.limit for limit in progress.budget.limits(progress.learner.graph)}
+    assert kept == {"FLOPs()": 0.5 * km.FLOPs()(seed), "ModelSize()": 0.8 * km.ModelSize()(seed)}
+    wider = pipeline.widen(replace(progress, structure=km.fit_budget(progress.learner, "20%")))
+    assert {repr(one.cost): one.limit for one in wider.budget.limits(wider.learner.graph)} == kept
 
 
 OPEN = """

@@ -197,11 +197,15 @@ def test_grouped_and_separable_kernels_read_with_all_that_they_do():
     image = keras.Input((5, 5, 2))
     first = layers.Conv2D(6, 1, name="first")(image)
     second = layers.Conv2D(4, 3, groups=2, name="second")(first)
-    model = models.randomize(keras.Model(image, layers.SeparableConv2D(3, 2, depth_multiplier=2, name="third")(second)), 0)
+    model = models.randomize(
+        keras.Model(image, layers.SeparableConv2D(3, 2, depth_multiplier=2, name="third")(second)), 0
+    )
     graph = km.trace(model, grouped="equal")
     x = np.random.default_rng(0).random((40, 5, 5, 2), np.float32)
     found = km.contribution_scores(graph, x)
-    read = {name: ops.convert_to_numpy(keras.Model(image, model.get_layer(name).output)(x)) for name in ("first", "second")}
+    read = {
+        name: ops.convert_to_numpy(keras.Model(image, model.get_layer(name).output)(x)) for name in ("first", "second")
+    }
     kernel = np.square(ops.convert_to_numpy(model.get_layer("second").kernel)).sum((0, 1))
     each = read["first"].var((0, 1, 2)).reshape(2, 3) * np.stack([kernel[:, :2].sum(1), kernel[:, 2:].sum(1)])
     made = {layer.name: graph.group_of[layer.made] for layer in graph.layers if layer.made is not None}

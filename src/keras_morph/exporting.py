@@ -360,8 +360,11 @@ def _refused(difference: float) -> str:
 
 
 def _refused_int8(received: Outputs, expected: Outputs) -> str:
-    """Why a network in eight bits is not what it was; nothing if it is, in every batch."""
-    for found, right in _pairs(received, expected):
+    """Why a network in eight bits is not what it was; nothing if it is, of all examples together."""
+    pairs = list(_pairs(received, expected))
+    outputs = len(expected[0])
+    for number in range(outputs):
+        found, right = (np.concatenate([pair[side].ravel() for pair in pairs[number::outputs]]) for side in (0, 1))
         noise = np.sqrt(np.mean((found - right) ** 2)) / (right.std() or np.abs(right).max() or 1)
         if not noise <= INT8_NOISE:
             return f"in eight bits its outputs are off by {noise:.1f} times their standard deviation, root mean square"

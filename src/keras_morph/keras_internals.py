@@ -106,6 +106,11 @@ def structs(model: keras.Model) -> tuple[Any, Any]:
     return function._inputs_struct, function._outputs_struct
 
 
+def maker_of(tensor: Any) -> Any:
+    """The layer or operation that makes a Keras tensor."""
+    return tensor._keras_history.operation
+
+
 def as_taken(model: Any, inputs: Any) -> list[Any]:
     """Inputs as `fit` hands them to a functional model: a flat list of tensors, by name where they are named, of its ranks.
 

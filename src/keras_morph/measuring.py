@@ -119,7 +119,7 @@ class MeasuredLatency(Cost):
         graph = graph_of(model)
         if cache is not None and Path(cache).exists():
             found = self.load(cache)
-            wanted = (runtime, threads, batch_size, fingerprint(graph))
+            wanted = (runtime, threads, batch_size, network_of(graph))
             if (
                 found.conditions.runtime,
                 found.conditions.threads,
@@ -146,7 +146,7 @@ class MeasuredLatency(Cost):
         Args:
             conditions: where and how.
             coefficients: what was fitted.
-            network: fingerprint of the network that was timed.
+            network: fingerprint of the network that was timed, and the shapes of its inputs.
         """
         cost = cls.__new__(cls)
         cost.conditions, cost.coefficients, cost.network = conditions, coefficients, network
@@ -245,6 +245,12 @@ class MeasuredLatency(Cost):
         return f"MeasuredLatency({self.conditions})"
 
 
+def network_of(graph: ChannelGraph) -> str:
+    """Which network is timed: at other sizes of images it is another one."""
+    shapes = [str(graph.tensors[number].shape[1:]) for number in graph.inputs]
+    return " ".join([fingerprint(graph), *shapes])
+
+
 def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0) -> list[Structure]:
     """Structures of widely different widths, each layer having a share of its own; the last one is the whole network."""
     random = np.random.default_rng(random_seed)
@@ -340,7 +346,7 @@ def fit_timings(model: Any, folder: str | Path, timings: Timings) -> MeasuredLat
             f"Expected one timing for each of {len(paths)} files. Received: {len(timings.seconds)}."
         )
     closed = [close(graph, Structure.load(path).copies(graph)) for path in paths]
-    found = MeasuredLatency.of(timings.conditions, fit(graph, closed, timings.least), fingerprint(graph))
+    found = MeasuredLatency.of(timings.conditions, fit(graph, closed, timings.least), network_of(graph))
     _warn_if_uncertain(found, graph.model.name)
     return found
 

@@ -41,7 +41,15 @@ from keras_morph.training.checkpoints import Saved, fill, fit_resumably
 from keras_morph.training.distilling import Distiller
 from keras_morph.training.guards import is_trained, warn_at_chance
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, answers_classes, check_labelled, check_labels, cosine
+from keras_morph.training.recipe import (
+    Recipe,
+    answers_classes,
+    check_labelled,
+    check_labels,
+    check_repeatable,
+    check_teacher,
+    cosine,
+)
 from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
@@ -200,14 +208,25 @@ def begin(
     recipe = replace(recipe, calibration=lasting(graph, recipe.calibration))
     if recipe.calibration is not None:
         image_batches(graph, recipe.calibration)  # raises now if the model does not take them
-    recipe, regularizer = settled(recipe, regularizer, graph, known=is_trained(graph.model))
+    check_repeatable(data)
+    known, folder, objective = (
+        is_trained(graph.model),
+        None if run is None else Path(run),
+        recipe.objective(graph.model),
+    )
+    for each in (data, validation_data):
+        check_labels(each, objective)
+    recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
+    labelled = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
+    knows = known and not warn_at_chance(graph.model, *reversed(labelled), recipe.batch_size)
+    recipe, regularizer = settled(recipe, regularizer, graph, known=known, knows=knows)
+    if recipe.distillation:
+        check_teacher(graph.model, objective.get("loss"))
     if recipe.rounds > 1:
         check_expandable(graph)
-    objective = recipe.objective(graph.model)
-    check_labels(data, objective)
-    training = Training(
-        data, validation_data, recipe, objective, None if run is None else Path(run), verbose, callbacks
-    )
+        budget = budget.fixed(graph)  # a share of the seed's cost, not of what it is expanded to
+    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
+    training = Training(data, validation_data, recipe, objective, folder, verbose, callbacks)
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = learner_of(copy, graph.model, regularizer, budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
@@ -215,7 +234,7 @@ def begin(
 
 
 def settled(
-    recipe: Recipe, regularizer: Regularizer | None, graph: ChannelGraph, *, known: bool
+    recipe: Recipe, regularizer: Regularizer | None, graph: ChannelGraph, *, known: bool, knows: bool | None = None
 ) -> tuple[Recipe, Regularizer]:
     """What a caller leaves open: the share of learning, the regularizer, and the seed's part as a teacher.
 
@@ -223,12 +242,13 @@ def settled(
         recipe, regularizer: as in `shrink`.
         graph: of the seed.
         known: whether the seed is trained, so that it is known what its channels are for.
+        knows: whether its answers are worth learning; by default, if it is trained. A new head on a trained network is not.
     """
     if recipe.learning is None:
         learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
         recipe = replace(recipe, learning=LEARNING if learns else 0.0)
     if recipe.distillation is None:
-        teaches = known and not has_own_steps(graph.model)
+        teaches = (known if knows is None else knows) and not has_own_steps(graph.model)
         teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
         recipe = replace(recipe, distillation=DISTILLATION if teaches else 0.0)
     return recipe, regularizer or (Gamma() if recipe.learning and _has_gammas(graph) else GroupLasso())
@@ -259,8 +279,6 @@ def begun(progress: "Progress") -> "Progress":
     training = progress.training
     saved = None if training.run is None else Saved.load(training.checkpoints / "last.npz")
     if saved is None:
-        if not progress.history and is_trained(progress.teacher):
-            warn_at_chance(progress.teacher, training.validation_data, training.recipe.batch_size)
         return progress
     finished = read_status(training.checkpoints.parent).get("state") == "done"
     place = f"{saved.state['phase']}, epoch {saved.state['epoch']} is done"
@@ -519,10 +537,13 @@ def fade(progress: Progress) -> Progress:
         return progress
     assert progress.structure is not None
     progress.learner.strength = 0.0
-    epochs = min(max(1, round(recipe.fading * recipe.epochs)), remaining - 1)
+    done = len(progress.history) - progress.learned  # a family has settled
+    epochs = min(max(1, round(recipe.fading * recipe.epochs)), remaining - done - 1)
+    if epochs < 1:
+        return progress
     callbacks = [FadeOut(progress.structure)]
     return _trained(
-        progress, progress.learner, "fade", epochs, _schedule(progress), callbacks, structure=progress.structure
+        progress, progress.learner, "fade", epochs, _schedule(progress, done), callbacks, structure=progress.structure
     )
 
 

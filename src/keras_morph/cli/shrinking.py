@@ -37,7 +37,7 @@ from keras_morph.status import running
 from keras_morph.timing import Conditions
 from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.checkpoints import Saved, fit_resumably
-from keras_morph.training.guards import is_trained, warn_at_chance
+from keras_morph.training.guards import is_trained
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of
 from keras_morph.training.regularizers import Regularizer
@@ -202,8 +202,6 @@ def _train_seed(
     """Train the seed, if that is asked for; gives the rows of its history."""
     epochs = _seed_epochs(options)
     if not epochs:
-        if options.resume is None and (held_out := dataset.validation(options.batch_size)) is not None:
-            warn_at_chance(seed, held_out)
         return []
     log = EpochLog(folder / "history.csv", phase="seed", line=print)
     steps = -(-len(dataset.x_train) // options.batch_size)

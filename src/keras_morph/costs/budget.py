@@ -164,6 +164,10 @@ class Budget:
             for one, amount in self.amounts(cost)
         ]
 
+    def fixed(self, graph: ChannelGraph) -> "Budget":
+        """The same in the units of its costs, which mean the same for every other graph."""
+        return replace(self, amount={one.cost: one.limit / (1 - one.cost.margin) for one in self.limits(graph)})
+
 
 def multiples(round_to: int | str, sizes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
     """What widths are rounded to, `(n,)`.

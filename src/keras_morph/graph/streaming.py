@@ -91,7 +91,9 @@ def _fitting(graph: ChannelGraph, inputs: Any) -> list[Any]:
     )
     if not taken or not fits:
         of = ", ".join(str(("n", *shape[1:])).replace("'", "") for shape in expected)
-        raise DataError(f"Expected images as {name} takes them, of shape {of}. Received: {', '.join(map(str, shapes))}.")
+        raise DataError(
+            f"Expected images as {name} takes them, of shape {of}. Received: {', '.join(map(str, shapes))}."
+        )
     return taken
 
 

@@ -123,8 +123,8 @@ def contribution_scores(model: Any, images: Any) -> np.ndarray:
     """The share that a channel has in the variance of what the layers make that read it, as if channels varied alone.
 
     Var(x_j) ||W_j||^2 / sum over channels i of Var(x_i) ||W_i||^2, summed over layers that read it and over the channels of a
-    group. Channels that no weight reads, such as heads of attention, or queries and keys that are multiplied with each other, have
-    their share in the squared norms of the kernels that make them, of heads times those that read them in the same layer.
+    group. Channels that no weight reads, such as heads of attention, or queries and keys that are multiplied with each other,
+    have their share in the squared norms of the kernels that make them, of heads times those that read them in the same layer.
     Meant to be divided by prices: `Budget(per_cost=1)`.
 
     Args:

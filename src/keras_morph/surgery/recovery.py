@@ -49,7 +49,7 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
     of other kinds, and those that are called more than once, stay as they were cut, and so does what was lost of nothing.
 
     In the end each trainable BatchNormalization has the statistics of its operand, and scale and offset by which it computes the
-    same, so that a training goes on from what was regained.
+    same, so that a training goes on from what was regained; where it has no scale, its variance is the seed's still.
 
     Args:
         small: `rebuild(model, structure)`, changed in place.
@@ -289,14 +289,16 @@ def _restate(operation: Any, given: list[Any]) -> None:
 
     While it trains, it computes by the statistics of a batch: with others in its weights that would be another function.
     """
-    if operation.gamma is None or operation.beta is None or not operation.trainable:
+    if operation.beta is None or not operation.trainable:
         return
     mean, variance = _moments(operation, given)
-    scale = _values(operation.gamma) / np.sqrt(_values(operation.moving_variance) + operation.epsilon)
+    gamma = 1.0 if operation.gamma is None else _values(operation.gamma)
+    scale = gamma / np.sqrt(_values(operation.moving_variance) + operation.epsilon)
     operation.beta.assign(_values(operation.beta) + scale * (mean - _values(operation.moving_mean)))
-    operation.gamma.assign(scale * np.sqrt(variance + operation.epsilon))
     operation.moving_mean.assign(mean)
-    operation.moving_variance.assign(variance)
+    if operation.gamma is not None:
+        operation.gamma.assign(scale * np.sqrt(variance + operation.epsilon))
+        operation.moving_variance.assign(variance)
 
 
 def _moments(operation: Any, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:

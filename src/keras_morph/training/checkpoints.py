@@ -204,6 +204,7 @@ class Checkpoint(keras.callbacks.Callback):
         arrays = {name: _values_of(model.variables) for name, model in self.models.items()}
         arrays["optimizer"] = _values_of(self.model.optimizer.variables)
         arrays["metrics"] = _values_of(self.model.metrics_variables) if self.steps else []
+        arrays |= {_best_of(place): best for place, best in enumerate(map(_best_weights, self.callbacks)) if best}
         saved = Saved({**self.further.state, **state}, {**self.further.arrays, **arrays})
         # The best first: killed in between, the epoch is done again, and written again.
         for path in (*([self.folder / "best.npz"] if improved else []), self.path):
@@ -213,8 +214,10 @@ class Checkpoint(keras.callbacks.Callback):
         for name, model in self.models.items():
             fill(model.variables, saved.arrays[name], name)
         fill(self.model.optimizer.variables, saved.arrays["optimizer"], "the optimizer")
-        for callback, state in zip(self.callbacks, saved.state["callbacks"], strict=True):
+        for place, (callback, state) in enumerate(zip(self.callbacks, saved.state["callbacks"], strict=True)):
             _set_state(callback, state)
+            if _best_of(place) in saved.arrays:
+                callback.best_weights = saved.arrays[_best_of(place)]
         self.done, self.best = saved.state["epoch"], saved.state["best"]
         set_random_states(saved.state["random"])
 
@@ -248,7 +251,9 @@ def fit_resumably(
         models, batch = models or {"model": model}, None
         if isinstance(data, tuple):
             batch = tree.map_structure(lambda array: array[:1], data)
-        elif hasattr(data, "skip"):
+        elif all(
+            hasattr(data, name) for name in ("set_epoch", "skip", "__getitem__")
+        ):  # a tf.data.Dataset skips otherwise
             batch = tree.map_structure(lambda array: array[:1], data[0])
         checkpoint = Checkpoint(folder, phase, models, further=further, callbacks=callbacks, saved=saved, batch=batch)
         begin = {"initial_epoch": checkpoint.initial_epoch(epochs), "skip": checkpoint.steps}
@@ -270,6 +275,15 @@ def _state_of(callback: Any) -> Any:
     if not type(callback).__module__.startswith("keras."):
         return None
     return {name: vars(callback)[name] for name in KERAS_STATES if name in vars(callback)}
+
+
+def _best_weights(callback: Any) -> list[np.ndarray]:
+    """What EarlyStopping goes back to when it ends a training."""
+    return [np.asarray(each) for each in vars(callback).get("best_weights") or ()]
+
+
+def _best_of(place: int) -> str:
+    return f"best weights of callback {place}"
 
 
 def _set_state(callback: Any, state: Any) -> None:

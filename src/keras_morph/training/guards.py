@@ -8,11 +8,13 @@ import numpy as np
 from keras import ops
 
 from keras_morph.errors import ChanceWarning, DivergedError
+from keras_morph.graph.streaming import evenly
 from keras_morph.keras_internals import sync_weights
 from keras_morph.training.learner import StructureLearner
 
 __all__ = ["StopDiverging", "is_trained", "warn_at_chance"]
 
+EXAMPLES = 1024  # that say whether a classifier is right by more than chance
 TOO_LARGE = 1e4
 """Times the first epoch's loss, or 1 if that is less: no training comes back from there."""
 
@@ -109,16 +111,21 @@ def is_trained(model: keras.Model) -> bool:
     return False
 
 
-def warn_at_chance(model: keras.Model, data: Any, batch_size: int = 64) -> None:
-    """Warn if a trained classifier is right no more often than an answer that never changes.
+def warn_at_chance(model: keras.Model, data: Any, kind: str, batch_size: int = 64) -> bool:
+    """Warn if a trained classifier is right no more often than an answer that never changes; tells whether it is not.
 
     Args:
         model: of one output with a number per class; of any other nothing is said.
-        data: `(x, y)` or `(x, y, sample_weight)` of arrays; of other kinds of data nothing is said.
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays, of which up to 1,024 examples are looked at; of other kinds of
+            data nothing is said.
+        kind: of the data, such as "validation".
+        batch_size: examples at a time.
     """
     shape = model.output_shape
     if not (isinstance(data, tuple) and isinstance(shape, tuple) and len(shape) == 2 and shape[1] and shape[1] > 1):
-        return
+        return False
+    chosen = evenly(len(data[1]), min(len(data[1]), EXAMPLES))
+    data = keras.tree.map_structure(lambda part: part[chosen], data[:2])
     labels = np.asarray(ops.convert_to_numpy(data[1]))
     if labels.shape == (len(labels), shape[1]):
         classes = labels.argmax(-1)
@@ -127,14 +134,15 @@ def warn_at_chance(model: keras.Model, data: Any, batch_size: int = 64) -> None:
         classes = labels.reshape(len(labels), -1)[:, 0]
         known = labels.size == len(labels) and np.array_equal(labels, np.round(labels))
     if not len(labels) or not known:
-        return
+        return False
     answers = model.predict(data[0], batch_size=batch_size, verbose=0).argmax(-1)
     right, most = np.mean(answers == classes), np.unique(classes, return_counts=True)[1].max() / len(labels)
     if right <= most:
         warnings.warn(
-            f"{model.name} seems to be trained, and is right on {right:.1%} of the validation data, where the most frequent "
+            f"{model.name} seems to be trained, and is right on {right:.1%} of the {kind} data, where the most frequent "
             f"class is {most:.1%}. Look whether inputs and labels are what it was trained on: the range of pixels (0 to 1, or "
-            "0 to 255), the order of the classes.",
+            "0 to 255), the order of the classes. Train a new head before its network is shrunk.",
             ChanceWarning,
             3,
         )
+    return bool(right <= most)

@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_morph.errors import DataError, KerasMorphError
-from keras_morph.keras_internals import compiled_with, seed_shared
+from keras_morph.keras_internals import compiled_with, maker_of, seed_shared
 from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps, jit_compiles
 
@@ -19,6 +20,8 @@ __all__ = [
     "answers_classes",
     "check_labelled",
     "check_labels",
+    "check_repeatable",
+    "check_teacher",
     "cosine",
     "ends_in_softmax",
     "failures_of",
@@ -31,7 +34,7 @@ class Recipe:
     """How `shrink` trains.
 
     Args:
-        epochs: of all phases and rounds together, at least 3 for each round.
+        epochs: of all phases and rounds together, at least 3 for each round. At least two are left after a learning.
         learning_rate: peak learning rate: constant while the structure is learned, then along one cosine to 0.
         optimizer: a name, a class or function that makes an optimizer from a learning rate or schedule, or an optimizer,
             whose settings are taken over.
@@ -104,7 +107,12 @@ class Recipe:
     def make_optimizer(self, rate: Any) -> keras.optimizers.Optimizer:
         """An optimizer with this learning rate or schedule."""
         if isinstance(self.optimizer, str):
-            return keras.optimizers.get({"class_name": self.optimizer, "config": {"learning_rate": rate}})
+            try:
+                return keras.optimizers.get({"class_name": self.optimizer, "config": {"learning_rate": rate}})
+            except ValueError as error:
+                raise KerasMorphError(
+                    f"optimizer: expected the name of one of Keras's, such as adam. Received: {self.optimizer!r}."
+                ) from error
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
             settings = {**self.optimizer.get_config(), "learning_rate": rate}
             return type(self.optimizer).from_config(settings)
@@ -150,10 +158,17 @@ def _copied(value: Any) -> Any:
 
 
 def ends_in_softmax(model: keras.Model) -> bool:
-    """Whether a model of one output gives probabilities of classes."""
-    last = model.layers[-1]
-    softmax = isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
-    return softmax and len(model.outputs) == 1
+    """Whether a model of one output gives probabilities of classes: a layer's or an operation's, of a nested model too."""
+    if len(getattr(model, "outputs", ())) != 1:
+        return False
+    last = maker_of(model.outputs[0])
+    if isinstance(last, keras.Model):
+        return ends_in_softmax(last)
+    # `ops.softmax` of a Keras tensor is an operation, whose class has the name of the layer's.
+    return type(last).__name__ == "Softmax" or getattr(last, "activation", None) in (
+        keras.activations.softmax,
+        ops.softmax,
+    )
 
 
 def answers_classes(model: keras.Model, loss: Any) -> bool:
@@ -227,6 +242,37 @@ def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
         raise DataError(
             f"Expected class numbers of shape (n,) for {name}. Received: labels of shape {np.shape(labels)}, which look "
             'one-hot; compile the model with loss="categorical_crossentropy", or give y.argmax(axis=1).'
+        )
+
+
+def check_repeatable(data: Any) -> None:
+    """Data that can be read in every epoch, and end.
+
+    Raises:
+        DataError: for generators and other iterators, and for a tf.data.Dataset that is repeated without an end.
+    """
+    if isinstance(data, Iterator):
+        received = f"a {type(data).__name__}, which can be read once"
+    elif hasattr(data, "cardinality") and int(data.cardinality()) == -1:
+        received = "a tf.data.Dataset without an end; leave out repeat()"
+    else:
+        return
+    raise DataError(
+        f"data: expected what can be read in every epoch, such as arrays or a PyDataset. Received: {received}."
+    )
+
+
+def check_teacher(model: keras.Model, loss: Any) -> None:
+    """A model that can teach.
+
+    Raises:
+        KerasMorphError: if its answers are no probabilities of classes, nor said to be logits.
+    """
+    if not answers_classes(model, loss):
+        raise KerasMorphError(
+            "Recipe(distillation=...) expects a classifier of one output: one that ends in a softmax, or gives logits to a "
+            f"cross-entropy such as keras.losses.CategoricalCrossentropy(from_logits=True). Received: {model.name}, of "
+            f"{len(model.outputs)} outputs, with loss={loss!r}; give distillation=0."
         )
 
 
