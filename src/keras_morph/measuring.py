@@ -77,7 +77,7 @@ class MeasuredLatency(Cost):
         cache: a file to read it from, if it is there and was measured for this network under these conditions; else it is
             written.
         structures: how many are timed; with fewer it is quicker and less certain.
-        seconds: when to stop exporting, and then timing; each has half of it. At least 12 structures are timed.
+        seconds: when to stop exporting, and then timing; each has half of it. At least 12 of the structures are timed.
 
     Attributes:
         coefficients: what was fitted; `coefficients.error` is the median relative error for structures that a fit had not seen.

@@ -217,8 +217,8 @@ def begin(
     for each in (data, validation_data):
         check_labels(each, objective)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
-    labelled = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
-    knows = known and not warn_at_chance(graph.model, *reversed(labelled), recipe.batch_size)
+    kind, examples = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
+    knows = known and not warn_at_chance(graph.model, examples, kind, recipe.batch_size)
     recipe, regularizer = settled(recipe, regularizer, graph, known=known, knows=knows)
     if recipe.distillation:
         check_teacher(graph.model, objective.get("loss"))
@@ -379,8 +379,10 @@ class Progress:
         return numbers | {
             "model": fingerprint(graph_of(self.teacher)),
             "budget": repr(self.budget),
-            "regularizer": repr(self.learner.regularizer),
-            "phases": [getattr(phase, "__name__", repr(phase)) for phase in phases_of(recipe)],
+            "regularizer": _described(self.learner.regularizer),
+            "loss": _described(self.training.objective.get("loss")),
+            "optimizer": _described(recipe.optimizer),
+            "phases": [getattr(phase, "__name__", _described(phase)) for phase in phases_of(recipe)],
             "callbacks": [type(callback).__name__ for callback in self.training.callbacks],
             "teacher": _checksum(self.teacher) if recipe.distillation else "",
         }
@@ -584,6 +586,11 @@ def tune(progress: Progress) -> Progress:
     elif has_own_steps(teacher):
         model = training_as(teacher, Trainee)(model)
     return _trained(progress, model, "fine-tune", _remaining(progress) - done, _schedule(progress, done), [])
+
+
+def _described(value: Any) -> str:
+    """What a value is, the same in every program."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _checksum(model: keras.Model) -> str:

@@ -63,6 +63,11 @@ class FileSize(Cost):
         models = [graph.model, rebuild(graph, half)]
         sizes = _sizes(models, format, int8)
         parameters = [each.count_params() for each in models]
+        if parameters[0] == parameters[1]:
+            raise KerasMorphError(
+                f"{graph.model.name} has no parameters that could be cut off, and its files only one size. Expected: a network "
+                "of which channels may be removed. Received: all of them are pinned; km.trace(model) says why."
+            )
         rate = (sizes[0] - sizes[1]) / (parameters[0] - parameters[1])
         return cls(rate, overhead=sizes[0] - rate * parameters[0])
 
