@@ -209,11 +209,8 @@ def begin(
     if recipe.calibration is not None:
         image_batches(graph, recipe.calibration)  # raises now if the model does not take them
     check_repeatable(data)
-    known, folder, objective = (
-        is_trained(graph.model),
-        None if run is None else Path(run),
-        recipe.objective(graph.model),
-    )
+    known, objective = is_trained(graph.model), recipe.objective(graph.model)
+    folder = None if run is None else Path(run)
     for each in (data, validation_data):
         check_labels(each, objective)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
