@@ -96,6 +96,12 @@ there again, without training. *seconds*: processor time of one thread, for solv
 {backend_version}, {cpu}, {date}.
 """
 
+OTHER = """\
+the rate is constant for {learning}
+of the epochs before the cosine begins, when the whole network is fine-tuned and in all arms but **shrink**. Keras {keras} on
+{backend} {backend_version}, {cpu}, {date}.
+"""
+
 
 # The network.
 
@@ -302,9 +308,21 @@ def uniform_by_l1(model, budget):
 
 
 def table(rows):
-    """The page, of the setting of the last row."""
-    rows = [row for row in rows if row["command"] == rows[-1]["command"]]
-    text = INTRODUCTION.format(**rows[0])
+    """The page: the setting of the last row, and then those before."""
+    settings = {}
+    for row in reversed(rows):
+        settings.setdefault(row["command"], []).insert(0, row)
+    text = INTRODUCTION.format(**next(iter(settings.values()))[0])
+    for number, (command, here) in enumerate(settings.items()):
+        if number:
+            text += f"\n# Another schedule\n\n`{command}`: " + OTHER.format(**here[0])
+        text += sections(here)
+    return text
+
+
+def sections(rows):
+    """A section for each budget."""
+    text = ""
     arms = {}
     for row in rows:
         arms.setdefault((row["budget"], row["arm"]), {})[row["random_seed"]] = row
