@@ -46,9 +46,10 @@ class Mine(keras.Model, Scaled):
             return super().train_step((self.scaled(data[0]), data[1]))
 
 
-def seed_of(kind, **options):
+def seed_of(kind, *, classes=False, **options):
     plain = keras.models.clone_model(models.build("plain"))
-    seed = kind(plain.inputs, plain.outputs, name="mine", **options)
+    outputs = keras.layers.Softmax()(plain.outputs[0]) if classes else plain.outputs
+    seed = kind(plain.inputs, outputs, name="mine", **options)
     seed.compile("sgd", "mse", metrics=["mae"], run_eagerly=BACKEND == "tensorflow")
     return seed
 
@@ -105,7 +106,7 @@ def test_shrink_trains_as_the_seed_does(distillation):
             traces.append(type(self).__mro__[1].__name__)
             return super().compute_loss(*args, **kwargs)
 
-    seed = seed_of(Counted, scale=0.5)
+    seed = seed_of(Counted, scale=0.5, classes=bool(distillation))
     recipe = km.Recipe(distillation=distillation)
     result = km.shrink(seed, "60%", examples(seed), epochs=3, recipe=recipe, verbose=0)
     assert set(traces) == {"StructureLearner", "Distiller" if distillation else "Trainee"}
