@@ -15,7 +15,7 @@ from keras_morph.errors import DataError
 from keras_morph.graph.replaying import called, inferring
 from keras_morph.keras_internals import as_taken, functional_in, mask_of
 
-__all__ = ["Stream", "are_arrays", "evenly", "image_batches", "lasting"]
+__all__ = ["Stream", "entries", "evenly", "image_batches", "lasting"]
 
 MOST_IMAGES = 1024  # more add little to means and covariances
 MOST_ELEMENTS = 2**27  # of a tensor for all images, 0.5 GB in float32: a handful of tensors are in memory at once
@@ -38,13 +38,13 @@ def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
     x = data[0] if isinstance(data, tuple) else data
     most = min(MOST_IMAGES, max(1, MOST_ELEMENTS // max(map(_elements, graph.tensors))))
     batches, left = [], most
-    for item in [x] if are_arrays(x) else _items(x):
-        inputs = item[0] if isinstance(item, (tuple, list)) and not are_arrays(x) else item
+    for item in [x] if _are_arrays(x) else _items(x):
+        inputs = item[0] if isinstance(item, (tuple, list)) and not _are_arrays(x) else item
         size = len((tree.flatten(inputs) or [()])[0])
         chosen = evenly(size, min(size, left))
         for start in range(0, len(chosen), BATCH):
             part = chosen[start : start + BATCH]
-            batches.append(_fitting(graph, tree.map_structure(lambda array, part=part: _entries(array, part), inputs)))
+            batches.append(_fitting(graph, tree.map_structure(lambda array, part=part: entries(array, part), inputs)))
         left -= len(chosen)
         if left <= 0:
             break
@@ -53,7 +53,7 @@ def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
     return batches
 
 
-def are_arrays(x: Any) -> bool:
+def _are_arrays(x: Any) -> bool:
     """Whether something is an array, or a list or dictionary of them, and no data set."""
     return isinstance(x, (list, dict)) or hasattr(x, "shape")
 
@@ -63,7 +63,7 @@ def evenly(size: int, count: int) -> np.ndarray:
     return np.linspace(0, max(size - 1, 0), count).round().astype(int)
 
 
-def _entries(array: Any, part: np.ndarray) -> Any:
+def entries(array: Any, part: np.ndarray) -> Any:
     """Some entries of an array or tensor, of whatever library."""
     if len(part) == len(array):
         return array

@@ -25,6 +25,8 @@ from keras_morph.training.recipe import fit_on
 __all__ = ["Checkpoint", "Saved", "fill", "fit_resumably"]
 
 FORMAT = 1
+IN_ORDER = ("set_epoch", "skip", "__getitem__")
+"""What data have that can begin in the middle of an epoch; a tf.data.Dataset skips in another way."""
 KERAS_STATES = ("best", "best_epoch", "cooldown_counter", "stopped_epoch", "wait")
 """What EarlyStopping, ReduceLROnPlateau and ModelCheckpoint count."""
 
@@ -251,9 +253,7 @@ def fit_resumably(
         models, batch = models or {"model": model}, None
         if isinstance(data, tuple):
             batch = tree.map_structure(lambda array: array[:1], data)
-        elif all(
-            hasattr(data, name) for name in ("set_epoch", "skip", "__getitem__")
-        ):  # a tf.data.Dataset skips otherwise
+        elif all(hasattr(data, name) for name in IN_ORDER):
             batch = tree.map_structure(lambda array: array[:1], data[0])
         checkpoint = Checkpoint(folder, phase, models, further=further, callbacks=callbacks, saved=saved, batch=batch)
         begin = {"initial_epoch": checkpoint.initial_epoch(epochs), "skip": checkpoint.steps}
@@ -279,7 +279,8 @@ def _state_of(callback: Any) -> Any:
 
 def _best_weights(callback: Any) -> list[np.ndarray]:
     """What EarlyStopping goes back to when it ends a training."""
-    return [np.asarray(each) for each in vars(callback).get("best_weights") or ()]
+    kept = callback.best_weights if isinstance(callback, keras.callbacks.EarlyStopping) else None
+    return [np.asarray(each) for each in kept or ()]
 
 
 def _best_of(place: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_morph.errors import ChanceWarning, DivergedError
-from keras_morph.graph.streaming import evenly
+from keras_morph.graph.streaming import entries, evenly
 from keras_morph.keras_internals import sync_weights
 from keras_morph.training.learner import StructureLearner
 
@@ -124,9 +124,10 @@ def warn_at_chance(model: keras.Model, data: Any, kind: str, batch_size: int = 6
     shape = model.output_shape
     if not (isinstance(data, tuple) and isinstance(shape, tuple) and len(shape) == 2 and shape[1] and shape[1] > 1):
         return False
-    chosen = evenly(len(data[1]), min(len(data[1]), EXAMPLES))
-    data = keras.tree.map_structure(lambda part: part[chosen], data[:2])
-    labels = np.asarray(ops.convert_to_numpy(data[1]))
+    size = len(keras.tree.flatten(data[1])[0])
+    chosen = evenly(size, min(size, EXAMPLES))
+    x, y = keras.tree.map_structure(lambda part: entries(part, chosen), data[:2])
+    labels = np.asarray(ops.convert_to_numpy(keras.tree.flatten(y)[0]))
     if labels.shape == (len(labels), shape[1]):
         classes = labels.argmax(-1)
         known = np.allclose(labels.sum(-1), 1)  # one-hot
@@ -135,7 +136,7 @@ def warn_at_chance(model: keras.Model, data: Any, kind: str, batch_size: int = 6
         known = labels.size == len(labels) and np.array_equal(labels, np.round(labels))
     if not len(labels) or not known:
         return False
-    answers = model.predict(data[0], batch_size=batch_size, verbose=0).argmax(-1)
+    answers = model.predict(x, batch_size=batch_size, verbose=0).argmax(-1)
     right, most = np.mean(answers == classes), np.unique(classes, return_counts=True)[1].max() / len(labels)
     if right <= most:
         warnings.warn(

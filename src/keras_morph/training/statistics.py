@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_morph.graph.streaming import evenly
+from keras_morph.graph.streaming import entries, evenly
 from keras_morph.keras_internals import parts_of
 
 __all__ = ["batches_of", "reestimate_statistics"]
@@ -49,7 +49,7 @@ def batches_of(data: Any, batch_size: int, batches: int) -> Iterator[Any]:
         chosen = evenly(size, min(size, number * batch_size))
         for first in range(number):  # each from all over the array, which may be sorted by label
             part = chosen[first::number]
-            yield tree.map_structure(lambda x, part=part: ops.convert_to_tensor(x[part]), data[0])
+            yield tree.map_structure(lambda x, part=part: ops.convert_to_tensor(entries(x, part)), data[0])
         return
     items = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     for item in itertools.islice(items, batches):
