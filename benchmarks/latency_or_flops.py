@@ -32,6 +32,7 @@ import keras_morph as km
 from keras_morph.datasets import load
 from keras_morph.exporting import write_unchecked
 from keras_morph.formats import FORMATS
+from keras_morph.machine import cpu_name
 from keras_morph.runs import save_model
 from keras_morph.timing import time_files_apart
 from keras_morph.training.recipe import cosine, fit_on
@@ -185,11 +186,9 @@ def main():
 
 
 def is_of(row, options, random_seed):
-    return (row["network"], row["random_seed"], row["runtime"].split()[0]) == (
-        options.network,
-        str(random_seed),
-        options.runtime,
-    )
+    """Whether a row is of this network, in this runtime, on this processor."""
+    here = row["runtime"].startswith(f"{options.runtime} ") and row["runtime"].endswith(f", {cpu_name()}")
+    return here and (row["network"], row["random_seed"]) == (options.network, str(random_seed))
 
 
 if __name__ == "__main__":

@@ -246,29 +246,37 @@ class Batches(keras.utils.PyDataset):
         (images(100, 4), [64, 36]),
         ((images(100, 4), np.zeros(100)), [64, 36]),
         ([images(3, 4), images(3, 5)], [3]),
-        ({"a": images(3, 4), "b": images(3, 5)}, [3]),
+        ({"b": images(3, 5), "a": images(3, 4)}, [3]),
         (images(5000, 4), [64] * 16),
         (Batches(), [10, 10, 10]),
-        (iter([images(10, 4), images(2000, 4), images(10, 4)]), [10, 2000]),
+        (iter([images(10, 4), images(2000, 4), images(10, 4)]), [10, *[64] * 15, 54]),
     ],
     ids=["array", "labels", "list", "dictionary", "many", "dataset", "iterator"],
 )
 def test_images_come_as_fit_takes_them(data, sizes):
     shapes = [(4,), (5,)] if isinstance(data, (list, dict)) else [(4,)]
-    inputs = [keras.Input(shape) for shape in shapes]
+    inputs = [keras.Input(shape, name=name) for shape, name in zip(shapes, "ab", strict=False)]
     graph = km.trace(keras.Model(inputs, [layers.Dense(2)(x) for x in inputs]))
     assert [len(batch[0]) for batch in image_batches(graph, data)] == sizes
 
 
 @pytest.mark.once
 def test_arrays_that_are_sorted_by_label_are_taken_evenly():
-    chosen = np.concatenate([batch[0] for batch in image_batches(km.trace(dense()), np.arange(5000))])
+    images = np.repeat(np.arange(5000)[:, None], 6, axis=1)
+    chosen = np.concatenate([batch[0] for batch in image_batches(km.trace(dense()), images)])[:, 0]
     np.testing.assert_array_equal(chosen[[0, -1]], [0, 4999])
     assert set(np.diff(chosen)) <= {4, 5}
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("data", "message"), [(images(0, 6), "Received: none"), ([images(2, 6)] * 2, "each input of")])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (images(0, 6), "Received: none"),
+        ([images(2, 6)] * 2, "each input of"),
+        (images(2, 5), r"of shape \(n, 6\)\. Received: \(2, 5\)"),
+    ],
+)
 def test_images_that_do_not_suit_are_one_line(data, message):
     model = dense()
     with pytest.raises(km.DataError, match=message):
