@@ -10,8 +10,10 @@ from keras import layers, ops
 
 import keras_morph as km
 from keras_morph import pipeline
-from keras_morph.graph import streaming
-from keras_morph.graph.streaming import Stream, image_batches
+from keras_morph.graph import examples
+from keras_morph.graph.examples import image_batches
+from keras_morph.graph.streaming import Stream
+from keras_morph.surgery import recovery
 from keras_morph.surgery.recovery import _matrices, _Places, _results, _values, loses
 
 TINY_RIDGE = 1e-9
@@ -260,6 +262,19 @@ def test_images_come_as_fit_takes_them(data, sizes):
     assert [len(batch[0]) for batch in image_batches(graph, data)] == sizes
 
 
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_restated_normalization_computes_what_it_did(scale):
+    x = np.random.default_rng(0).normal(3.0, 2.0, (64, 5)).astype("float32")
+    norm = layers.BatchNormalization(scale=scale)
+    keras.Sequential([keras.Input((5,)), norm])
+    norm.moving_mean.assign(np.arange(5.0))
+    norm.moving_variance.assign(np.arange(1.0, 6.0))
+    before = ops.convert_to_numpy(norm(x, training=False))
+    recovery._restate(norm, [x[:32], x[32:]])
+    np.testing.assert_allclose(ops.convert_to_numpy(norm(x, training=False)), before, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ops.convert_to_numpy(norm.moving_mean), x.mean(0), rtol=1e-4)
+
+
 @pytest.mark.once
 def test_arrays_that_are_sorted_by_label_are_taken_evenly():
     images = np.repeat(np.arange(5000)[:, None], 6, axis=1)
@@ -286,7 +301,7 @@ def test_images_that_do_not_suit_are_one_line(data, message):
 @pytest.mark.once
 def test_large_images_are_fewer(monkeypatch):
     """No tensor of more than 3,200 elements, where the largest has 4 x 4 x 2 for each image."""
-    monkeypatch.setattr(streaming, "MOST_ELEMENTS", 3200)
+    monkeypatch.setattr(examples, "MOST_ELEMENTS", 3200)
     image = keras.Input((4, 4, 1))
     graph = km.trace(keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(2, 1)(image))))
     assert [len(batch[0]) for batch in image_batches(graph, images(500, 4, 4, 1))] == [64, 36]

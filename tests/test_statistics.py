@@ -31,12 +31,10 @@ def test_statistics_are_the_mean_over_the_batches_and_nothing_else_moves(data):
     model = network()
     before = {v.path: ops.convert_to_numpy(v).copy() for v in model.variables}
     km.reestimate_statistics(model, data, batch_size=10)
-    order = (
-        np.arange(40).reshape(10, 4).T.ravel() if isinstance(data, tuple) else np.arange(40)
-    )  # each from all over arrays
-    channels = ops.convert_to_numpy(model.get_layer("conv")(X[order])).reshape(
-        4, -1, 4
-    )  # batches, all positions, channels
+    # Batches of arrays come from all over them.
+    order = np.arange(40).reshape(10, 4).T.ravel() if isinstance(data, tuple) else np.arange(40)
+    channels = ops.convert_to_numpy(model.get_layer("conv")(X[order]))
+    channels = channels.reshape(4, -1, 4)  # batches, all positions, channels
     bn = model.get_layer("bn")
     np.testing.assert_allclose(ops.convert_to_numpy(bn.moving_mean), channels.mean(1).mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ops.convert_to_numpy(bn.moving_variance), channels.var(1).mean(0), rtol=1e-4)

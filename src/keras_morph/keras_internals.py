@@ -122,7 +122,7 @@ def as_taken(model: Any, inputs: Any) -> list[Any]:
 
 def input_layers(model: keras.Model) -> Any:
     """The InputLayers of a functional model, nested as its inputs are."""
-    return tree.map_structure(lambda tensor: tensor._keras_history.operation, model.input)
+    return tree.map_structure(maker_of, model.input)
 
 
 def nodes_of(function: Any) -> list[Any]:

@@ -22,8 +22,8 @@ from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
+from keras_morph.graph.examples import image_batches, lasting
 from keras_morph.graph.identities import fingerprint
-from keras_morph.graph.streaming import image_batches, lasting
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.keras_internals import seed_shared
@@ -221,7 +221,7 @@ def begin(
         check_teacher(graph.model, objective.get("loss"))
     if recipe.rounds > 1:
         check_expandable(graph)
-        budget = budget.fixed(graph)  # a share of the seed's cost, not of what it is expanded to
+        budget = budget.within(budget.limits(graph))  # a share of the seed's cost, not of what it is expanded to
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
     training = Training(data, validation_data, recipe, objective, folder, verbose, callbacks)
     copy = trace_as(cloned(graph.model), graph.wiring)

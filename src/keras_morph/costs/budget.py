@@ -164,9 +164,9 @@ class Budget:
             for one, amount in self.amounts(cost)
         ]
 
-    def fixed(self, graph: ChannelGraph) -> "Budget":
-        """The same in the units of its costs, which mean the same for every other graph."""
-        return replace(self, amount={one.cost: one.limit / (1 - one.cost.margin) for one in self.limits(graph)})
+    def within(self, limits: Sequence[Limit]) -> "Budget":
+        """The same with these limits, which have their margins already; they mean the same for every graph."""
+        return replace(self, amount={one.cost: one.limit / (1 - one.cost.margin) for one in limits})
 
 
 def multiples(round_to: int | str, sizes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:

@@ -7,11 +7,11 @@ Where times go in steps, the next structure within less may take much less: then
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from keras_morph.costs.budget import Budget, Limit, budget_from, parse_budget
+from keras_morph.costs.budget import Limit, budget_from, parse_budget
 from keras_morph.costs.costs import Cost
 from keras_morph.errors import BudgetError, BudgetWarning
 from keras_morph.graph.structure import Structure
@@ -63,7 +63,7 @@ def fit_measured(
             Limit(one.cost, one.limit / (1 - one.cost.margin)) if clock else one  # what is measured needs no margin
             for one, clock in zip(limits, clocks, strict=True)
         ]
-        structure = fit_budget(model, _of(budget, limits), scores=scores)
+        structure = fit_budget(model, budget.within(limits), scores=scores)
         measured: list[tuple[list[float], tuple[float, ...], Structure]] = []
         tried: list[_Tried] = []
         while len(tried) < TRIES:
@@ -96,7 +96,7 @@ def fit_measured(
                 Limit(one.cost, aim) if clock else one for one, clock, aim in zip(limits, clocks, aims, strict=True)
             ]
             try:
-                structure = fit_budget(model, _of(budget, limits), scores=scores)
+                structure = fit_budget(model, budget.within(limits), scores=scores)
             except BudgetError:  # there is nothing smaller
                 break
             if any(structure == other.structure for other in tried):
@@ -142,8 +142,3 @@ def _around(tried: list[_Tried]) -> tuple[_Tried | None, _Tried | None]:
 
 def _in_words(value: float, unit: str) -> str:
     return f"{value * 1e3:.4g} ms" if unit == "seconds" else f"{value:,.0f} {unit}"
-
-
-def _of(budget: Budget, limits: list[Limit]) -> Budget:
-    """A budget of these limits, apart from the margins that they have already."""
-    return replace(budget, amount={limit.cost: limit.limit / (1 - limit.cost.margin) for limit in limits})

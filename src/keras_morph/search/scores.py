@@ -20,7 +20,8 @@ from keras import ops
 
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError
-from keras_morph.graph.streaming import Stream, entries, evenly, image_batches
+from keras_morph.graph.examples import entries, evenly, image_batches
+from keras_morph.graph.streaming import Stream
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.keras_internals import place_of, random_states, set_random_states
 from keras_morph.layers.rules import variable
@@ -75,8 +76,10 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
         chosen = evenly(len(data[1]), min(len(data[1]), batches * batch_size))  # they may be sorted by label
         data = keras.tree.map_structure(lambda part: entries(part, chosen), data)
     before = random_states()
-    fit_on(copy, data, batch_size, seed=0, epochs=1, verbose=0, **options)
-    set_random_states(before)
+    try:
+        fit_on(copy, data, batch_size, seed=0, epochs=1, verbose=0, **options)
+    finally:
+        set_random_states(before)
     scores = np.zeros(graph.num_groups)
     for source in sources:
         found = recorder.found.get(id(source.variable))

@@ -22,7 +22,8 @@ from keras import layers, ops
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.errors import UnknownLayerWarning
 from keras_morph.graph.closure import Closed, close
-from keras_morph.graph.streaming import Stream, image_batches
+from keras_morph.graph.examples import image_batches
+from keras_morph.graph.streaming import Stream
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import trace, trace_as
 from keras_morph.layers.rules import variable

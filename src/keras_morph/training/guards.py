@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_morph.errors import ChanceWarning, DivergedError
-from keras_morph.graph.streaming import entries, evenly
+from keras_morph.graph.examples import entries, evenly
 from keras_morph.keras_internals import sync_weights
 from keras_morph.training.learner import StructureLearner
 

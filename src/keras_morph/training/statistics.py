@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_morph.graph.streaming import entries, evenly
+from keras_morph.graph.examples import batches_in, entries, evenly
 from keras_morph.keras_internals import parts_of
 
 __all__ = ["batches_of", "reestimate_statistics"]
@@ -51,6 +51,5 @@ def batches_of(data: Any, batch_size: int, batches: int) -> Iterator[Any]:
             part = chosen[first::number]
             yield tree.map_structure(lambda x, part=part: ops.convert_to_tensor(entries(x, part)), data[0])
         return
-    items = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
-    for item in itertools.islice(items, batches):
+    for item in itertools.islice(batches_in(data), batches):
         yield tree.map_structure(ops.convert_to_tensor, item[0] if isinstance(item, (tuple, list)) else item)
