@@ -1,8 +1,14 @@
 """One pytest process per backend: `KERAS_BACKEND=jax pytest`. Unmarked tests run on every backend."""
 
+import atexit
+import contextlib
+import functools
 import gc
 import importlib.util
 import os
+import random
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -13,6 +19,12 @@ for threads in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THR
 if os.environ["KERAS_BACKEND"] == "jax":
     # Most of the time goes into compiling: leave out what LLVM would do for speed.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # And compile once for all files, workers and child processes of a session.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        compiled = tempfile.mkdtemp(prefix="compiled-")
+        atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import keras
 import numpy as np
@@ -124,7 +136,15 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    keras.utils.set_random_seed(0)
+    """TensorFlow's own seed is set where a test drew from it: setting it throws away all kernels, a third of a test's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+            from tensorflow.python.eager import context
+
+            if context.global_seed() == 0 and context.context()._rng.getstate() == random.Random(0).getstate():
+                patch.setattr(tf.random, "set_seed", lambda seed: None)
+        keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +166,10 @@ def _memory():
         import jax
 
         jax.clear_caches()
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.random.set_seed(0)  # throws away its kernels
     gc.collect()
 
 
@@ -162,17 +186,31 @@ def golden(request):
     return compare
 
 
-@pytest.fixture
-def uncompiled(request):
-    """For tests that train for a few steps: TensorFlow traces a graph for seconds each time, as in `make test-all`."""
-    if keras.backend.backend() != "tensorflow" or request.config.getoption("all"):
+@contextlib.contextmanager
+def without_graphs(config):
+    """Trainings of a few steps: TensorFlow traces a graph for seconds each time, as in `make test-all`."""
+    if keras.backend.backend() != "tensorflow" or config.getoption("all"):
         yield
         return
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def uncompiled(request):
+    with without_graphs(request.config):
+        yield
+
+
+@pytest.fixture(scope="module")
+def once_uncompiled(request):
+    """The context manager, for what a module trains once."""
+    return functools.partial(without_graphs, request.config)
 
 
 @pytest.fixture(scope="module")

@@ -205,7 +205,9 @@ ON_EVERY_BACKEND = ("residual_identity", "operations")
 @pytest.mark.parametrize(
     "name", [name if name in ON_EVERY_BACKEND else pytest.param(name, marks=pytest.mark.once) for name in FADED]
 )
-def test_after_fading_the_learner_computes_what_the_masked_seed_and_the_rebuilt_model_compute(name):
+def test_after_fading_the_learner_computes_what_the_masked_seed_and_the_rebuilt_model_compute(name, request):
+    if name not in ON_EVERY_BACKEND:
+        request.getfixturevalue("uncompiled")
     model = fresh(name)
     structure = structure_with(model, **FADED[name])
     learner = learner_of(model, keras.optimizers.Adam(0.01), COMPILED)

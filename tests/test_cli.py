@@ -5,6 +5,7 @@
 
 import contextlib
 import csv
+import functools
 import inspect
 import io
 import json
@@ -38,6 +39,7 @@ MODEL = "test_cli:for_digits"
 @pytest.fixture(autouse=True)
 def _timed_briefly(monkeypatch):
     monkeypatch.setattr(deploying, "SECONDS", 0.02)
+    monkeypatch.setattr(deploying, "measure", functools.partial(km.measure, rounds=2, repeats=1))
 
 
 COMMANDS = (
@@ -287,7 +289,9 @@ def test_report_foretells_the_time_of_each_layer(files, tmp_path, capsys):
     assert "milliseconds" in printed or " ms" in printed
 
 
-SHRINK = ("--limit", 200, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 32, "--learning", 0.4)
+# 90 images to train on, in whole batches: every other size of a batch is compiled anew.
+LIMIT = 100
+SHRINK = ("--limit", LIMIT, "--seed-epochs", 1, "--epochs", 3, "--batch-size", 30, "--learning", 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +337,7 @@ def test_shrink_ends_with_milliseconds_of_a_runtime(run):
     printed, folder = run
     seed, small = json.loads((folder / "benchmark.json").read_text())["rows"]
     times = f"{1e3 * seed['min']:.3g} -> {1e3 * small['min']:.3g} ms, {seed['min'] / small['min']:.2f}x as fast"
-    assert f"digits, 200 test images; litert, 1 thread: {times} (shortest of " in printed
+    assert f"digits, {LIMIT} test images; litert, 1 thread: {times} (shortest of " in printed
     (time,) = json.loads((folder / "report.json").read_text())["times"]
     assert (time["how"], time["seconds"], time["seconds_after"]) == ("measured", seed["min"], small["min"])
 
@@ -341,7 +345,7 @@ def test_shrink_ends_with_milliseconds_of_a_runtime(run):
 def test_the_table_says_what_the_files_do(run):
     _, folder = run
     results = json.loads((folder / "report.json").read_text())["results"]
-    data = km.datasets.load("digits", limit=200)
+    data = km.datasets.load("digits", limit=LIMIT)
     for name, file in (("seed", "seed.keras"), ("fine-tuned", "small.keras")):
         model = keras.models.load_model(folder / file)
         accuracy = np.mean(model.predict(data.x_test, verbose=0).argmax(axis=1) == data.y_test)
@@ -370,7 +374,7 @@ def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, caps
     assert written.stat().st_size <= 90_000
     found = json.loads((folder / "benchmark.json").read_text())
     assert [row["model"] for row in found["rows"]] == ["seed", "small", "small_int8.onnx"]
-    data = km.datasets.load("digits", limit=200)
+    data = km.datasets.load("digits", limit=LIMIT)
     assert found["rows"][2]["accuracy"] == accuracy(km.open_exported(written), data.x_test, data.y_test)
     first, headline = [line for line in printed.splitlines() if line.startswith("onnxruntime, 1 thread: ")]
     assert first.startswith(
@@ -386,7 +390,7 @@ def test_one_command_ends_in_eight_bits_at_a_share_of_the_latency(tmp_path, caps
 @pytest.mark.usefixtures("uncompiled")
 def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(deploying, "find_spec", lambda name: None)  # no runtime is installed
-    options = ("--limit", 200, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
+    options = ("--limit", 60, "--epochs", 3, "--cost", "ModelSize", "--regularizer", "GroupLasso")
     assert command("shrink", files / "seed.keras", "--budget", "1.5KB", *options, "--log-dir", tmp_path) == 0
     printed = capsys.readouterr().out
     assert "x as fast in Keras" in printed
@@ -403,7 +407,9 @@ def test_a_keras_file_is_shrunk_as_it_is(files, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_counts(files, tmp_path, capsys):
+def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_counts(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(deploying, "find_spec", lambda name: None)  # no runtime is installed
+
     def layers_of(*options):
         assert command("inspect", "test_cli:with_groups", "--json", *options) == 0
         return {layer["layer"]: layer for layer in json.loads(capsys.readouterr().out)["layers"]}
@@ -413,7 +419,7 @@ def test_layers_are_protected_and_tied_and_grouped_convolutions_lose_equal_count
     assert layers_of("--protect", "conv1")["conv1"]["cheapest"] == 6
     assert layers_of("--tie", "conv2,conv3")["conv3"]["group_sizes"] == {"2": 4}
     out = tmp_path / "runs"
-    options = ("--grouped", "equal", "--limit", 100, "--epochs", 3, "--seed-epochs", 0, "--protect", "conv3")
+    options = ("--grouped", "equal", "--limit", 40, "--epochs", 3, "--seed-epochs", 0, "--protect", "conv3")
     assert command("shrink", "test_cli:with_groups", *options, "--regularizer", "GroupLasso", "--log-dir", out) == 0
     (folder,) = out.iterdir()
     small = keras.models.load_model(folder / "small.keras")

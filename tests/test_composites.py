@@ -1,5 +1,6 @@
 """Layers made of layers are followed like nested models; one that does more than its layers stays as it is, with the reason."""
 
+import functools
 import re
 
 import keras
@@ -168,9 +169,15 @@ def across():
 NETWORKS["across"] = across
 
 
+@functools.cache
+def build(name):
+    """Built once, so leave its weights alone."""
+    return NETWORKS[name]()
+
+
 @pytest.fixture(params=NETWORKS)
 def model(request):
-    return NETWORKS[request.param]()
+    return build(request.param)
 
 
 @pytest.mark.one_of(2)
@@ -234,6 +241,7 @@ def test_what_is_rebuilt_is_made_of_stock_layers_and_opens_anywhere(model, tmp_p
 
 
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("regularizer", [km.GroupLasso, km.LogisticSigmoid])
 def test_shrink_trains_a_copy(model, regularizer):
     with models.weights_stay(model):

@@ -36,6 +36,7 @@ def compared(pair, tmp_path, monkeypatch):
     """Function of options and a budget: the Compared of the pair, whose run's folder is `tmp_path`."""
     monkeypatch.setattr(deploying, "SECONDS", 0.02)
     monkeypatch.setattr(deploying, "benchmark", partial(km.benchmark, seconds=0.02))
+    monkeypatch.setattr(deploying, "measure", partial(km.measure, rounds=2, repeats=1))
     seed, small = pair
 
     def compare(options, budget="50%"):

@@ -9,6 +9,8 @@ from keras import ops
 
 import keras_morph as km
 
+pytestmark = pytest.mark.usefixtures("quick_initializers")
+
 COSTS = [km.FLOPs(), km.ModelSize(), km.Activations(), km.Latency("P100")]
 
 
@@ -115,6 +117,7 @@ def test_a_group_that_is_revived_below_the_threshold_keeps_its_probability():
     "regularizer", [km.LogisticSigmoid(), km.GroupLasso(), km.Gamma()], ids=lambda r: type(r).__name__
 )
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)
+@pytest.mark.one_of(3)
 @pytest.mark.usefixtures("uncompiled")
 def test_every_regularizer_trains_under_every_cost(regularizer, cost):
     seed = fresh("residual_identity")

@@ -21,6 +21,8 @@ from laws.test_costs_agree import assert_costs_agree
 
 import keras_morph as km
 
+pytestmark = pytest.mark.usefixtures("quick_initializers")
+
 MODES = ("whole", "equal")
 
 

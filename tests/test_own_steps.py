@@ -93,10 +93,12 @@ def assert_scores_fall(kind):
     assert left[1e-2] < 0.95 * left[0.0]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_penalty_counts_where_the_step_is_the_users():
     assert_scores_fall(Mine)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
 def test_shrink_trains_as_the_seed_does(distillation):
     traces = []
@@ -151,6 +153,7 @@ def test_a_step_that_leaves_the_penalty_out_is_an_error():
         fitted(learner, examples(learner.seed))
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_step_that_reads_a_layer_of_the_users_model_is_an_error_where_a_copy_is_trained():
     class Encoding(keras.Model):
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

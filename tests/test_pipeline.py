@@ -177,26 +177,33 @@ def test_a_trained_seed_is_cut_by_what_its_channels_contribute_and_fine_tuned(se
     assert np.mean(ops.convert_to_numpy(result.small(x, training=False)).argmax(axis=1) == y) > 0.6  # by chance: 0.33
 
 
+@pytest.fixture(scope="module")
+def pruned(seed):
+    """The weights of the seed that is cut in half and recovered by 128 images."""
+    x, _ = stripes(128, seed=0)
+    return km.prune(seed, km.Budget("50%", round_to=1), calibration=x).get_weights()
+
+
 @pytest.mark.once
-def test_images_to_calibrate_by_are_those_by_which_channels_are_chosen_and_recovered(seed):
+@pytest.mark.usefixtures("uncompiled")
+def test_images_to_calibrate_by_are_those_by_which_channels_are_chosen_and_recovered(seed, pruned):
     """Training data that say nothing of the network: the cut is that of `prune`, whatever they are."""
     x, y = stripes(128, seed=0)
     budget, recipe = km.Budget("50%", round_to=1), km.Recipe(epochs=3, batch_size=64, calibration=x)
     result = km.shrink(seed, budget, (np.zeros_like(x), y), recipe=recipe, verbose=0)
-    expected = km.prune(seed, budget, calibration=x)
-    for one, other in zip(result.reestimated_weights, expected.get_weights(), strict=True):
+    for one, other in zip(result.reestimated_weights, pruned, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     with pytest.raises(km.DataError, match="Expected an array for each input"):
         km.shrink(seed, budget, (x, y), recipe=replace(recipe, calibration=[x, x]), verbose=0)
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("pairs", [False, True])
-def test_images_to_calibrate_by_may_come_from_what_can_be_read_once(seed, pairs):
+def test_images_to_calibrate_by_may_come_from_what_can_be_read_once(seed, pruned, pairs):
     """Choosing reads them, and so does recovering."""
     x, y = stripes(128, seed=0)
     budget = km.Budget("50%", round_to=1)
-    expected = km.prune(seed, budget, calibration=x).get_weights()
 
     def batches():
         return ((x[i : i + 64], y[i : i + 64]) if pairs else x[i : i + 64] for i in (0, 64))
@@ -204,7 +211,7 @@ def test_images_to_calibrate_by_may_come_from_what_can_be_read_once(seed, pairs)
     recipe = km.Recipe(epochs=3, batch_size=64, calibration=batches())
     found = km.shrink(seed, budget, (x, y), recipe=recipe, verbose=0).reestimated_weights
     for result in (found, km.prune(seed, budget, calibration=batches()).get_weights()):
-        for one, other in zip(result, expected, strict=True):
+        for one, other in zip(result, pruned, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 

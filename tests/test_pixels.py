@@ -1,5 +1,6 @@
 """The range of pixels that a model takes is read off its front, tried, or said; what is right outside is right here."""
 
+import functools
 import json
 
 import keras
@@ -193,26 +194,33 @@ def shrunk(model, log_dir, *options):
     return json.loads((folder / "report.json").read_text())["results"]["seed"]["test accuracy"]
 
 
-def saved(digits, kind, path):
-    """A model of a kind, where files and functions find it, and its accuracy on the test images in its own range."""
-    name, front = MODELS[kind]
-    model = fitted(digits, PIXELS[name], [make() for make in front])
-    save_model(model, path)
-    SAVED[kind] = path
-    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    test = load("digits", limit=300)
-    _, accuracy = model.evaluate(PIXELS[name](test.x_test), test.y_test, verbose=0)
-    assert accuracy > 0.85
-    return f"{accuracy:.2%}"
+@pytest.fixture(scope="module")
+def saved(digits, tmp_path_factory):
+    """Makes a model of a kind once, in SAVED: its accuracy on the test images in its own range."""
+    folder = tmp_path_factory.mktemp("saved")
+
+    @functools.cache
+    def save(kind):
+        name, front = MODELS[kind]
+        model = fitted(digits, PIXELS[name], [make() for make in front])
+        SAVED[kind] = folder / f"{kind}.keras"
+        save_model(model, SAVED[kind])
+        model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        test = load("digits", limit=300)
+        _, accuracy = model.evaluate(PIXELS[name](test.x_test), test.y_test, verbose=0)
+        assert accuracy > 0.85
+        return f"{accuracy:.2%}"
+
+    return save
 
 
 @pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("given", ["file", "function"])
-def test_the_seed_is_as_accurate_as_evaluate_says_outside(digits, kind, given, tmp_path, capsys):
-    outside = saved(digits, kind, tmp_path / "model.keras")
-    text = tmp_path / "model.keras" if given == "file" else f"test_pixels:{kind.replace('-', '_')}"
+def test_the_seed_is_as_accurate_as_evaluate_says_outside(saved, kind, given, tmp_path, capsys):
+    outside = saved(kind)
+    text = SAVED[kind] if given == "file" else f"test_pixels:{kind.replace('-', '_')}"
     assert shrunk(text, tmp_path / "runs") == outside
     assert f"pixels {MODELS[kind][0]}: " in capsys.readouterr().out
 
@@ -226,7 +234,7 @@ class Stopped(Exception):
     ("kind", "given", "option"),
     [(kind, given, "auto") for kind in MODELS for given in ("file", "function")] + [("plain-0-255", "file", "0-1")],
 )
-def test_what_is_trained_on_is_in_the_range_of_the_model(digits, kind, given, option, tmp_path, capsys, monkeypatch):
+def test_what_is_trained_on_is_in_the_range_of_the_model(saved, kind, given, option, tmp_path, capsys, monkeypatch):
     trained = []
 
     def stop(graph, budget, data, **_):
@@ -234,8 +242,8 @@ def test_what_is_trained_on_is_in_the_range_of_the_model(digits, kind, given, op
         raise Stopped
 
     monkeypatch.setattr(shrinking, "shrink_model", stop)
-    outside = saved(digits, kind, tmp_path / "model.keras")
-    text = tmp_path / "model.keras" if given == "file" else f"test_pixels:{kind.replace('-', '_')}"
+    outside = saved(kind)
+    text = SAVED[kind] if given == "file" else f"test_pixels:{kind.replace('-', '_')}"
     with pytest.raises(Stopped):
         shrunk(text, tmp_path / "runs", "--pixels", option)
     ((model, x, y),) = trained

@@ -101,9 +101,10 @@ class KillEvery:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, once_uncompiled):
     folder = tmp_path_factory.mktemp("undisturbed")
-    return shrink(folder), folder
+    with once_uncompiled():
+        return shrink(folder), folder
 
 
 def assert_equal_runs(one, folder, other, other_folder):

@@ -82,6 +82,7 @@ def trained_model():
     return model
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_saved_model_carries_no_compilation(tmp_path):
     model = trained_model()
     x = np.random.default_rng(0).random((5, 4))
@@ -103,6 +104,7 @@ def test_a_saved_model_carries_no_compilation(tmp_path):
     assert names(tmp_path) == ["small.keras"]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_saving_leaves_the_model_as_it_was(tmp_path):
     model = trained_model()
     optimizer, step = model.optimizer, int(model.optimizer.iterations)
@@ -116,6 +118,7 @@ def test_saving_leaves_the_model_as_it_was(tmp_path):
     np.testing.assert_equal(int(model.optimizer.iterations), step + 1)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_model_stays_compiled_when_saving_fails(tmp_path, monkeypatch):
     model = trained_model()
     monkeypatch.setattr(model, "save", lambda path: path.joinpath("no", "folder").write_text(""))

@@ -65,7 +65,7 @@ def test_nothing_is_pinned_for_want_of_a_score(model):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_shrinking_loses_nothing_in_the_cut(model):
-    words = np.random.default_rng(0).integers(0, WORDS, (32, STEPS))
+    words = np.random.default_rng(0).integers(0, WORDS, (16, STEPS))
     labels = (words[:, 0] % 2).astype("int32")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     result = km.shrink(

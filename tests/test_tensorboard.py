@@ -14,6 +14,8 @@ from tensorboardX.proto.event_pb2 import Event
 import keras_morph as km
 from keras_morph.cli import main
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 
 def events(folder):
     """Every value as (tag, step, value)."""

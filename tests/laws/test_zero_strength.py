@@ -52,10 +52,11 @@ def channel_weights(model, name):
 
 
 def train(trained, optimizer, mode=EAGERLY):
-    """Two epochs of four steps, shuffled."""
+    """Two epochs of two steps, shuffled; for a chain with dropout the last batch is a smaller one."""
     trained.compile(optimizer, loss="mse", **mode)
-    x = np.random.default_rng(5).normal(0, 1, (14, models.SIZE, models.SIZE, 3)).astype("float32")
-    y = np.random.default_rng(6).normal(0, 1, (14, 3)).astype("float32")
+    count = 6 if "sequential" in getattr(trained, "seed", trained).name else 8
+    x = np.random.default_rng(5).normal(0, 1, (count, models.SIZE, models.SIZE, 3)).astype("float32")
+    y = np.random.default_rng(6).normal(0, 1, (count, 3)).astype("float32")
     keras.utils.set_random_seed(7)
     return trained.fit(x, y, batch_size=4, epochs=2, verbose=0)
 

@@ -13,12 +13,17 @@ from exactness import assert_equal_outputs
 
 import keras_morph as km
 
-ON_EVERY_BACKEND = {("ResNet50", "half"), ("MobileNetV2", "half"), ("MobileNetV2", "dead_layers")}
-# Building and running them takes most of the time of all tests: the other families are left to `make test-all`, and the
-# younger ones are tried at one structure.
+# Building and running them takes most of the time of all tests: the other families are left to `make test-all`, as is
+# ResNet50 on JAX, which compiles it for half a minute, and the younger ones are tried at one structure.
 BOTH_KINDS = ("ResNet50", "ResNet50V2", "VGG16", "MobileNet", "MobileNetV2", "DenseNet121", "Xception")
+BACKEND = keras.backend.backend()
+QUICK = {
+    ("MobileNetV2", "half"): [pytest.mark.slow] * (BACKEND != "tensorflow"),
+    ("MobileNetV2", "dead_layers"): [],
+    ("ResNet50", "half"): [pytest.mark.slow] * (BACKEND == "jax"),
+}
 CASES = [
-    pytest.param(name, kind, marks=[] if (name, kind) in ON_EVERY_BACKEND else [pytest.mark.once, pytest.mark.slow])
+    pytest.param(name, kind, marks=QUICK.get((name, kind), [pytest.mark.once, pytest.mark.slow]))
     for name in architectures.FAMILIES
     for kind in (("half", "dead_layers") if name in BOTH_KINDS else ("dead_layers",))
 ]
