@@ -118,18 +118,48 @@ def test_the_contribution_is_the_share_of_the_variance_summed_over_readers():
     np.testing.assert_allclose(of_first(model, km.contribution_scores(model, x)), expected, rtol=1e-4)
 
 
-def test_the_obs_score_is_the_error_that_the_best_kernel_of_the_others_leaves():
+def test_the_obs_score_is_what_the_best_kernels_of_those_left_lose_when_a_channel_goes():
     model = branches()
-    expected = np.zeros(4)
-    for layer in ("left", "right"):
-        x, first, kernel = read_by(model, layer)
-        centered = first - first.mean(0)
-        for channel in range(4):
-            others = np.delete(centered, channel, axis=1)
-            fitted = np.linalg.lstsq(others, centered @ kernel, rcond=None)[0]
-            lost = np.square(centered @ kernel - others @ fitted).sum(1).mean()
-            expected[channel] += lost / (first.var(0) @ np.square(kernel).sum(1))
+
+    def lost(gone):
+        total = 0.0
+        for layer in ("left", "right"):
+            _, first, kernel = read_by(model, layer)
+            centered = first - first.mean(0)
+            others = np.delete(centered, gone, axis=1)
+            fitted = others @ np.linalg.lstsq(others, centered @ kernel, rcond=None)[0] if others.size else 0.0
+            residue = np.square(centered @ kernel - fitted).sum(1).mean()
+            total += residue / (first.var(0) @ np.square(kernel).sum(1))
+        return total
+
+    expected, gone = np.zeros(4), []
+    while len(gone) < 4:
+        next_one = min(set(range(4)) - set(gone), key=lambda channel: lost([*gone, channel]))
+        expected[next_one] = max(lost([*gone, next_one]) - lost(gone), expected.max())
+        gone.append(next_one)
+    x, *_ = read_by(model, "left")
     np.testing.assert_allclose(of_first(model, km.obs_scores(model, x, ridge=1e-9)), expected, rtol=1e-3)
+
+
+def test_of_two_channels_that_say_the_same_one_is_free():
+    model = branches()
+    kernel, bias = model.get_layer("first").weights
+    for weight in (kernel, bias):
+        values = ops.convert_to_numpy(weight).copy()
+        values[..., 3] = values[..., 1]
+        weight.assign(values)
+    found = of_first(model, km.obs_scores(model, read_by(model, "left")[0], ridge=1e-6))
+    assert found[[1, 3]].min() < 1e-5
+    assert found[[1, 3]].max() > 1e-2
+
+
+@pytest.mark.once
+def test_what_reads_very_many_channels_is_not_asked_what_they_say_of_each_other(monkeypatch):
+    monkeypatch.setattr("keras_morph.search.scores.LARGEST", 3)
+    model = branches()
+    x, *_ = read_by(model, "left")
+    found, alone = (of_first(model, scores(model, x)) for scores in (km.obs_scores, km.contribution_scores))
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
 
 
 def test_flap_standardizes_within_each_reader():

@@ -11,6 +11,7 @@
 All but the first and the last two need some images without labels.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,11 @@ __all__ = [
     "taylor_scores",
     "whc_scores",
 ]
+
+
+LARGEST = (
+    4096  # channels of which a weight is asked what the others say of each: it takes the square, and the cube of time
+)
 
 
 def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 64, batches: int = 16) -> np.ndarray:
@@ -147,9 +153,12 @@ def contribution_scores(model: Any, images: Any) -> np.ndarray:
 def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
     """What layers lose that read a channel, if the kernels of the other channels make up for it as far as they can.
 
-    As `contribution_scores`, with what the other channels do not say of x_j in the place of Var(x_j) in the numerator. That is
-    1 / (H^-1)_jj - l, where H is the covariance of what a layer reads plus l = `ridge` times its mean variance on the diagonal.
-    All positions of a kernel are treated alike.
+    Channels go one after the other, the one that is missed least first. A channel's score is what is lost when its turn comes,
+    by layers that have adapted to all that went before: of two that say the same, one is free and the other is not.
+    It is K_j K_j' (1 / (H^-1)_jj - l) as a share of what `contribution_scores` divides by, where H is the covariance of what is
+    read and left plus l = `ridge` times its mean variance on the diagonal, and K_j what the kernel by then makes of the channel.
+    All positions of a kernel are treated alike. Channels that no weight reads are scored as there, and so is what a weight
+    reads that reads more than 4,096.
 
     Args:
         model: as in `contribution_scores`.
@@ -164,15 +173,62 @@ def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
         Kurtic et al., ZipLM, https://arxiv.org/abs/2302.04089
 
     Example:
-        >>> structure = km.fit_budget(model, "50%", scores=km.obs_scores(model, images))
+        >>> structure = km.fit_budget(model, km.Budget("50%", per_cost=1), scores=km.obs_scores(model, images))
+    """
+    graph = graph_of(model)
+    lost, scores = np.zeros(graph.num_groups), np.zeros(graph.num_groups)
+    read, met = np.zeros(graph.num_groups, bool), defaultdict(list)
+    for matrix, groups, x in _readings(graph, images):
+        read[groups] = True
+        if len(groups) > LARGEST:
+            np.add.at(lost, groups, _shares(np.square(matrix).sum(1), x.variances))
+            continue
+        reader = _Reader(matrix, groups, x, ridge)
+        np.add.at(lost, groups, reader.losses())
+        for group in np.unique(groups).tolist():
+            met[group].append(reader)
+    left, least = read & ~graph.pinned_mask, 0.0
+    for _ in range(left.sum()):
+        group = int(np.where(left, lost, np.inf).argmin())
+        scores[group] = least = max(least, lost[group])  # what a later one costs, those before it cost with it
+        left[group] = False
+        for reader in met[group]:
+            np.subtract.at(lost, reader.groups, reader.losses())
+            reader.remove(group)
+            np.add.at(lost, reader.groups, reader.losses())
+    for energies, groups in _unread(graph, read | graph.pinned_mask):
+        np.add.at(scores, groups, energies)
+    return scores
+
+
+class _Reader:
+    """A weight that adapts to what is left of the channels it reads, while these go one after the other.
+
+    Attributes:
+        groups: of each channel that it reads.
     """
 
-    def lost(energies: np.ndarray, x: _Read) -> np.ndarray:
-        held = ridge * x.variances.mean() or 1.0
-        alone = 1 / np.diag(np.linalg.inv(x.covariance + held * np.eye(len(energies)))) - held
-        return energies * np.maximum(alone, 0.0) / ((energies @ x.variances) or 1.0)
+    def __init__(self, matrix: np.ndarray, groups: np.ndarray, x: "_Read", ridge: float) -> None:
+        self.groups = groups
+        self.held = ridge * x.variances.mean() or 1.0
+        self.inverse = np.linalg.inv(x.covariance + self.held * np.eye(len(groups)))
+        self.products = matrix @ matrix.T  # of the kernel's parts that meet two channels
+        self.made = float(np.diag(self.products) @ x.variances) or 1.0
 
-    return _scored(model, images, np.add, lost)
+    def losses(self) -> np.ndarray:
+        """What is lost with each channel, as a share of what all contribute."""
+        alone = np.maximum(1 / np.diag(self.inverse) - self.held, 0.0)  # what the others do not say of each
+        return np.diag(self.products) * alone / self.made
+
+    def remove(self, group: int) -> None:
+        """Let a group's channels go, and the kernel make up for them."""
+        for j in np.flatnonzero(self.groups == group):
+            row, products = self.inverse[j].copy(), self.products[j].copy()
+            share = row / row[j]
+            self.inverse -= np.outer(share, row)
+            self.inverse[j, j] = 1.0  # nothing meets it any more
+            self.products += np.outer(share, share * products[j] - products) - np.outer(products, share)
+            self.products[j] = self.products[:, j] = 0.0
 
 
 def flap_scores(model: Any, images: Any) -> np.ndarray:
@@ -226,29 +282,38 @@ def _shares(energies: np.ndarray, variances: np.ndarray) -> np.ndarray:
 
 
 class _Read:
-    """Statistics of what a layer reads: one number per entry of its channel axis.
+    """Statistics of what a layer reads: one number per entry of its channel axis, all positions being samples.
 
     Attributes:
-        covariance: between channels, all positions being samples.
+        variances: of each channel.
         sizes: root mean square over images of the mean absolute value over positions.
     """
 
     def __init__(self, batches: list[Any], axis: int) -> None:
+        self.batches, self.axis = batches, axis
         count, images = 0, 0
-        total, products, sizes = [np.zeros(1)] * 3
-        for batch in batches:
-            x = np.moveaxis(np.asarray(ops.convert_to_numpy(batch), np.float64), axis, -1)
-            x = x.reshape(len(x), -1, x.shape[-1])
+        total, squares, sizes = [np.zeros(1)] * 3
+        for x in self:
             images, sizes = images + len(x), sizes + np.square(np.abs(x).mean(1)).sum(0)
-            x = x.reshape(-1, x.shape[-1])
-            count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
-        mean = total / count
-        self.covariance = products / count - np.outer(mean, mean)
+            count, total, squares = count + x[..., 0].size, total + x.sum((0, 1)), squares + np.square(x).sum((0, 1))
+        self.mean = total / count
+        self.variances = np.maximum(squares / count - np.square(self.mean), 0.0)
         self.sizes = np.sqrt(sizes / images)
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(image, position, channel), float64."""
+        for batch in self.batches:
+            x = np.moveaxis(np.asarray(ops.convert_to_numpy(batch), np.float64), self.axis, -1)
+            yield x.reshape(len(x), -1, x.shape[-1])
+
     @property
-    def variances(self) -> np.ndarray:
-        return np.maximum(np.diag(self.covariance), 0.0)
+    def covariance(self) -> np.ndarray:
+        """Between channels: of so many as a flattened image has it would take gigabytes."""
+        count, products = 0, np.zeros(1)
+        for x in self:
+            centered = x.reshape(-1, x.shape[-1]) - self.mean
+            count, products = count + len(centered), products + centered.T @ centered
+        return products / count
 
 
 def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarray, _Read], np.ndarray]) -> np.ndarray:
@@ -260,41 +325,63 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
         score: a number per channel, from the squared norm of each channel's part of the weight and what is read.
     """
     graph = graph_of(model)
-    reading = [
-        (energies, groups, graph.calls[graph.layer_calls[number][0]].inputs[0])
-        for number, layer in enumerate(graph.layers)
-        if layer.made is not None
-        for energies, groups in _read_by(graph, layer)
-    ]
-    stream = Stream(graph, image_batches(graph, images), [tensor for *_, tensor in reading])
     # No channel is below what nothing reads.
     scores = np.zeros(graph.num_groups) if reduce is np.add else np.full(graph.num_groups, -np.inf)
     read = graph.pinned_mask.copy()
-    for energies, groups, tensor in reading:
-        reduce.at(scores, groups, score(energies, _Read(stream[tensor], graph.tensors[tensor].axis)))
+    for matrix, groups, x in _readings(graph, images):
+        reduce.at(scores, groups, score(np.square(matrix).sum(1), x))
         read[groups] = True
-        stream.release(tensor)
     if reduce is np.add:
         for energies, groups in _unread(graph, read):
             np.add.at(scores, groups, energies)
     return np.where(np.isfinite(scores), scores, scores[np.isfinite(scores)].min(initial=0.0))
 
 
-def _read_by(graph: ChannelGraph, layer: Layer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each weight that reads channels: squared norms of what each of them meets, and the groups of the channels."""
-    squares = {weight.name: _squares(layer, weight) for weight in layer.weights}
-    for weight in layer.weights:
-        values, axis = squares[weight.name], weight.reads
-        if axis is not None and weight.vectors[axis] >= 0:
-            if weight.name == "depthwise_kernel" and "pointwise_kernel" in squares:  # of a separable convolution
-                points = squares["pointwise_kernel"]
-                values = values * points.sum(axis=-1).reshape(values.shape[-2:])
-            yield _along(values, axis), graph.groups_of(weight.vectors[axis])
-        elif getattr(layer.operation, "groups", 1) > 1 and weight.name == "kernel" and weight.vectors[-2] >= 0:
-            # A grouped convolution whose groups keep equal counts: (.., channels of a group, groups * results of one).
-            number = layer.operation.groups
-            parts = values.sum(axis=tuple(range(values.ndim - 2))).reshape(values.shape[-2], number, -1).sum(-1)
-            yield parts.T.ravel(), np.tile(graph.groups_of(weight.vectors[-2]), number)
+def _readings(graph: ChannelGraph, images: Any) -> Iterator[tuple[np.ndarray, np.ndarray, _Read]]:
+    """For each weight that reads channels: the part of it that meets each of them, their groups, and what is read."""
+    reading = [
+        (layer, weight, graph.calls[graph.layer_calls[number][0]].inputs[0])
+        for number, layer in enumerate(graph.layers)
+        if layer.made is not None
+        for weight in layer.weights
+        if _reads(layer, weight)
+    ]
+    stream = Stream(graph, image_batches(graph, images), [tensor for *_, tensor in reading])
+    for layer, weight, tensor in reading:
+        yield *_parts(graph, layer, weight), _Read(stream[tensor], graph.tensors[tensor].axis)
+        stream.release(tensor)
+
+
+def _reads(layer: Layer, weight: Weight) -> bool:
+    return (weight.reads is not None and weight.vectors[weight.reads] >= 0) or _is_grouped(layer, weight)
+
+
+def _is_grouped(layer: Layer, weight: Weight) -> bool:
+    """A grouped convolution whose groups keep equal counts: its kernel is (.., channels of a group, results of all)."""
+    inside = weight.reads is None and weight.name == "kernel" and weight.vectors[-2] >= 0
+    return inside and getattr(layer.operation, "groups", 1) > 1
+
+
+def _parts(graph: ChannelGraph, layer: Layer, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as a row for each channel that it reads, float64, and the groups of the channels."""
+    values = _values(layer, weight)
+    if _is_grouped(layer, weight):
+        number, inside = layer.operation.groups, values.shape[-2]
+        values = values.reshape(-1, inside, number, values.shape[-1] // number).transpose(2, 1, 0, 3)
+        apart = np.zeros((number, inside, number, values[0, 0].size))  # what one conv group makes, no other does
+        apart[np.arange(number), :, np.arange(number)] = values.reshape(number, inside, -1)
+        return apart.reshape(number * inside, -1), np.tile(graph.groups_of(weight.vectors[-2]), number)
+    assert weight.reads is not None
+    points = next((each for each in layer.weights if each.name == "pointwise_kernel"), None)
+    if weight.name == "depthwise_kernel" and points is not None:  # of a separable convolution
+        channels, multiplier = values.shape[-2:]
+        values = values.reshape(-1, channels, multiplier)
+        values = np.einsum(
+            "pcm,cmo->cpmo", values, _values(layer, points).reshape(channels, multiplier, -1), optimize=False
+        )
+    else:
+        values = np.moveaxis(values, weight.reads, 0)
+    return values.reshape(len(values), -1), graph.groups_of(weight.vectors[weight.reads])
 
 
 def _unread(graph: ChannelGraph, read: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -307,7 +394,7 @@ def _unread(graph: ChannelGraph, read: np.ndarray) -> Iterator[tuple[np.ndarray,
             lost = ~read[groups]
             if not lost.any():
                 continue
-            energies = _along(_squares(layer, weight), weight.scores)
+            energies = _along(np.square(_values(layer, weight)), weight.scores)
             for other in layer.weights:
                 if other is weight or other.scores is None:
                     continue
@@ -315,13 +402,13 @@ def _unread(graph: ChannelGraph, read: np.ndarray) -> Iterator[tuple[np.ndarray,
                     inside = graph.groups_of(vector) if vector >= 0 and axis != other.scores else groups[:0]
                     if len(inside) and np.isin(inside, groups).all():  # heads, and what reads them
                         sums = np.zeros(graph.num_groups)
-                        np.add.at(sums, inside, _along(_squares(layer, other), axis))
+                        np.add.at(sums, inside, _along(np.square(_values(layer, other)), axis))
                         energies = energies * sums[groups]
             yield (energies / (energies.sum() or 1.0))[lost], groups[lost]
 
 
-def _squares(layer: Layer, weight: Weight) -> np.ndarray:
-    return np.square(np.asarray(ops.convert_to_numpy(variable(layer.operation, weight.name)), np.float64))
+def _values(layer: Layer, weight: Weight) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(variable(layer.operation, weight.name)), np.float64)
 
 
 def _along(values: np.ndarray, axis: int) -> np.ndarray:
