@@ -142,7 +142,8 @@ def _seeded():
             import tensorflow as tf
             from tensorflow.python.eager import context
 
-            if context.global_seed() == 0 and context.context()._rng.getstate() == random.Random(0).getstate():
+            drawn = getattr(context.context(), "_rng", None)
+            if context.global_seed() == 0 and drawn and drawn.getstate() == random.Random(0).getstate():
                 patch.setattr(tf.random, "set_seed", lambda seed: None)
         keras.utils.set_random_seed(0)
 

@@ -177,6 +177,21 @@ def test_a_trained_seed_is_cut_by_what_its_channels_contribute_and_fine_tuned(se
     assert np.mean(ops.convert_to_numpy(result.small(x, training=False)).argmax(axis=1) == y) > 0.6  # by chance: 0.33
 
 
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("named", [None, km.GroupLasso(), km.Gamma()], ids=repr)
+def test_a_regularizer_that_is_asked_for_also_chooses_else_contributions_do(named):
+    model, (x, y) = residual(), stripes(64, seed=0)
+    budget, recipe = km.Budget("50%", round_to=1), km.Recipe(epochs=3, batch_size=32, calibration=x)
+    progress = pipeline.begin(model, budget, (x, y), regularizer=named, recipe=recipe, verbose=0)
+    progress = pipeline.choose(pipeline.learn(progress))
+    assert repr(progress.learner.regularizer) == repr(named or km.GroupLasso())
+    by_scores = km.fit_budget(progress.learner, budget)
+    per_cost = replace(budget, per_cost=1.0)
+    by_images = km.fit_budget(progress.learner, per_cost, scores=km.contribution_scores(progress.learner, x))
+    assert by_scores != by_images
+    assert progress.structure == (by_scores if named else by_images)
+
+
 @pytest.fixture(scope="module")
 def pruned(seed):
     """The weights of the seed that is cut in half and recovered by 128 images."""
