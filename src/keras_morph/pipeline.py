@@ -21,7 +21,7 @@ from keras import ops
 from keras_morph.channels import ChannelGraph, Wiring
 from keras_morph.costs.budget import Budget, budget_from
 from keras_morph.costs.costs import Cost
-from keras_morph.errors import KerasMorphError, UnsupportedModelError
+from keras_morph.errors import KerasMorphError
 from keras_morph.graph.examples import image_batches, lasting
 from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
@@ -50,7 +50,7 @@ from keras_morph.training.recipe import (
     check_teacher,
     cosine,
 )
-from keras_morph.training.regularizers import Gamma, GroupLasso, Regularizer
+from keras_morph.training.regularizers import GroupLasso, Regularizer
 from keras_morph.training.statistics import reestimate_statistics
 from keras_morph.training.steps import Trainee, compile_plainly, has_own_steps, training_as
 
@@ -129,13 +129,13 @@ def shrink(
     """Shrink a model, trained or fresh, to a budget.
 
     A fresh model learns for up to 40 % of the epochs which channels are needed, under a penalty whose strength a controller
-    moves, until those alive cost no more than the budget; the channels that meet the budget are chosen, the others cut; what
-    that loses is regressed back from training images (`recover`), and the rest of the epochs fine-tunes the smaller model.
-    The learning rate is constant while learning and then falls along one cosine.
+    moves, until those alive cost no more than the budget. The channels that meet the budget are chosen by what they
+    contribute, per unit of cost (`contribution_scores`), or by the scores of a regularizer that is given; the others are
+    cut; what that loses is regressed back from training images (`recover`), and the rest of the epochs fine-tunes the
+    smaller model. The learning rate is constant while learning and then falls along one cosine.
 
-    A trained model is not made to learn anew: its channels are chosen by what they contribute, per unit of cost
-    (`contribution_scores`), and all epochs fine-tune, a classifier also by the answers of the model as it was. A regularizer, a
-    strength or `Recipe(learning=...)` asks for a learning.
+    A trained model is not made to learn anew: its channels are chosen at once, and all epochs fine-tune, a classifier also by
+    the answers of the model as it was. A regularizer, a strength or `Recipe(learning=...)` asks for a learning.
 
     Args:
         model: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied. It is left
@@ -145,8 +145,8 @@ def shrink(
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.
         epochs: of all phases and rounds together; by default the recipe's, which is 30.
-        regularizer: gives the scores; by default Gamma() for a fresh network, or GroupLasso() where layers have no gamma, and
-            `contribution_scores` for a trained one.
+        regularizer: gives the penalty, and the scores that choose; by default GroupLasso() gives the penalty, of a fresh network,
+            and `contribution_scores` choose.
         recipe: how to train; Recipe() by default.
         run: a run's folder, into which history.csv, learned_structure/, structure.json, seed.keras and small.keras are
             written, and checkpoint/ after each epoch; or None. If an unfinished run is there, with the same arguments, it
@@ -216,6 +216,7 @@ def begin(
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
     kind, examples = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
     knows = known and not warn_at_chance(graph.model, examples, kind, recipe.batch_size)
+    named = regularizer is not None
     recipe, regularizer = settled(recipe, regularizer, graph, known=known, knows=knows)
     if recipe.distillation:
         check_teacher(graph.model, objective.get("loss"))
@@ -227,7 +228,7 @@ def begin(
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = learner_of(copy, graph.model, regularizer, budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
-    return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32)))
+    return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32), by_regularizer=named))
 
 
 def settled(
@@ -248,15 +249,7 @@ def settled(
         teaches = (known if knows is None else knows) and not has_own_steps(graph.model)
         teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
         recipe = replace(recipe, distillation=DISTILLATION if teaches else 0.0)
-    return recipe, regularizer or (Gamma() if recipe.learning and _has_gammas(graph) else GroupLasso())
-
-
-def _has_gammas(graph: ChannelGraph) -> bool:
-    try:
-        Gamma().sources(graph)
-    except UnsupportedModelError:
-        return False
-    return True
+    return recipe, regularizer or GroupLasso()
 
 
 def finish(progress: "Progress") -> Shrunk:
@@ -334,6 +327,7 @@ class Progress:
         history: one dictionary per epoch so far.
         steps_per_epoch: optimizer steps in each of them; 0 where there is none yet.
         order: seed of the order in which arrays are seen.
+        by_regularizer: whether the regularizer's scores choose after a learning, since it was asked for.
         over: phases that are over.
         earlier: what was chosen in the rounds before, how often each group of each round's network was there.
         under_way: the checkpoint that the phase under way goes on from, or None.
@@ -350,6 +344,7 @@ class Progress:
     history: tuple[dict[str, Any], ...] = ()
     steps_per_epoch: int = 0
     order: int = 0
+    by_regularizer: bool = False
     over: int = 0
     earlier: tuple[np.ndarray, ...] = ()
     under_way: Saved | None = None
@@ -377,6 +372,7 @@ class Progress:
             "model": fingerprint(graph_of(self.teacher)),
             "budget": repr(self.budget),
             "regularizer": _described(self.learner.regularizer),
+            "by_regularizer": self.by_regularizer,
             "loss": _described(self.training.objective.get("loss")),
             "optimizer": _described(recipe.optimizer),
             "phases": [getattr(phase, "__name__", _described(phase)) for phase in phases_of(recipe)],
@@ -490,10 +486,10 @@ def learn(progress: Progress) -> Progress:
 def choose(progress: Progress) -> Progress:
     """The channels that meet the budget, as measured where its cost can be.
 
-    They are chosen by the regularizer's scores, or by `contribution_scores` per unit of cost where no penalty has been at work.
+    They are chosen by `contribution_scores` per unit of cost, or by the scores of a regularizer that was asked for.
     """
     budget, scores = progress.budget, None
-    if not progress.learned:
+    if not (progress.by_regularizer and progress.learned):
         budget = replace(budget, per_cost=budget.per_cost or 1.0)
         scores = contribution_scores(progress.learner.graph, _calibration(progress))
     structure = fit_measured(progress.learner, budget, scores=scores, say=progress.training.say)

@@ -65,7 +65,8 @@ class Shrink:
     regularizer: Annotated[
         str | None,
         typer.Option(
-            help="what scores the channels; by default Gamma (or GroupLasso) for a fresh network, images for a trained one",
+            help="gives the penalty and the scores that choose; by default GroupLasso's penalty for a fresh network, and "
+            "images choose",
             **among(ALGORITHMS),
         ),
     ] = None

@@ -160,7 +160,7 @@ def _planned(options: Shrink) -> _Plan:
 def _regularizer_of(options: Shrink) -> Regularizer | None:
     if options.regularizer is None and options.threshold is None:
         return None
-    return regularizer_of(options.regularizer or "Gamma", options.threshold, argument="--regularizer")
+    return regularizer_of(options.regularizer or "GroupLasso", options.threshold, argument="--regularizer")
 
 
 def _measured(options: Shrink, plan: _Plan, seed: keras.Model, folder: Path) -> _Plan:
