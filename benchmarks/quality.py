@@ -11,10 +11,11 @@ then one cosine to 0, where the optimizer begins anew. Widths are not rounded, b
     uniform           all widths times one factor, from scratch
     one-shot SCORES   the dense network where the cosine begins, cut at once, fine-tuned
     recovered SCORES  the same, with what was lost regressed back from 512 training images before the fine-tuning
-    Gamma, GroupLasso, LogisticSigmoid       keras_morph.shrink of a fresh network under this regularizer, defaults
+    shrink            keras_morph.shrink of a fresh network, defaults: GroupLasso's penalty, channels chosen by contribution
+    Gamma, GroupLasso, LogisticSigmoid       the same under this regularizer, whose scores choose
     ... faded         the same with Recipe(fading=0.3): channels fade to zero at full width before they are cut
     from scratch      Gamma's structure with fresh weights
-    Gamma rounded     with Budget(round_to="auto"), which is the default
+    Gamma rounded     with Budget(round_to="auto")
     Torch-Pruning ... the same initial weights carried into PyTorch, trained there under Torch-Pruning's regularizer (for
                       Taylor the dense network), cut where the cosine begins, carried back and fine-tuned as all others
 
@@ -50,7 +51,12 @@ SCORES = {
     "Taylor": lambda model, trial: km.taylor_scores(model, trial.images(1024), loss="sparse_categorical_crossentropy"),
     "contribution": lambda model, trial: km.contribution_scores(model, trial.images(512)[0]),
 }
-LEARNED = {"Gamma": km.Gamma, "GroupLasso": km.GroupLasso, "LogisticSigmoid": km.LogisticSigmoid}
+LEARNED = {
+    "shrink": lambda: None,
+    "Gamma": km.Gamma,
+    "GroupLasso": km.GroupLasso,
+    "LogisticSigmoid": km.LogisticSigmoid,
+}
 PEERS = ("group sparsity", "BN scale", "Taylor")
 SPARSE = ("Torch-Pruning group sparsity", "Torch-Pruning BN scale")  # trained under a strength
 ARMS = (
@@ -60,7 +66,7 @@ ARMS = (
     "recovered GroupLasso",
     "recovered contribution",
     *LEARNED,
-    *(f"{name} faded" for name in LEARNED),
+    *(f"{name} faded" for name in LEARNED if name != "shrink"),
     "from scratch",
     "Gamma rounded",
     *(f"Torch-Pruning {name}" for name in PEERS),
@@ -79,8 +85,9 @@ differences between rows of one random seed.
 - **dense**: the whole network. **uniform**: all widths times one factor, from scratch.
 - **one-shot**: the dense network where the cosine begins, cut at once by these scores, and fine-tuned. **recovered**: the same,
   with what the cut lost [regressed back](recovery.md) from 512 training images first.
-- **Gamma**, **GroupLasso**, **LogisticSigmoid**: `keras_morph.shrink` of a fresh network, defaults but for the regularizer (Gamma
-  is the default). **faded**: with `Recipe(fading=0.3)`, where the channels fade to zero at full width before they are cut.
+- **shrink**: `keras_morph.shrink` of a fresh network, defaults: the penalty is GroupLasso's, and channels are chosen by what they
+  contribute. **Gamma**, **GroupLasso**, **LogisticSigmoid**: the same with this regularizer, whose scores choose. **faded**:
+  with `Recipe(fading=0.3)`, where the channels fade to zero at full width before they are cut.
 - **from scratch**: Gamma's structure with fresh weights.
 - **Gamma rounded**: widths rounded as by default, `Budget(round_to="auto")`; those of all other arms are not.
 - **Torch-Pruning** 1.6.1: GroupNormPruner and BNScalePruner with sparse learning, and GroupTaylorImportance of the dense network
