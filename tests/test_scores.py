@@ -154,6 +154,31 @@ def test_of_two_channels_that_say_the_same_one_is_free():
 
 
 @pytest.mark.once
+def test_positions_of_a_flattened_map_go_together_and_make_up_for_none_of_each_other():
+    image = keras.Input((3, 3, 2), name="image")
+    maps = layers.Conv2D(4, 1, activation="tanh", name="first")(image)
+    model = models.randomize(keras.Model(image, layers.Dense(2, name="out")(layers.Flatten()(maps))), seed=1)
+    random = np.random.default_rng(0)
+    x = (random.normal(size=(200, 1, 1, 2)) + 0.1 * random.normal(size=(200, 3, 3, 2))).astype("float32")
+    read = ops.convert_to_numpy(model.get_layer("first")(x)).astype("float64").reshape(200, 9, 4)
+    read, kernel = read - read.mean(0), ops.convert_to_numpy(model.get_layer("out").kernel).astype("float64")
+    made = read.reshape(200, -1) @ kernel
+
+    def lost(gone):
+        rest = np.delete(read, gone, axis=2).reshape(200, -1)
+        fitted = rest @ np.linalg.lstsq(rest, made, rcond=None)[0] if rest.size else 0.0
+        return np.square(made - fitted).sum(1).mean()
+
+    expected, gone = np.zeros(4), []
+    while len(gone) < 4:
+        one = min(set(range(4)) - set(gone), key=lambda channel: lost([*gone, channel]))
+        expected[one] = max(lost([*gone, one]) - lost(gone), expected.max())
+        gone.append(one)
+    expected /= read.reshape(200, -1).var(0) @ np.square(kernel).sum(1)
+    np.testing.assert_allclose(of_first(model, km.obs_scores(model, x, ridge=1e-9)), expected, rtol=1e-3)
+
+
+@pytest.mark.once
 def test_what_reads_very_many_channels_is_not_asked_what_they_say_of_each_other(monkeypatch):
     monkeypatch.setattr("keras_morph.search.scores.LARGEST", 3)
     model = branches()
@@ -240,8 +265,9 @@ def test_grouped_and_separable_kernels_read_with_all_that_they_do():
     each = read["first"].var((0, 1, 2)).reshape(2, 3) * np.stack([kernel[:, :2].sum(1), kernel[:, 2:].sum(1)])
     made = {layer.name: graph.group_of[layer.made] for layer in graph.layers if layer.made is not None}
     np.testing.assert_allclose(found[made["first"][:3]], each.sum(0) / each.sum(), rtol=1e-3)
-    depth, points = (np.square(ops.convert_to_numpy(k)).sum((0, 1)) for k in model.get_layer("third").weights[:2])
-    each = read["second"].var((0, 1, 2)) * (depth * points.sum(1).reshape(4, 2)).sum(1)
+    depth, points = (ops.convert_to_numpy(k) for k in model.get_layer("third").weights[:2])
+    kernel = np.einsum("hwcm,cmo->hwco", depth, points.reshape(4, 2, 3))  # of the convolution that it is
+    each = read["second"].var((0, 1, 2)) * np.square(kernel).sum((0, 1, 3))
     each = each.reshape(2, 2).sum(0)
     np.testing.assert_allclose(found[made["second"][:2]], each / each.sum(), rtol=1e-3)
 

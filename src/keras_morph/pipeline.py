@@ -372,7 +372,7 @@ class Progress:
             "model": fingerprint(graph_of(self.teacher)),
             "budget": repr(self.budget),
             "regularizer": _described(self.learner.regularizer),
-            "by_regularizer": self.by_regularizer,
+            "regularizer given": self.by_regularizer,
             "loss": _described(self.training.objective.get("loss")),
             "optimizer": _described(recipe.optimizer),
             "phases": [getattr(phase, "__name__", _described(phase)) for phase in phases_of(recipe)],
@@ -407,7 +407,7 @@ class Progress:
         """
         state, arrays = saved.state, saved.arrays
         for name, value in self.asked.items():
-            if state["asked"].get(name) != value:
+            if state["asked"].get(name, value) != value:  # a version before may not have kept it
                 raise KerasMorphError(
                     f"{self.training.run} holds a run with {name}={state['asked'].get(name)!r}. Expected: the same arguments, "
                     f"so that it can go on. Received: {name}={value!r}; give another folder, or remove that one."

@@ -71,11 +71,17 @@ class Shrink:
         ),
     ] = None
     threshold: Annotated[
-        float | None, typer.Option(help="a channel is alive when its score is above; by default the regularizer's")
+        float | None,
+        typer.Option(
+            help="a channel is alive when its score is above; by default the regularizer's; alone it asks for GroupLasso"
+        ),
     ] = None
     strength: Annotated[float | None, typer.Option(help="factor of the penalty; by default it is controlled")] = None
     per_cost: Annotated[
-        float, typer.Option(help="0: the strongest channels live, 1: the strongest for what they cost")
+        float,
+        typer.Option(
+            help="0: the strongest channels live, 1, and by default where images choose: the strongest for what they cost"
+        ),
     ] = 0.0
     round_to: Annotated[
         str, typer.Option(help='widths become multiples of this, or stay whole; "auto": what runtimes like, up to 8')

@@ -109,7 +109,7 @@ class Budget:
             narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
             channel or two; 0 to 1. It is halved until the budget is met.
         per_cost: scores are divided by price ** per_cost: at 0 the strongest channels live, at 1 those that are the
-            strongest for what they cost.
+            strongest for what they cost. Where `shrink` and `prune` choose by `contribution_scores`, 0 counts as 1.
         bytes_per_parameter: bytes of one saved parameter, for amounts such as "2MB".
 
     Raises:

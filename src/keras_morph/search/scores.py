@@ -42,8 +42,9 @@ __all__ = [
 
 
 LARGEST = (
-    4096  # channels of which a weight is asked what the others say of each: it takes the square, and the cube of time
+    2048  # channels of which a weight is asked what the others say of each: every one that goes takes their square
 )
+SMALLEST = 1e-9  # ridge: without any, what is said twice could not be inverted
 
 
 def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 64, batches: int = 16) -> np.ndarray:
@@ -158,7 +159,7 @@ def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
     It is K_j K_j' (1 / (H^-1)_jj - l) as a share of what `contribution_scores` divides by, where H is the covariance of what is
     read and left plus l = `ridge` times its mean variance on the diagonal, and K_j what the kernel by then makes of the channel.
     All positions of a kernel are treated alike. Channels that no weight reads are scored as there, and so is what a weight
-    reads that reads more than 4,096.
+    reads that reads more than 2,048.
 
     Args:
         model: as in `contribution_scores`.
@@ -182,7 +183,7 @@ def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
         read[groups] = True
         if len(groups) > LARGEST:
             np.add.at(lost, groups, _shares(np.square(matrix).sum(1), x.variances))
-            continue
+            continue  # each removal would take a second
         reader = _Reader(matrix, groups, x, ridge)
         np.add.at(lost, groups, reader.losses())
         for group in np.unique(groups).tolist():
@@ -210,15 +211,23 @@ class _Reader:
 
     def __init__(self, matrix: np.ndarray, groups: np.ndarray, x: "_Read", ridge: float) -> None:
         self.groups = groups
-        self.held = ridge * x.variances.mean() or 1.0
+        self.held = max(ridge, SMALLEST) * (x.variances.mean() or 1.0)
         self.inverse = np.linalg.inv(x.covariance + self.held * np.eye(len(groups)))
         self.products = matrix @ matrix.T  # of the kernel's parts that meet two channels
         self.made = float(np.diag(self.products) @ x.variances) or 1.0
+        order = np.argsort(groups, kind="stable")
+        together = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+        self.together = [channels for channels in together if len(channels) > 1]  # such as positions of a flattened map
 
     def losses(self) -> np.ndarray:
-        """What is lost with each channel, as a share of what all contribute."""
+        """What is lost with each channel, as a share of what all contribute; several of one group share its loss."""
         alone = np.maximum(1 / np.diag(self.inverse) - self.held, 0.0)  # what the others do not say of each
-        return np.diag(self.products) * alone / self.made
+        lost = np.diag(self.products) * alone
+        for channels in self.together:  # none of them is left to make up for another
+            inside = np.ix_(channels, channels)
+            rest = np.linalg.inv(self.inverse[inside]) - self.held * np.eye(len(channels))
+            lost[channels] = max(float(np.sum(self.products[inside] * rest)), 0.0) / len(channels)
+        return lost / self.made
 
     def remove(self, group: int) -> None:
         """Let a group's channels go, and the kernel make up for them."""
@@ -226,6 +235,7 @@ class _Reader:
             row, products = self.inverse[j].copy(), self.products[j].copy()
             share = row / row[j]
             self.inverse -= np.outer(share, row)
+            self.inverse[j] = self.inverse[:, j] = 0.0
             self.inverse[j, j] = 1.0  # nothing meets it any more
             self.products += np.outer(share, share * products[j] - products) - np.outer(products, share)
             self.products[j] = self.products[:, j] = 0.0
@@ -331,6 +341,7 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
     for matrix, groups, x in _readings(graph, images):
         reduce.at(scores, groups, score(np.square(matrix).sum(1), x))
         read[groups] = True
+        del matrix, x  # before the next ones are made
     if reduce is np.add:
         for energies, groups in _unread(graph, read):
             np.add.at(scores, groups, energies)
@@ -377,7 +388,7 @@ def _parts(graph: ChannelGraph, layer: Layer, weight: Weight) -> tuple[np.ndarra
         channels, multiplier = values.shape[-2:]
         values = values.reshape(-1, channels, multiplier)
         values = np.einsum(
-            "pcm,cmo->cpmo", values, _values(layer, points).reshape(channels, multiplier, -1), optimize=False
+            "pcm,cmo->cpo", values, _values(layer, points).reshape(channels, multiplier, -1), optimize=False
         )
     else:
         values = np.moveaxis(values, weight.reads, 0)

@@ -45,16 +45,15 @@ class Recipe:
         class_weight: as in `fit`.
         batch_size: examples per step, where the data are arrays.
         learning: share of the epochs that learn which channels are needed, at most; it ends as soon as those alive meet the
-            budget. With 0 no penalty is at work, and channels are chosen by `contribution_scores`. By default 0 for a seed
-            that is trained, of which neither a regularizer nor a strength is asked; else 0.4, which leaves more than half of
-            the epochs to recover.
+            budget. With 0 no penalty is at work. By default 0 for a seed that is trained, of which neither a regularizer nor
+            a strength is asked; else 0.4, which leaves more than half of the epochs to recover.
         fading: share of the epochs in which the others fade to zero, while all train at full width. With 0 they are cut at
             once, and what that loses is regressed back by `recover`. The rest fine-tunes.
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default 0.5 for a trained classifier (one
             output, a softmax or a cross-entropy from logits), else 0.
-        calibration: a few hundred images without labels, as in `recover`, by which channels of a trained network are chosen and
+        calibration: a few hundred images without labels, as in `recover`, by which channels are chosen and
             what a cut loses is recovered; by default the first of the training data. Give them where those are augmented: by
             images as they are it comes out better.
         jit_compile: as in `compile`; `"auto"` is what the model was compiled with, but not XLA by TensorFlow on a CPU, where it
