@@ -8,6 +8,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,10 @@ if os.environ["KERAS_BACKEND"] == "jax":
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In the background of a script Ctrl-C is ignored, by child processes too; tests send it to these.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import keras
 import numpy as np
