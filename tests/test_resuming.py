@@ -301,6 +301,20 @@ def test_an_optimizer_that_begins_in_the_middle_of_a_schedule_takes_no_larger_st
     np.testing.assert_allclose(ops.convert_to_numpy(weight), -float(whole(60)), rtol=1e-4)
 
 
+@costly
+def test_a_run_of_a_version_that_did_not_keep_an_argument_is_taken_for_one_of_these(tmp_path):
+    first = shrink(tmp_path, regularizer=km.GroupLasso())
+    with pytest.raises(km.KerasMorphError, match=r"holds a run with regularizer given=True.*Received: .*=False"):
+        shrink(tmp_path, regularizer=None)
+    path = tmp_path / "checkpoint" / "last.npz"
+    saved = Saved.load(path)
+    del saved.state["asked"]["regularizer given"]
+    saved.save(path)
+    again = shrink(tmp_path, regularizer=km.GroupLasso())
+    for one, other in zip(again.small.get_weights(), first.small.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # Trainings that are lost
 
 

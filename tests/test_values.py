@@ -204,7 +204,7 @@ def test_each_epoch_says_what_a_cut_would_leave_and_the_time_that_is_left():
         )  # fmt: skip
     lines = said.getvalue().splitlines()
     assert len(lines) == len(result.history)
-    assert "a cut now leaves" in lines[0]
+    assert "a cut by them leaves" in lines[0]
     assert all("left" in line and "loss" in line for line in lines)
     first = result.history[0]
     assert 0 < first["scores_left"] <= 1

@@ -41,9 +41,7 @@ __all__ = [
 ]
 
 
-LARGEST = (
-    2048  # channels of which a weight is asked what the others say of each: every one that goes takes their square
-)
+LARGEST = 2048  # channels of a weight that obs_scores lets go one by one: each takes time by their square
 SMALLEST = 1e-9  # ridge: without any, what is said twice could not be inverted
 
 

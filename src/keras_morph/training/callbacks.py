@@ -194,7 +194,7 @@ def _in_words(row: dict[str, Any], epochs: int | None) -> str:
         parts.append(f"cost {row['cost_share']:.1%}  strength {row['strength']:.3g}  channels {row['channels']:,}")
     if row["channels_after_cut"] is not None:
         parts.append(
-            f"scores {row['scores_left']:.0%}  a cut now leaves {row['channels_after_cut']:,} ({row['changed']:,} changed)"
+            f"scores {row['scores_left']:.0%}  a cut by them leaves {row['channels_after_cut']:,} ({row['changed']:,} changed)"
         )
     return "  ".join(parts)
 
