@@ -167,3 +167,14 @@ def test_a_model_whose_first_input_is_read_late_has_gates():
     learner.gates.logits.assign(np.full(learner.gates.logits.shape, 10.0))
     inputs = models.examples(model)
     assert_equal_outputs(models.outputs(learner, inputs), models.outputs(model, inputs))
+
+
+def test_losses_and_labels_go_by_the_names_of_the_outputs():
+    features = keras.Input((6,), name="features")
+    x = keras.layers.Dense(8, activation="relu", name="hidden")(features)
+    model = keras.Model(features, [keras.layers.Dense(3, name="a")(x), keras.layers.Dense(2, name="b")(x)])
+    model.compile("adam", {"a": "mse", "b": "mae"}, metrics={"a": ["mae"]})
+    learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid())
+    learner.compile("adam", {"a": "mse", "b": "mae"}, metrics={"a": ["mae"]})
+    inputs, labels = np.ones((8, 6), "float32"), {"a": np.ones((8, 3)), "b": np.ones((8, 2))}
+    assert {"a_loss", "b_loss", "a_mae"} <= learner.fit(inputs, labels, verbose=0).history.keys()

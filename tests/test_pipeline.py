@@ -318,13 +318,86 @@ def test_a_softmax_is_found_wherever_it_is(model, expected):
         ({"loss": "mse", "distillation": 0.5}, "distillation=...) expects a classifier of one output"),
         ({"optimizer": "adamm"}, "optimizer: expected the name of one of Keras's"),
         ({"calibration": np.zeros((8, 5), "float32")}, "of shape (n, 4). Received: (8, 5)"),
+        ({"optimizer": "without decay"}, "exclude_from_weight_decay(var_names=[...]). Received: one with"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_training(changes, message):
     model, x = classifier(), np.zeros((8, 4), "float32")
+    if changes.get("optimizer") == "without decay":
+        changes = {"optimizer": keras.optimizers.AdamW()}
+        changes["optimizer"].exclude_from_weight_decay(var_list=model.trainable_variables[:1])
     recipe = km.Recipe(**{"epochs": 3, "loss": "mse", **changes})
     with pytest.raises(km.KerasMorphError, match=re.escape(message)):
         km.shrink(model, "60%", (x, np.zeros((8, 3))), recipe=recipe, verbose=0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "callback", [keras.callbacks.ReduceLROnPlateau(), keras.callbacks.LearningRateScheduler(lambda _: 0.1)]
+)
+def test_callbacks_that_set_the_learning_rate_are_refused(callback):
+    data = np.zeros((8, 4), "float32"), np.zeros((8, 3))
+    with pytest.raises(km.KerasMorphError, match=f"Received: {type(callback).__name__}, which sets it"):
+        km.shrink(classifier(), "60%", data, recipe=km.Recipe(epochs=3, loss="mse"), callbacks=[callback], verbose=0)
+
+
+def test_an_optimizer_that_adds_up_gradients_follows_the_whole_cosine():
+    """Its iterations are fewer than the batches that its schedule counts."""
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            rates.append(float(ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+
+    recipe = km.Recipe(
+        epochs=5, learning_rate=0.01, learning=0.2, optimizer=keras.optimizers.SGD(gradient_accumulation_steps=4)
+    )
+    km.shrink(residual(), "60%", stripes(256, seed=0), recipe=recipe, callbacks=[Rates()], verbose=0)
+    np.testing.assert_allclose(
+        rates, [0.01, *(0.01 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)) / 2)], rtol=1e-4, atol=1e-8
+    )
+
+
+def test_an_optimizer_keeps_what_it_leaves_out_of_its_decay():
+    optimizer = keras.optimizers.AdamW(weight_decay=0.01)
+    optimizer.exclude_from_weight_decay(var_names=["gamma"])
+    for given in (optimizer, keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)):
+        made = km.Recipe(optimizer=given).make_optimizer(0.3)
+        inner = getattr(made, "inner_optimizer", made)
+        assert type(made) is type(given)
+        np.testing.assert_allclose(float(ops.convert_to_numpy(inner.learning_rate)), 0.3, rtol=1e-6)
+        gamma, kernel = keras.Variable(np.ones(2), name="gamma"), keras.Variable(np.ones(2), name="kernel")
+        assert (inner._use_weight_decay(gamma), inner._use_weight_decay(kernel)) == (False, True)
+
+
+def test_labels_of_every_step_are_class_numbers():
+    tokens = keras.Input((7,), dtype="int32")
+    x = layers.Dense(9, activation="relu", name="hidden")(layers.Embedding(10, 8, name="embedding")(tokens))
+    model = keras.Model(tokens, layers.Dense(4, activation="softmax", name="tags")(x))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    random = np.random.default_rng(0)
+    data = random.integers(0, 10, (32, 7)), random.integers(0, 4, (32, 7))
+    result = km.shrink(model, "70%", data, epochs=3, verbose=0)
+    assert result.small.predict(data[0], verbose=0).shape == (32, 7, 4)
+
+
+class Confidence(keras.metrics.Mean):
+    """A user's metric, which Keras cannot make from its config."""
+
+    def __init__(self, name="confidence"):
+        super().__init__(name=name)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(ops.max(y_pred, axis=-1))
+
+
+def test_a_metric_of_a_users_own_is_taken_as_it_is():
+    model = residual()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=[Confidence()])
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append("confidence" in logs))
+    km.shrink(model, "70%", stripes(64, seed=0), epochs=3, callbacks=[callback], verbose=0)
+    assert seen == [True] * 3
 
 
 @pytest.mark.once

@@ -351,3 +351,32 @@ def test_a_learner_is_priced_by_the_staircase_as_it_stands():
     logs = learner.fit(x, np.zeros((len(x), 3), "float32"), epochs=1, verbose=0).history
     np.testing.assert_allclose(logs["cost"][-1], 2 * (16 * 9 * 4 * 4 + 4 * 9 * 4 * 4 + 16 * 4), rtol=1e-6)
     assert logs["penalty"][-1] < before  # conv1 is cheaper now that conv2 lost a block
+
+
+def test_labels_of_several_outputs_are_not_counted_as_examples():
+    features = keras.Input((6,), name="features")
+    x = layers.Dense(5, activation="tanh", name="hidden")(features)
+    model = models.randomize(
+        keras.Model(features, [layers.Dense(3, name="a")(x), layers.Dense(2, name="b")(x)]), seed=1
+    )
+    model.compile("sgd", {"a": "mse", "b": "mse"})
+    random = np.random.default_rng(0)
+    x, y = (
+        random.normal(size=(40, 6)).astype("float32"),
+        {"a": random.normal(size=(40, 3)), "b": random.normal(size=(40, 2))},
+    )
+    scores = km.taylor_scores(model, (x, y), batch_size=40)
+    np.testing.assert_allclose(
+        scores, km.taylor_scores(model, (x[::-1], {k: v[::-1] for k, v in y.items()}), batch_size=40), rtol=1e-4
+    )
+    assert not np.allclose(
+        scores, km.taylor_scores(model, (x[:2], {k: v[:2] for k, v in y.items()}), batch_size=40), rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_examples_that_are_no_numbers_are_refused(bad):
+    model, (x, _) = network(), data()
+    x[3, 0, 0, 0] = bad
+    with pytest.raises(km.DataError, match="NaN or infinity among the examples of input 1 of 1"):
+        km.prune(model, "60%", calibration=x)

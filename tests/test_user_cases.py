@@ -225,6 +225,41 @@ def owned_lora():
     return keras.Model(features, layers.Dense(2, name="head")(layers.Dense(4, name="free")(x)))
 
 
+def activated_by_a_layer():
+    """An activation that has weights, which Keras makes when it is called with numbers."""
+    features = keras.Input((6,), name="features")
+    x = layers.Dense(8, activation=layers.PReLU(), name="learned")(layers.Dense(5, name="hidden")(features))
+    model = keras.Model(features, layers.Dense(2, name="head")(layers.Dense(4, name="free")(x)))
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def quantized_attention():
+    """`quantize` changes the layers that an attention holds, which its config does not say."""
+    steps = keras.Input((5, 3), name="tokens")
+    x = layers.Dense(4, name="dense")(steps)
+    attention = layers.MultiHeadAttention(2, 3, name="heads")
+    x = attention(x, x)
+    for part in ("query", "key", "value", "output"):
+        getattr(attention, f"_{part}_dense").quantize("int8")
+    return keras.Model(steps, layers.Dense(2, name="head")(layers.Dense(30, name="free")(x)))
+
+
+def reflected():
+    """Channels that are copies of others stand beside them."""
+    steps = keras.Input((5, 3), name="tokens")
+    x = ops.pad(layers.Dense(6, name="dense")(steps), [[0, 0], [0, 0], [2, 2]], mode="reflect")
+    return keras.Model(steps, layers.Dense(2, name="head")(layers.Dense(5, name="free")(x)))
+
+
+def stacked_across():
+    """Channels of one operand lie along the steps of the other."""
+    steps = keras.Input((5, 3), name="tokens")
+    x, y = layers.Dense(5, name="one")(steps), layers.Dense(5, name="other")(steps)
+    x = ops.mean(ops.stack([x, layers.Permute((2, 1))(y)], axis=1), axis=-1)[:, 0]
+    return keras.Model(steps, layers.Dense(2, name="head")(layers.Dense(5, name="free")(x)))
+
+
 CASES = {
     "add of a mask": (embedded(layers.Add()), ["recurrent"]),
     "average of a mask": (embedded(layers.Average()), ["recurrent"]),
@@ -280,6 +315,10 @@ CASES = {
         ["conv", "last"],
     ),
     "lora": (owned_lora, ["free"]),
+    "an activation with weights": (activated_by_a_layer, ["free"]),
+    "quantized attention": (quantized_attention, ["free"]),
+    "padding by reflection": (reflected, ["free"]),
+    "stacked across axes": (stacked_across, ["free"]),
 }
 
 
@@ -460,3 +499,25 @@ def test_constants_that_are_folded_in_float64_layers_keep_their_digits():
     ours, expected = (models.outputs(each(model, structure), inputs) for each in (km.rebuild, km.masked))
     assert expected[0].dtype == np.float64
     assert_equal_outputs(ours, expected, 1e-13)
+
+
+def test_a_scale_per_channel_is_narrowed_where_channels_come_first():
+    """Keras reshapes it itself, to one number per channel and image."""
+    before = keras.config.image_data_format()
+    try:
+        keras.config.set_image_data_format("channels_first")
+        image = keras.Input((3, 6, 6), name="image")
+        x = layers.Conv2D(4, 1, name="conv", data_format="channels_last")(layers.Permute((2, 3, 1))(image))
+        x = layers.Permute((3, 1, 2))(x)
+        x = layers.Rescaling([1.0, 2.0, 3.0, 4.0], name="rescaling")(x)
+        model = keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+        model = models.randomize(model, seed=1)
+        small = assert_exact(model, {"conv": 2}, inputs=example(model))
+    finally:
+        keras.config.set_image_data_format(before)
+    assert small.get_layer("conv").filters == 2
+
+
+def test_counts_name_only_layers_that_are_narrowed():
+    with pytest.raises(km.StructureMismatchError, match="names the layer 'learned', that is not narrowed"):
+        km.rebuild(build("an activation with weights"), {"learned": 3})

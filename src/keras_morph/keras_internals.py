@@ -28,7 +28,7 @@ from keras.src.ops.symbolic_arguments import SymbolicArguments
 from keras.src.saving import object_registration
 from keras.src.utils.naming import to_snake_case
 
-from keras_morph.errors import UnsupportedModelError
+from keras_morph.errors import KerasMorphError, UnsupportedModelError
 
 __all__ = [
     "CustomScaleLayer",
@@ -149,7 +149,8 @@ def one_or_all(values: list[Any]) -> Any:
 def remade(layer: Any, name: str | None = None, *, lenient: bool = False) -> Any:
     """A layer made anew from its config, with fresh weights; or the layer itself, where that fails.
 
-    It fails for a Lambda, and for a layer whose arguments Keras cannot write down and that has no `get_config`.
+    It fails for a Lambda, for a layer whose arguments Keras cannot write down and that has no `get_config`, and for one
+    that `quantize` changed inside, which its config does not say.
 
     Args:
         layer: a layer or operation.
@@ -168,8 +169,16 @@ def remade(layer: Any, name: str | None = None, *, lenient: bool = False) -> Any
             copy = _from_known_arguments(type(layer), config)
     except Exception:  # whatever a user's layer raises
         return layer
+    if _quantized(copy) != _quantized(layer):
+        return layer
     copy.name = name  # where __init__ takes no name
     return copy
+
+
+def _quantized(layer: Any) -> set[str]:
+    """How a layer, or what it holds, is quantized."""
+    parts = parts_of(layer) if isinstance(layer, keras.Layer) else []
+    return {mode for part in parts if (mode := getattr(part, "quantization_mode", None))}
 
 
 def _from_known_arguments(kind: Any, config: dict) -> Any:
@@ -187,12 +196,48 @@ def _from_known_arguments(kind: Any, config: dict) -> Any:
     return copy
 
 
+# Optimizers.
+
+
+def batches_seen(optimizer: Any) -> int:
+    """Steps that an optimizer's schedule counts: also those in which gradients are only added up."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(keras.ops.convert_to_numpy(optimizer._iterations))
+
+
+def optimizer_like(optimizer: Any, rate: Any) -> Any:
+    """An optimizer with the settings of another one, and another learning rate or schedule.
+
+    Raises:
+        KerasMorphError: if variables are excluded from its weight decay one by one.
+    """
+    config = optimizer.get_config()
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = optimizer_like(optimizer.inner_optimizer, rate)
+        return type(optimizer)(inner, **{key: value for key, value in config.items() if key != "inner_optimizer"})
+    copy = type(optimizer).from_config({**config, "learning_rate": rate})
+    if getattr(optimizer, "_exclude_from_weight_decay", None):
+        raise KerasMorphError(
+            "What is trained here is a copy of the model, which has other variables. Expected: an optimizer with "
+            "exclude_from_weight_decay(var_names=[...]). Received: one with exclude_from_weight_decay(var_list=...)."
+        )
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    if pattern is not None:
+        copy.exclude_from_weight_decay(var_names=[pattern.pattern])
+    return copy
+
+
 # Layers, and what they hold.
 
 
 def parts_of(layer: Any, *, itself: bool = True) -> list[Any]:
     """All layers inside a layer or model, itself first."""
     return list(layer._flatten_layers(include_self=itself))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The weights of a layer that none of the layers inside it holds."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def pytorch_modules(layer: Any) -> dict[str, Any]:

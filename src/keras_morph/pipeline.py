@@ -26,7 +26,7 @@ from keras_morph.graph.examples import image_batches, lasting
 from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
-from keras_morph.keras_internals import seed_shared
+from keras_morph.keras_internals import batches_seen, seed_shared
 from keras_morph.runs import save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.keeping import fit_measured
@@ -44,6 +44,7 @@ from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import (
     Recipe,
     answers_classes,
+    check_callbacks,
     check_labelled,
     check_labels,
     check_repeatable,
@@ -162,7 +163,7 @@ def shrink(
         DataError: before any training, for inputs without labels, labels that the loss does not take, or images for the
             calibration that the model does not.
         DivergedError: if the loss is no number any more.
-        KerasMorphError: if `run` holds a run of other arguments.
+        KerasMorphError: if `run` holds a run of other arguments, or a callback sets learning rates.
 
     Example:
         >>> result = km.shrink(model, "50%", (x, y), epochs=3, verbose=0)
@@ -212,7 +213,7 @@ def begin(
     known, objective = is_trained(graph.model), recipe.objective(graph.model)
     folder = None if run is None else Path(run)
     for each in (data, validation_data):
-        check_labels(each, objective)
+        check_labels(each, objective, graph.model)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
     kind, examples = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
     knows = known and not warn_at_chance(graph.model, examples, kind, recipe.batch_size)
@@ -224,6 +225,7 @@ def begin(
         check_expandable(graph)
         budget = budget.within(budget.limits(graph))  # a share of the seed's cost, not of what it is expanded to
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
+    check_callbacks(callbacks)
     training = Training(data, validation_data, recipe, objective, folder, verbose, callbacks)
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = learner_of(copy, graph.model, regularizer, budget, recipe)
@@ -657,7 +659,7 @@ def _trained(
         class_weight=recipe.class_weight,
         verbose=int(training.shows == 1),
     )
-    steps = int(ops.convert_to_numpy(model.optimizer.iterations)) // len(log.rows)
+    steps = batches_seen(model.optimizer) // len(log.rows)
     return replace(progress, history=(*progress.history, *log.rows), steps_per_epoch=steps, under_way=None)
 
 

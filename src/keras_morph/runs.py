@@ -11,6 +11,7 @@ __all__ = [
     "read_regular",
     "remove_leftovers",
     "save_model",
+    "uncompiled",
     "write_atomically",
     "write_json",
     "write_somewhere",
@@ -165,7 +166,7 @@ def save_model(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     if path.suffix != ".keras":
         msg = f"path: expected a file name that ends in .keras, received {str(path)!r}"
         raise KerasMorphError(msg)
-    with _uncompiled(model):
+    with uncompiled(model):
         write_atomically(path, model.save)
 
 
@@ -232,7 +233,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _uncompiled(model: "keras.Model") -> Iterator[None]:
+def uncompiled(model: "keras.Model") -> Iterator[None]:
+    """Inside, a model and those that it holds look as if they had never been compiled."""
     import keras
 
     from keras_morph.keras_internals import parts_of

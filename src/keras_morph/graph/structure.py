@@ -285,7 +285,7 @@ def _read(source: Any) -> Any:
 
 def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
     """Counts say how many channels, not which: the first ones of each layer are kept."""
-    layers = {layer.name: layer for layer in graph.layers if layer.made is not None}
+    layers = {layer.name: layer for layer in graph.layers if layer.name in graph.widths}
     if not isinstance(counts, Mapping) or not all(_is_count(count) for count in counts.values()):
         raise StructureMismatchError(
             f"{origin} is neither a structure nor counts. Expected an object of whole numbers, such as {EXAMPLE}."
@@ -298,7 +298,9 @@ def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
         name = key.rpartition("/")[0] or key
         layer = layers.get(name) or layers.get(key)
         if layer is None:
-            raise StructureMismatchError(f"{origin} names the layer {name!r}, which {graph.model.name} does not have.")
+            there = any(name == layer.name for layer in graph.layers)
+            reason = "that is not narrowed" if there else f"which {graph.model.name} does not have"
+            raise StructureMismatchError(f"{origin} names the layer {name!r}, {reason}.")
         groups = graph.group_of[layer.made]
         open_ = np.flatnonzero(undecided[groups])
         missing = count - int(np.sum(alive[groups] & ~undecided[groups]))

@@ -11,7 +11,7 @@ import numpy as np
 from keras_morph.channels import ChannelGraph, Layer
 from keras_morph.errors import UnknownLayerWarning
 from keras_morph.keras_internals import parts_of
-from keras_morph.layers.rules import Flow, Routed, fresh, rule_for
+from keras_morph.layers.rules import Flow, Routed, fresh, rule_for, why_not_followed
 
 __all__ = ["held_by_unknown", "unknown", "warn_of_unknown"]
 
@@ -19,8 +19,9 @@ _WARNED: Any = weakref.WeakSet()  # models whose unknown layers were named
 
 
 def unknown(flow: Flow, reason: str | None) -> Routed:
-    """A call of a layer without a row; the reason is why it is not followed inside, where that was tried."""
+    """A call of a layer that no row is for; the reason is why it is not followed inside, where that was tried."""
     kind = type(flow.operation)
+    reason = reason or why_not_followed(flow.operation)
     more = f"; it {reason}" if reason else ""
     known = _is_of_keras(flow.operation) and kind is not keras.layers.Lambda
     return fresh(flow, f"is a layer that we do not know ({kind.__name__}{more})", known=known)

@@ -260,16 +260,19 @@ def _narrow_target(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> 
 
 
 def _narrow_constants(config: dict[str, Any], kept: np.ndarray, result: Tensor) -> dict[str, Any]:
-    """Rescaling's scale and offset may hold one number per channel."""
+    """Rescaling's scale and offset may hold one number per channel; it reshapes a scale where channels come first."""
     from_end = len(result.shape) - result.axis
+    first = keras.config.image_data_format() == "channels_first"
 
-    def narrowed(value: Any) -> Any:
+    def narrowed(value: Any, behind: int = 0) -> Any:
         array = np.asarray(value)
+        if array.ndim:
+            array = array.reshape(*array.shape, *[1] * (behind - array.ndim))
         if array.ndim < from_end or array.shape[-from_end] == 1:
             return value
         return np.take(array, kept, axis=-from_end).tolist()
 
-    return {**config, "scale": narrowed(config["scale"]), "offset": narrowed(config["offset"])}
+    return {**config, "scale": narrowed(config["scale"], 3 if first else 0), "offset": narrowed(config["offset"])}
 
 
 # The table.

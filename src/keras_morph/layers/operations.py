@@ -328,6 +328,8 @@ def _padded(flow: Flow) -> Routed:
     zero = signal.zeroed and (value is None or not np.any(value)) and flow.operation.mode in PADS_ZEROS_TO_ZEROS
     if not before and not after:
         return replace(same(flow), zero=zero)
+    if flow.operation.mode != "constant":
+        return fresh(flow, "pads its channel axis with channels of its own")
     made = flow.graph.make(flow.name, before + after, "padding")
     flow.graph.pin(made, f"{flow.name} pads with them")
     return Routed([(np.concatenate([made[:before], signal.ids, made[before:]]), signal.axis)], mode="strict", zero=zero)
@@ -355,6 +357,8 @@ def _taken_along_axis(flow: Flow) -> Routed:
 
 
 def _stacked(flow: Flow) -> Routed:
+    if len({signal.axis for signal in flow.inputs}) > 1:
+        return fresh(flow, "stacks operands whose channels lie along different axes")
     rank = len(flow.output_shapes[0])
     routed = merged(flow)
     (ids, axis), new = routed.results[0], flow.operation.axis % rank

@@ -24,8 +24,9 @@ from keras import tree
 
 from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
+from keras_morph.keras_internals import own_variables, parts_of
 
-__all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "row_of", "rule_for", "variable"]
+__all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "row_of", "rule_for", "variable", "why_not_followed"]
 
 Ids = np.ndarray
 
@@ -464,10 +465,29 @@ def row_of(operation: Any) -> Rule | None:
 
 
 def rule_for(operation: Any) -> Rule | None:
-    """The row by which an operation is followed; None where we have none, and for quantized and LoRA layers."""
-    if getattr(operation, "lora_enabled", False) or getattr(operation, "quantization_mode", None):
+    """The row by which an operation is followed; None where we have none, and where `why_not_followed` says why."""
+    return None if why_not_followed(operation) else row_of(operation)
+
+
+def why_not_followed(operation: Any) -> str | None:
+    """Why an operation is not followed by the row of its class: it holds more than the row can narrow. None if it is."""
+    row = row_of(operation)
+    if row is None or not isinstance(operation, keras.Layer):
         return None
-    return row_of(operation)
+    if getattr(operation, "lora_enabled", False):
+        return "has LoRA"
+    parts = parts_of(operation, itself=False)
+    if any(getattr(part, "quantization_mode", None) for part in (operation, *parts)):
+        return "is quantized"
+    if not row.weights:
+        return None
+    named = [variable(operation, name) for name in row.weights]
+    holders = [variable(operation, name.rpartition(".")[0]) for name in row.weights if "." in name]
+    known = {id(each) for each in (*named, *holders)}
+    more = any(id(own) not in known for own in own_variables(operation))
+    # Keras builds a layer that is an activation when it is called with numbers.
+    more = more or any((own_variables(part) or not part.built) and id(part) not in known for part in parts)
+    return "has weights that its row does not name" if more else None
 
 
 def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | None = None) -> None:

@@ -70,7 +70,7 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     graph = graph_of(model)
     objective = Recipe(loss=loss, metrics=[]).objective(graph.model)
     check_labelled("data", data)
-    check_labels(data, objective)
+    check_labels(data, objective, graph.model)
     copy = cloned(graph.model)
     own = trace_as(copy, graph.wiring)
     sources = GroupLasso().sources(own)
@@ -78,7 +78,8 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     copy.compile(recorder, **{**objective, "metrics": None, "jit_compile": False})
     options: dict[str, Any] = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
     if isinstance(data, tuple):
-        chosen = evenly(len(data[1]), min(len(data[1]), batches * batch_size))  # they may be sorted by label
+        examples = len(keras.tree.flatten(data[0])[0])
+        chosen = evenly(examples, min(examples, batches * batch_size))  # they may be sorted by label
         data = keras.tree.map_structure(lambda part: entries(part, chosen), data)
     before = random_states()
     try:

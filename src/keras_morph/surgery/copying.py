@@ -11,6 +11,7 @@ from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.graph.replaying import replayed
 from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, tensors_of
 from keras_morph.layers.rules import rule_for
+from keras_morph.runs import uncompiled
 
 __all__ = ["cloned", "transfer"]
 
@@ -37,7 +38,8 @@ def cloned(model: keras.Model) -> keras.Model:
     A layer made of layers becomes a nested functional model of what it does: its config need not tell all of that.
     """
     copies = _Copies()
-    copy = copies.of(model)
+    with uncompiled(model):  # what it was compiled with may not be what Keras can write down
+        copy = copies.of(model)
     # Layer by layer: a subclass of a functional model may keep the same layers in another order.
     for source, target in copies.known.values():
         if graph_in(target) is None and isinstance(source, keras.layers.Layer):

@@ -16,6 +16,7 @@ from keras import ops
 from keras_morph.channels import Call, ChannelGraph, Layer, Scope
 from keras_morph.errors import UnsupportedModelError
 from keras_morph.graph.replaying import called, filled, model_like, replay
+from keras_morph.keras_internals import functional_in
 from keras_morph.training.regularizers import Attached, pin_sourceless
 
 __all__ = ["Gates", "attach_gates", "gateable", "gated"]
@@ -153,7 +154,9 @@ def gated(graph: ChannelGraph, gates: Gates) -> keras.Model:
     replay(_calls_to_gate(graph), tensors, run)
     inputs, outputs = [tensors[t] for t in graph.inputs], [tensors[t] for t in graph.outputs]
     with _unique_names(graph):
-        return model_like(graph.model, inputs, outputs, f"{graph.model.name}_gated")
+        model = model_like(graph.model, inputs, outputs, f"{graph.model.name}_gated")
+    model.output_names = list(functional_in(graph.model).output_names)  # by which losses and metrics are given
+    return model
 
 
 def _calls_to_gate(graph: ChannelGraph) -> Iterator[Call | Scope]:

@@ -11,13 +11,14 @@ import numpy as np
 from keras import ops
 
 from keras_morph.errors import DataError, KerasMorphError
-from keras_morph.keras_internals import compiled_with, maker_of, seed_shared
+from keras_morph.keras_internals import compiled_with, maker_of, optimizer_like, seed_shared
 from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps, jit_compiles
 
 __all__ = [
     "Recipe",
     "answers_classes",
+    "check_callbacks",
     "check_labelled",
     "check_labels",
     "check_repeatable",
@@ -113,8 +114,7 @@ class Recipe:
                     f"optimizer: expected the name of one of Keras's, such as adam. Received: {self.optimizer!r}."
                 ) from error
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
-            settings = {**self.optimizer.get_config(), "learning_rate": rate}
-            return type(self.optimizer).from_config(settings)
+            return optimizer_like(self.optimizer, rate)
         return self.optimizer(rate)
 
     def objective(self, model: keras.Model) -> dict[str, Any]:
@@ -150,7 +150,10 @@ def _jit_compile(compiled: Mapping[str, Any]) -> Any:
 
 def _copied(value: Any) -> Any:
     if isinstance(value, keras.metrics.Metric):
-        return type(value).from_config(value.get_config())
+        try:
+            return type(value).from_config(value.get_config())
+        except TypeError:  # a user's own, whose arguments its config does not say
+            return value
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -227,13 +230,13 @@ def check_labelled(name: str, data: Any) -> None:
     )
 
 
-def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
+def check_labels(data: Any, objective: Mapping[str, Any], model: keras.Model) -> None:
     """Labels as the loss takes them.
 
     Raises:
-        DataError: for one-hot labels where the loss expects class numbers.
+        DataError: for one-hot labels where the loss expects class numbers, of a model of one answer per example.
     """
-    if not isinstance(data, tuple):
+    if not isinstance(data, tuple) or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
         return
     loss, labels = objective.get("loss"), data[1]
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
@@ -242,6 +245,20 @@ def check_labels(data: Any, objective: Mapping[str, Any]) -> None:
             f"Expected class numbers of shape (n,) for {name}. Received: labels of shape {np.shape(labels)}, which look "
             'one-hot; compile the model with loss="categorical_crossentropy", or give y.argmax(axis=1).'
         )
+
+
+def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Callbacks that leave the learning rate alone.
+
+    Raises:
+        KerasMorphError: for those of Keras that set it, which they cannot where it falls along a cosine.
+    """
+    for callback in callbacks:
+        if isinstance(callback, (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)):
+            raise KerasMorphError(
+                "callbacks: expected some that leave the learning rate alone, which falls along a cosine from "
+                f"Recipe(learning_rate=...). Received: {type(callback).__name__}, which sets it."
+            )
 
 
 def check_repeatable(data: Any) -> None:
