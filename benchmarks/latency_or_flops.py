@@ -3,9 +3,11 @@
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER [--runtime onnxruntime]
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --network EfficientNetLite0
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER --network ViT
+    KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER --network VGG9
 
 Takes the trained networks that benchmarks/recovery.py keeps, those that benchmarks/efficientnet_lite0.py has fine-tuned, or the
-vision transformer of benchmarks/latency.py, which is trained for twelve epochs where FOLDER does not hold it. Each is cut to
+vision transformer of benchmarks/latency.py or a small VGG, which are trained for twelve epochs where FOLDER does not hold them
+(--train: only that, on whichever backend). Each is cut to
 shares of its FLOPs and recovered from images without labels; then to the share of the latency that the result was measured to
 take, or to all of it where that is more than the whole network takes. All are timed in the runtime, in turn.
 Appends a row per pair to benchmarks/results/latency_or_flops.csv, and writes the table of docs/latency.md; networks whose rows
@@ -24,6 +26,7 @@ from pathlib import Path
 import efficientnet_lite0 as lite
 import keras
 import numpy as np
+from keras import layers
 from latency import vit
 from quality import Augmented, Trial, accuracy
 from rows import append, rows_at, write_section
@@ -38,7 +41,7 @@ from keras_morph.timing import time_files_apart
 from keras_morph.training.recipe import cosine, fit_on
 
 ROOT = Path(__file__).parents[1]
-PIXELS, EPOCHS = 64, 12  # of the transformer
+EPOCHS = 12  # of those that are trained here
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "latency_or_flops.csv", ROOT / "docs" / "latency.md"
 
 
@@ -51,18 +54,38 @@ def seconds_of(models, form, seconds):
         return time_files_apart(paths, seconds=seconds).least
 
 
-class Transformer:
-    """The vision transformer of benchmarks/latency.py and a random seed's images; trained once and kept."""
+def vgg9():
+    """A small VGG at 32 px: six convolutions of 3x3, and two wide Dense layers, which have 97 % of its parameters."""
+    x = image = keras.Input((32, 32, 3))
+    for stage, filters in enumerate((32, 64, 128), 1):
+        for number in (1, 2):
+            name = f"conv{stage}_{number}"
+            x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=name)(x)
+            x = layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_bn")(x))
+        x = layers.MaxPooling2D(name=f"pool{stage}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    for number in (1, 2):
+        x = layers.Dense(2048, activation="relu", name=f"fc{number}")(x)
+        x = layers.Dropout(0.5, name=f"dropout{number}")(x)
+    return keras.Model(image, layers.Dense(10, activation="softmax", name="head")(x), name="VGG9")
+
+
+TRAINED_HERE = {"ViT": (vit, 64), "VGG9": (vgg9, 32)}  # and pixels of a side
+
+
+class Trained:
+    """A network of TRAINED_HERE and a random seed's images; trained once and kept."""
 
     def __init__(self, options, random_seed):
-        self.path, self.random_seed = options.networks / f"ViT-{random_seed}.keras", random_seed
-        self.data = load(options.data, image_size=PIXELS, limit=options.vit_images, seed=random_seed)
+        self.path, self.random_seed = options.networks / f"{options.network}-{random_seed}.keras", random_seed
+        self.build, size = TRAINED_HERE[options.network]
+        self.data = load(options.data, image_size=size, limit=options.images_here, seed=random_seed)
 
     def trained(self):
         if not self.path.exists():
             keras.utils.set_random_seed(self.random_seed)
             batches = Augmented(self.data.x_train, self.data.y_train, 64, self.random_seed, flip=True)
-            model, rate = vit(), cosine(1e-3, EPOCHS * len(batches))
+            model, rate = self.build(), cosine(1e-3, EPOCHS * len(batches))
             model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", jit_compile=False)
             fit_on(model, batches, 0, seed=self.random_seed, epochs=EPOCHS, verbose=2)
             save_model(model, self.path)
@@ -77,10 +100,10 @@ class Subject:
             trial = lite.Trial(lite.options_of(["--data", options.data]), random_seed)
             self.network, self.images = trial.fine_tuned(), trial.images(options.images)[0]
             self.size, self.accuracy = lite.SIZE, lite.accuracy
-        elif options.network == "ViT":
-            trial = Transformer(options, random_seed)
+        elif options.network in TRAINED_HERE:
+            trial = Trained(options, random_seed)
             self.network, self.images = trial.trained(), trial.data.x_train[: options.images]
-            self.size, self.accuracy = PIXELS, accuracy
+            self.size, self.accuracy = TRAINED_HERE[options.network][1], accuracy
         else:
             trial = Trial(options, random_seed)
             path = options.networks / f"{options.network}-{random_seed}.keras"
@@ -126,8 +149,9 @@ def main():
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--test-images", type=int, default=2000, help="but for ResNet20: all")
     parser.add_argument(
-        "--vit-images", type=int, default=6000, help="that the transformer is trained on, a tenth for validation"
+        "--images-here", type=int, default=6000, help="of networks that are trained here, a tenth for validation"
     )
+    parser.add_argument("--train", action="store_true", help="only train the network, where it is not kept yet")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=int, nargs="+", default=[70, 50, 35])
     parser.add_argument("--runtime", default="onnxruntime")
@@ -136,6 +160,10 @@ def main():
     if options.networks is None and options.network != "EfficientNetLite0":
         parser.error(f"--networks: expected the folder of trained networks for {options.network}; received none")
     options.batch_size, options.epochs, options.learning = 128, 20, 0.0  # which Trial wants
+    if options.train:
+        for random_seed in options.random_seeds:
+            Trained(options, random_seed).trained()
+        return
     form = next((name, row) for name, row in FORMATS.items() if row.runtime == options.runtime)
     cost = None
     for random_seed in options.random_seeds:
