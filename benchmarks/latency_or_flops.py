@@ -9,7 +9,8 @@ Takes the trained networks that benchmarks/recovery.py keeps, those that benchma
 vision transformer of benchmarks/latency.py or a small VGG, which are trained for twelve epochs where FOLDER does not hold them
 (--train: only that, on whichever backend). Each is cut to
 shares of its FLOPs and recovered from images without labels; then to the share of the latency that the result was measured to
-take, or to all of it where that is more than the whole network takes. All are timed in the runtime, in turn.
+take, or to all of it where that is more than the whole network takes. With --tune both are `km.shrink`, which fine-tunes them for
+so many epochs. All are timed in the runtime, in turn.
 Appends a row per pair to benchmarks/results/latency_or_flops.csv, and writes the table of docs/latency.md; networks whose rows
 are there are left out, and --cache keeps the latency, so that a run that was ended goes on.
 """
@@ -21,6 +22,7 @@ import shlex
 import sys
 import tempfile
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import efficientnet_lite0 as lite
@@ -41,7 +43,7 @@ from keras_morph.timing import time_files_apart
 from keras_morph.training.recipe import cosine, fit_on
 
 ROOT = Path(__file__).parents[1]
-EPOCHS = 12  # of those that are trained here
+EPOCHS, RATE = 12, 1e-3  # of those that are trained here; the peak learning rate, of fine-tuning too
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "latency_or_flops.csv", ROOT / "docs" / "latency.md"
 
 
@@ -80,14 +82,14 @@ class Trained:
         self.path, self.random_seed = options.networks / f"{options.network}-{random_seed}.keras", random_seed
         self.build, size = TRAINED_HERE[options.network]
         self.data = load(options.data, image_size=size, limit=options.images_here, seed=random_seed)
+        self.batches = Augmented(self.data.x_train, self.data.y_train, 64, random_seed, flip=True)
 
     def trained(self):
         if not self.path.exists():
             keras.utils.set_random_seed(self.random_seed)
-            batches = Augmented(self.data.x_train, self.data.y_train, 64, self.random_seed, flip=True)
-            model, rate = self.build(), cosine(1e-3, EPOCHS * len(batches))
+            model, rate = self.build(), cosine(RATE, EPOCHS * len(self.batches))
             model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", jit_compile=False)
-            fit_on(model, batches, 0, seed=self.random_seed, epochs=EPOCHS, verbose=2)
+            fit_on(model, self.batches, 0, seed=self.random_seed, epochs=EPOCHS, verbose=2)
             save_model(model, self.path)
         return keras.models.load_model(self.path, compile=False)
 
@@ -111,6 +113,15 @@ class Subject:
             self.images, self.size, self.accuracy = trial.images(options.images)[0], options.image_size, accuracy
         chosen = slice(None if options.network == "ResNet20" else options.test_images)
         self.test = trial.data.x_test[chosen], trial.data.y_test[chosen]
+        self.batches, self.epochs, self.random_seed = trial.batches, options.tune, random_seed
+
+    def cut(self, budget):
+        """A smaller network within a budget, recovered, and fine-tuned where that is asked for."""
+        if not self.epochs:
+            return km.prune(self.network, budget, calibration=self.images)
+        keras.utils.set_random_seed(self.random_seed)
+        recipe = km.Recipe(epochs=self.epochs, learning_rate=RATE, calibration=self.images)
+        return km.shrink(self.network, budget, self.batches, recipe=recipe, verbose=0).small
 
     def right(self, model):
         return self.accuracy(model, *self.test)
@@ -120,17 +131,22 @@ def table():
     """Means and standard deviations over random seeds, and of the differences."""
     rows = rows_at(RESULTS)
     lines = [
-        "| network | runtime | share of the FLOPs | n | cut to FLOPs: time, accuracy | to latency: time, accuracy | difference |",
-        "|---|---|---:|---:|---|---|---|",
+        "| network | runtime | epochs | share of the FLOPs | n | cut to FLOPs: time, accuracy | to latency: time, FLOPs, accuracy "
+        "| difference |",
+        "|---|---|---:|---:|---:|---|---|---|",
     ]
-    for key in dict.fromkeys((row["network"], row["runtime"], row["share"]) for row in rows):
-        here = [row for row in rows if (row["network"], row["runtime"], row["share"]) == key]
+    kind_of = itemgetter("network", "runtime", "tuned", "share")
+    for key in dict.fromkeys(map(kind_of, rows)):
+        here = [row for row in rows if kind_of(row) == key]
         cells = []
         for kind in ("flops", "latency"):
             times = [float(row[f"{kind}_us"]) / float(row["seed_us"]) for row in here]
-            cells.append(f"{np.mean(times):.1%}, {spread([float(row[f'{kind}_accuracy']) for row in here])}")
+            flops = np.mean([float(row["flops_share_of_latency"]) for row in here])
+            cells.append(f"{np.mean(times):.1%}, " + (f"{flops:.0%}, " if kind == "latency" else ""))
+            cells[-1] += spread([float(row[f"{kind}_accuracy"]) for row in here])
         differences = [float(row["latency_accuracy"]) - float(row["flops_accuracy"]) for row in here]
-        lines.append(f"| {key[0]} | {key[1]} | {key[2]}% | {len(here)} | {' | '.join(cells)} | {spread(differences)} |")
+        start = f"| {key[0]} | {key[1]} | {key[2] or 0} | {key[3]}% | {len(here)} | "
+        lines.append(f"{start}{' | '.join(cells)} | {spread(differences)} |")
     return "\n".join([*lines, ""])
 
 
@@ -154,6 +170,7 @@ def main():
     parser.add_argument("--train", action="store_true", help="only train the network, where it is not kept yet")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=int, nargs="+", default=[70, 50, 35])
+    parser.add_argument("--tune", type=int, default=0, help="epochs of fine-tuning by `shrink`, at least 3; by default none")
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args()
@@ -173,15 +190,15 @@ def main():
         if not shares:
             continue
         subject = Subject(options, random_seed)
-        network, images = subject.network, subject.images
+        network = subject.network
         cost = cost or km.MeasuredLatency(network, runtime=options.runtime, cache=options.cache)
         print(f"{cost!r}: after {time.perf_counter() - start:.0f} s", flush=True)
         pairs = []
         for share in shares:
-            by_flops = km.prune(network, f"{share}%", calibration=images)
+            by_flops = subject.cut(f"{share}%")
             whole, small = seconds_of([network, by_flops], form, 10)
             budget = km.Budget(f"{100 * min(1.0, small / whole):.2f}%", cost)
-            pairs.append((by_flops, km.prune(network, budget, calibration=images)))
+            pairs.append((by_flops, subject.cut(budget)))
             print(f"{share}% of the FLOPs: {budget.amount} of the time", flush=True)
         models = [network, *(model for pair in pairs for model in pair)]
         least = seconds_of(models, form, 60)
@@ -195,6 +212,7 @@ def main():
                 "random_seed": random_seed,
                 "runtime": str(cost.conditions),
                 "share": share,
+                "tuned": options.tune,
                 "seed_accuracy": round(right[0], 4),
                 "seed_us": round(1e6 * least[0], 1),
                 "flops_accuracy": round(right[flops], 4),
@@ -216,7 +234,8 @@ def main():
 def is_of(row, options, random_seed):
     """Whether a row is of this network, in this runtime, on this processor."""
     here = row["runtime"].startswith(f"{options.runtime} ") and row["runtime"].endswith(f", {cpu_name()}")
-    return here and (row["network"], row["random_seed"]) == (options.network, str(random_seed))
+    mine = options.network, str(random_seed), options.tune
+    return here and (row["network"], row["random_seed"], int(row["tuned"] or 0)) == mine
 
 
 if __name__ == "__main__":
