@@ -131,8 +131,8 @@ def table():
     """Means and standard deviations over random seeds, and of the differences."""
     rows = rows_at(RESULTS)
     lines = [
-        "| network | runtime | epochs | share of the FLOPs | n | cut to FLOPs: time, accuracy | to latency: time, FLOPs, accuracy "
-        "| difference |",
+        "| network | runtime | epochs | share of the FLOPs | n | cut to FLOPs: time, accuracy "
+        "| to latency: time, FLOPs, accuracy | difference |",
         "|---|---|---:|---:|---:|---|---|---|",
     ]
     kind_of = itemgetter("network", "runtime", "tuned", "share")
@@ -170,7 +170,9 @@ def main():
     parser.add_argument("--train", action="store_true", help="only train the network, where it is not kept yet")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=int, nargs="+", default=[70, 50, 35])
-    parser.add_argument("--tune", type=int, default=0, help="epochs of fine-tuning by `shrink`, at least 3; by default none")
+    parser.add_argument(
+        "--tune", type=int, default=0, help="epochs of fine-tuning by `shrink`, at least 3; by default none"
+    )
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args()
