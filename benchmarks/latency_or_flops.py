@@ -57,7 +57,7 @@ def seconds_of(models, form, seconds):
 
 
 def vgg9():
-    """A small VGG at 32 px: six convolutions of 3x3, and two wide Dense layers, which have 97 % of its parameters."""
+    """A small VGG at 32 px: six convolutions of 3x3, and two wide Dense layers, which have 96 % of its parameters."""
     x = image = keras.Input((32, 32, 3))
     for stage, filters in enumerate((32, 64, 128), 1):
         for number in (1, 2):
@@ -180,6 +180,8 @@ def main():
         parser.error(f"--networks: expected the folder of trained networks for {options.network}; received none")
     options.batch_size, options.epochs, options.learning = 128, 20, 0.0  # which Trial wants
     if options.train:
+        if options.network not in TRAINED_HERE:
+            parser.error(f"--train: expected --network {' or '.join(TRAINED_HERE)}; received {options.network}")
         for random_seed in options.random_seeds:
             Trained(options, random_seed).trained()
         return

@@ -122,3 +122,12 @@ def test_a_cost_of_ones_own_is_one_method():
     learner = km.StructureLearner(model, cost=cost, regularizer=km.GroupLasso(threshold=0.0))
     _, total = learner._penalty()
     assert float(total) == 29
+
+
+def test_a_recurrent_layer_multiplies_at_every_step_wherever_its_states_come_from():
+    steps, h, c = keras.Input((20, 8)), keras.Input((16,)), keras.Input((16,))
+    lstm = keras.layers.LSTM(16, return_sequences=True, name="lstm")
+    model = keras.Model([steps, h, c], lstm(steps, initial_state=[h, c]))
+    np.testing.assert_equal(km.FLOPs()(model), 2 * 20 * (8 * 64 + 16 * 64))
+    alone = keras.Model(steps, keras.layers.LSTM(16, return_sequences=True)(steps))
+    np.testing.assert_allclose(km.Latency("V100")(model), km.Latency("V100")(alone), rtol=1e-12)

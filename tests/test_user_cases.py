@@ -501,7 +501,8 @@ def test_constants_that_are_folded_in_float64_layers_keep_their_digits():
     assert_equal_outputs(ours, expected, 1e-13)
 
 
-def test_a_scale_per_channel_is_narrowed_where_channels_come_first():
+@pytest.mark.parametrize("scale", [[1.0, 2.0, 3.0, 4.0], np.array([1.0, 2.0, 3.0, 4.0], "float32")])
+def test_a_scale_per_channel_is_narrowed_where_channels_come_first(scale):
     """Keras reshapes it itself, to one number per channel and image."""
     before = keras.config.image_data_format()
     try:
@@ -509,7 +510,7 @@ def test_a_scale_per_channel_is_narrowed_where_channels_come_first():
         image = keras.Input((3, 6, 6), name="image")
         x = layers.Conv2D(4, 1, name="conv", data_format="channels_last")(layers.Permute((2, 3, 1))(image))
         x = layers.Permute((3, 1, 2))(x)
-        x = layers.Rescaling([1.0, 2.0, 3.0, 4.0], name="rescaling")(x)
+        x = layers.Rescaling(scale, name="rescaling")(x)
         model = keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
         model = models.randomize(model, seed=1)
         small = assert_exact(model, {"conv": 2}, inputs=example(model))
@@ -521,3 +522,43 @@ def test_a_scale_per_channel_is_narrowed_where_channels_come_first():
 def test_counts_name_only_layers_that_are_narrowed():
     with pytest.raises(km.StructureMismatchError, match="names the layer 'learned', that is not narrowed"):
         km.rebuild(build("an activation with weights"), {"learned": 3})
+
+
+def test_what_is_quantized_inside_a_layer_is_rebuilt_as_it_is():
+    """The masked seed shares it with the rebuilt model, so that it is held against the seed."""
+    model = build("quantized attention")
+    graph = km.trace(model)
+    whole = km.rebuild(model, km.Structure.closed(graph, np.ones(graph.num_groups, bool)))
+    assert_equal_outputs(models.outputs(whole, example(model)), models.outputs(model, example(model)))
+
+
+def test_a_row_of_a_users_class_has_to_name_all_of_its_weights():
+    """Layers inside that have no weights do no harm, built or not."""
+
+    class Padded(layers.Conv2D):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.pad = layers.ZeroPadding2D()
+
+        def call(self, x):
+            return super().call(self.pad(x))
+
+        def compute_output_shape(self, shape):
+            return super().compute_output_shape(self.pad.compute_output_shape(shape))
+
+    class Scaled(layers.Conv2D):
+        def build(self, shape):
+            super().build(shape)
+            self.scale = self.add_weight(shape=(self.filters,), initializer="ones", name="scale")
+
+        def call(self, x):
+            return super().call(x) * self.scale
+
+    for kind in (Padded, Scaled):
+        km.register_rule(kind, like=layers.Conv2D)
+    model = images(lambda x: Padded(4, 3, name="padded")(x), lambda x: Scaled(5, 3, name="scaled")(x))()
+    model = models.randomize(model, seed=1)
+    widths = km.trace(model).widths
+    assert "padded" in widths
+    assert "scaled" not in widths
+    assert_exact(model, {"conv": 3, "last": 2})

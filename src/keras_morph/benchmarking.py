@@ -193,6 +193,11 @@ def _check(
         if runtime not in RUNTIMES:
             raise KerasMorphError(f"runtimes: expected some of {', '.join(RUNTIMES)}. Received: {runtime!r}.")
         installed(runtime)
+    for name, model in models.items():
+        if isinstance(model, (str, os.PathLike)) and runtime_of(model) not in runtimes:
+            raise KerasMorphError(
+                f"runtimes: expected {runtime_of(model)} among them, which serves {name}. Received: {', '.join(runtimes)}."
+            )
     if data is not None and not (isinstance(data, (tuple, list)) and len(data) == 2 and len(data[0]) == len(data[1])):
         raise DataError("data: expected examples and as many labels, (x, y). Received: something else.")
 

@@ -98,8 +98,8 @@ class Weight:
         name: attribute of the layer that holds it, such as `kernel`.
         shape: its shape in the seed.
         vectors: per axis the number of its id vector, or -1 where the axis holds no channels.
-        multiplies: "outputs" or "inputs" if each of its elements is multiplied once per position of the result, or of
-            the last operand.
+        multiplies: "outputs", "inputs" or "first" if each of its elements is multiplied once per position of the result, of
+            the last operand, or of the first one.
         scores: the axis whose channels this weight makes (the axis of GroupLasso), or None.
         reads: the axis that lies along the layer's operand, or None.
         whole: whether it is rebuilt at full size, though what it has for dead channels is cut off in the masked seed.

@@ -240,6 +240,11 @@ def own_variables(layer: Any) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def builds_weights(layer: Any) -> bool:
+    """Whether a layer has a `build` of its own, which makes weights."""
+    return type(layer).build is not keras.Layer.build
+
+
 def pytorch_modules(layer: Any) -> dict[str, Any]:
     """What a layer holds as a PyTorch module, where PyTorch is the backend: it keeps modules apart from attributes."""
     return dict(vars(layer).get("_modules", {}))

@@ -5,6 +5,7 @@ Exporting and fitting need Keras, timing does not, so that it can happen on anot
 `keras_morph.timing`, `fit_timings`.
 """
 
+import hashlib
 import json
 import math
 import tempfile
@@ -246,9 +247,11 @@ class MeasuredLatency(Cost):
 
 
 def network_of(graph: ChannelGraph) -> str:
-    """Which network is timed: at other sizes of images it is another one."""
+    """Which network is timed: with other sizes of images, kernels or strides it is another one."""
     shapes = [str(graph.tensors[number].shape[1:]) for number in graph.inputs]
-    return " ".join([fingerprint(graph), *shapes])
+    inside = [str(tensor.shape[1:]) for tensor in graph.tensors]
+    inside += [str(tuple(weight.shape)) for layer in graph.layers for weight in getattr(layer.operation, "weights", ())]
+    return " ".join([fingerprint(graph), hashlib.sha256(" ".join(inside).encode()).hexdigest()[:16], *shapes])
 
 
 def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0) -> list[Structure]:

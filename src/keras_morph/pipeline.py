@@ -141,7 +141,7 @@ def shrink(
     Args:
         model: a functional or Sequential model, or its ChannelGraph, which says what is protected and tied. It is left
             alone, but for layers that cannot be made anew from their config (a layer with weights and without
-            `get_config`): these are trained in place.
+            `get_config`, an attention that `quantize` changed inside): these are trained in place.
         budget: as in `fit_budget`. Its first cost prices the channels.
         data: `(x, y)`, or whatever `fit` takes as its first argument (`tf.data.Dataset`, PyDataset, ...).
         validation_data: as in `fit`.

@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     options = vars(parser.parse_args())
     paths = options.pop("paths")
-    if not paths[0].is_dir():
+    if len(paths) > 1 or not paths[0].is_dir() or (paths[0] / "saved_model.pb").exists():
         print(json.dumps(asdict(time_files(paths, **options))))  # noqa: T201
         return
     files = [path for path in sorted(paths[0].iterdir()) if path.suffix in SUFFIXES]

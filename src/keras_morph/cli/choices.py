@@ -26,6 +26,7 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "base_model_of",
+    "check_fits",
     "cost_of",
     "image_size_of",
     "images_for",
@@ -182,8 +183,30 @@ def images_for(model: Any, data: str) -> Dataset:
     """A data set at the size and in the range of pixels that a model takes; for an exported file, in 0-1."""
     dataset = load(data, image_size=image_size_of(model))
     if not isinstance(model, keras.Model):
+        wanted = open_exported(model).inputs[0].shape[-1]
+        if wanted != dataset.image_shape[-1]:
+            raise KerasMorphError(
+                f"{model} expects images of {wanted} channels. Received: {dataset.name}, whose images have "
+                f"{dataset.image_shape[-1]}."
+            )
         return dataset
+    check_fits(model, dataset)
     return dataset.in_pixels(pixels_of("auto", model, dataset, named=False).pixels)
+
+
+def check_fits(model: keras.Model, dataset: Dataset) -> None:
+    """The model takes these images and tells these classes apart."""
+    wanted, given = model.input_shape, (None, *dataset.image_shape)
+    if len(wanted) != 4 or any(w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)):
+        raise KerasMorphError(
+            f"{model.name} expects inputs of shape {wanted}. Received: images of {dataset.image_shape}; "
+            "give --image-size, or build the model for these images."
+        )
+    if len(model.outputs) != 1 or model.output_shape[-1] != dataset.num_classes:
+        raise KerasMorphError(
+            f"{model.name} gives outputs of shape {model.output_shape}. Expected: one score for each of the "
+            f"{dataset.num_classes} classes of {dataset.name}."
+        )
 
 
 def image_size_of(model: Any) -> tuple[int, int] | None:

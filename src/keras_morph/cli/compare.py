@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from keras_morph.cli.options import check_folder
+from keras_morph.errors import KerasMorphError
 
 __all__ = ["compare"]
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def compare(
@@ -20,6 +23,8 @@ def compare(
     picture: Annotated[Path | None, typer.Option(help="draw accuracy over cost there: .png, .svg or .pdf")] = None,
 ) -> None:
     """Compare finished runs: what they were given, and what came of it."""
+    if picture is not None and picture.suffix not in PICTURES:
+        raise KerasMorphError(f"--picture expects a file name that ends in {', '.join(PICTURES)}. Received: {picture}.")
     for option, path in (("--csv", csv), ("--picture", picture)):
         if path is not None:
             check_folder(option, path.parent)
@@ -27,10 +32,11 @@ def compare(
     from rich.console import Console
 
     from keras_morph.cli.comparing import grouped, rows_of, save_picture, table, write_csv
+    from keras_morph.runs import write_atomically
 
     rows = rows_of(runs)
     Console(width=None if sys.stdout.isatty() else 120).print(table(grouped(rows) if mean else [[row] for row in rows]))
     if csv is not None:
         write_csv(rows, csv)
     if picture is not None:
-        save_picture(grouped(rows), picture)
+        write_atomically(picture, lambda path: save_picture(grouped(rows), path))

@@ -17,6 +17,7 @@ from keras_morph.costs.costs import Cost
 from keras_morph.costs.measured import Measured, measure
 from keras_morph.costs.sizing import FileSizeOf
 from keras_morph.datasets import Dataset
+from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import Exported, export_all, written_here
 from keras_morph.formats import FORMATS, PREFERENCE, can
 from keras_morph.machine import cpu_name
@@ -40,12 +41,14 @@ class Compared:
         rows: lines of the report's table, name -> {column: value}; "seed" and "fine-tuned" are always there.
         benchmark: what it was read off; None where only Keras was there.
         notes: lines for below the table.
+        failure: why the files that --export names are not there.
     """
 
     headline: str
     rows: dict[str, dict[str, str]]
     benchmark: Benchmark | None = None
     notes: tuple[str, ...] = ()
+    failure: KerasMorphError | None = None
 
 
 def compare_speed(
@@ -54,12 +57,15 @@ def compare_speed(
     """For each run's folder its small network beside the seed.
 
     In the runtimes that --export and --latency name, else in one that is installed, else in Keras. Writes the files that
-    --export names, and benchmark.json.
+    --export names, and benchmark.json. Where a file cannot be written, that is kept to be raised when all else is written.
     """
-    asked = {
-        place: _deployed(options, budget, seed, small, dataset, place)
-        for (place, small), budget in zip(smalls.items(), budgets, strict=True)
-    }
+    asked: dict[Path, Benchmark | None] = {}
+    failures: dict[Path, KerasMorphError] = {}
+    for (place, small), budget in zip(smalls.items(), budgets, strict=True):
+        try:
+            asked[place] = _deployed(options, budget, seed, small, dataset, place)
+        except KerasMorphError as error:  # what was trained comes first
+            asked[place], failures[place] = None, error
     found = {place: each for place, each in asked.items() if each is not None}
     reason = ""
     if len(found) < len(smalls):
@@ -79,13 +85,15 @@ def compare_speed(
         notes = [] if each is None else [f"{runtime}: {why}" for runtime, why in each.failures.items()]
         if each is None or place in without:
             notes += [reason] if reason else []
-            compared[place] = _in_keras(in_keras["seed"], in_keras[str(place)], notes)
+            in_keras_ = _in_keras(in_keras["seed"], in_keras[str(place)], notes)
+            compared[place] = replace(in_keras_, failure=failures.get(place))
             continue
         lines = _lines(each, budget, seed, small)
         if asked[place] is not None:
             notes = [*(f"{line}; {_files(*pair)}" for line, pair in zip(lines, each.pairs(), strict=True)), *notes]
         rounds = f"shortest of {each.rows[0].rounds:,} rounds in alternation"
-        compared[place] = Compared(f"{_of_first_runtime(lines, each)} ({rounds})", _rows(each), each, tuple(notes))
+        headline = f"{_of_first_runtime(lines, each)} ({rounds})"
+        compared[place] = Compared(headline, _rows(each), each, tuple(notes), failures.get(place))
     return compared
 
 

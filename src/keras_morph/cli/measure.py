@@ -14,7 +14,7 @@ __all__ = ["measure"]
 def measure(
     model: Annotated[
         str,
-        typer.Argument(help="a .keras file, a zoo name, package.module:function, or a folder of files to time here"),
+        typer.Argument(help="a .keras file, a zoo name, or package.module:function"),
     ],
     runtime: Annotated[str, typer.Option(help="that will serve it", **among(RUNTIMES_THAT_MEASURE))] = "onnxruntime",
     output: Annotated[Path, typer.Option(help="the file that shrink --latency reads")] = Path("latency.json"),

@@ -13,7 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from keras_morph.cli.choices import cost_of, is_named, load_model, optimizer_of, pixels_of, regularizer_of, wiring_of
+from keras_morph.cli.choices import (
+    check_fits,
+    cost_of,
+    is_named,
+    load_model,
+    optimizer_of,
+    pixels_of,
+    regularizer_of,
+    wiring_of,
+)
 from keras_morph.cli.deploying import compare_speed, cost_of_time
 from keras_morph.cli.options import formats_of, plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
@@ -22,7 +31,6 @@ from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
 from keras_morph.costs.fitted import Coefficients
 from keras_morph.datasets import Dataset, load
-from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import check_formats
 from keras_morph.families import folder_of, shrink_family
 from keras_morph.graph.tracing import trace
@@ -77,7 +85,7 @@ def run(options: Shrink) -> None:
     )
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
     reaches = [] if options.measures else _reaches(options, plan, seed)
-    _check_fits(seed, dataset)
+    check_fits(seed, dataset)
     pixels = pixels_of(options.pixels, seed, dataset, named=is_named(options.model))
     dataset = dataset.in_pixels(pixels.pixels)
 
@@ -127,6 +135,9 @@ def run(options: Shrink) -> None:
         console.print(table)
         for line in dict.fromkeys(note for each in speeds.values() for note in each.notes):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+        for failure in (each.failure for each in speeds.values()):
+            if failure is not None:
+                raise failure
     whose = "" if len(members) == 1 else f", in {', '.join(place.name for place in members)}"
     console.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", highlight=False)
 
@@ -257,21 +268,6 @@ def _recipe(options: Shrink, plan: _Plan, seed: keras.Model) -> Recipe:
 
 def _loss_of(seed: keras.Model) -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(seed))
-
-
-def _check_fits(seed: keras.Model, dataset: Dataset) -> None:
-    """The model takes these images and tells these classes apart."""
-    wanted, given = seed.input_shape, (None, *dataset.image_shape)
-    if len(wanted) != 4 or any(w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)):
-        raise KerasMorphError(
-            f"{seed.name} expects inputs of shape {wanted}. Received: images of {dataset.image_shape}; "
-            "give --image-size, or build the model for these images."
-        )
-    if len(seed.outputs) != 1 or seed.output_shape[-1] != dataset.num_classes:
-        raise KerasMorphError(
-            f"{seed.name} gives outputs of shape {seed.output_shape}. Expected: one score for each of the "
-            f"{dataset.num_classes} classes of {dataset.name}."
-        )
 
 
 def _accuracy(model: keras.Model, dataset: Dataset) -> float:

@@ -218,15 +218,16 @@ def sides_of(vectors: list[int]) -> tuple[int, int]:
 
 
 def positions_of(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
-    """Positions of a call's "inputs" or "outputs", such as H x W.
+    """Positions of a call's "outputs", of its last operand, "inputs", or of its "first" one, such as H x W.
 
     Raises:
         UnsupportedModelError: if their size is unknown.
     """
-    tensor = graph.tensors[call.outputs[0] if where == "outputs" else call.operands[-1]]
+    tensor = graph.tensors[{"outputs": call.outputs, "first": call.operands}.get(where, call.operands[-1:])[0]]
     if tensor.positions is None:
+        side = "outputs" if where == "outputs" else "inputs"
         raise UnsupportedModelError(
-            f"{cost} of {layer.name} depends on the size of its {where}, which is unknown. Expected a model with a "
+            f"{cost} of {layer.name} depends on the size of its {side}, which is unknown. Expected a model with a "
             f"static input size. Received: shape {tensor.shape}; build it with input_shape=(height, width, channels)."
         )
     return tensor.positions
@@ -349,7 +350,7 @@ class Latency(Cost):
         rows = [(macs * seconds_per_flop, a, b, 0, call) for macs, a, b, call in multiply_adds(graph, self.name)]
         for number, call, layer in working(graph):
             rows += [(w.static_size * seconds_per_element, *sides_of(w.sides), 1, number) for w in layer.weights]
-            for where, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
+            for where, tensors in (("first", call.operands), ("outputs", call.outputs)):
                 positions = positions_of(graph, call, layer, where, self.name) * self.batch_size
                 vector = graph.tensors[tensors[0]].vector
                 rows.append((positions * seconds_per_element, vector, CONSTANT, 1, number))

@@ -128,7 +128,7 @@ def _of_row(operation: Any, row: Any, shapes: list[tuple[Any, ...]], results: li
         value = variable(operation, name)
         if value is None:
             continue
-        shape = results[0] if where == "outputs" else shapes[-1]
+        shape = {"outputs": results, "first": shapes}.get(where, shapes[-1:])[0]
         first = getattr(operation, "data_format", "channels_last") == "channels_first"
         places = shape[2:] if first else shape[1:-1]
         count = _times(places, math.prod(value.shape))

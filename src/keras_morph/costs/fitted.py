@@ -174,8 +174,8 @@ def _of_layers_that_multiply(graph: ChannelGraph) -> list[tuple[str, str, float,
                 rows.append((each, "weights", weight.static_size, *sides, number))
                 if sides[0] == CONSTANT:
                     rows.append((each, "channel", 1.0, sides[1], CONSTANT, number))
-        read, written = (graph.tensors[tensors[0]].vector for tensors in (call.inputs, call.outputs))
-        positions = [positions_of(graph, call, layer, where, "Latency") for where in ("inputs", "outputs")]
+        read, written = (graph.tensors[tensors[0]].vector for tensors in (call.operands, call.outputs))
+        positions = [positions_of(graph, call, layer, where, "Latency") for where in ("first", "outputs")]
         rows.append((kind, "read", positions[0], read, CONSTANT, number))
         rows.append((kind, "write", positions[1], CONSTANT, written, number))
         if read != written:

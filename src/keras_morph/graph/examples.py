@@ -31,7 +31,7 @@ def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
             as its first argument. Of arrays evenly spaced entries are taken, since they may be sorted by label.
 
     Raises:
-        DataError: if there is no image, not one array for each input, of its shape, or a number that is not finite.
+        DataError: if there is no image, or not one array for each input, of its shape.
     """
     x = data[0] if isinstance(data, tuple) else data
     most = min(MOST_IMAGES, max(1, MOST_ELEMENTS // max(map(_elements, graph.tensors))))
@@ -92,12 +92,6 @@ def _fitting(graph: ChannelGraph, inputs: Any) -> list[Any]:
         raise DataError(
             f"Expected images as {name} takes them, of shape {of}. Received: {', '.join(map(str, shapes))}."
         )
-    for number, array in enumerate(map(ops.convert_to_numpy, taken)):
-        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
-            raise DataError(
-                f"Expected finite numbers for {name} to be measured by. Received: NaN or infinity among the examples of "
-                f"input {number + 1} of {len(taken)}."
-            )
     return taken
 
 

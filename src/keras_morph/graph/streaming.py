@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_morph.channels import Call, ChannelGraph
+from keras_morph.errors import DataError
 from keras_morph.graph.replaying import called, inferring
 from keras_morph.keras_internals import functional_in, mask_of
 
@@ -38,6 +39,20 @@ class Stream:
         while tensor not in self.values:
             self.run(next(self.ahead))
         return self.values[tensor]
+
+    def finite(self, tensor: int, layer: str) -> list[Any]:
+        """What a layer reads, to compute with.
+
+        Raises:
+            DataError: if there is NaN or infinity in it. The examples themselves may have some, such as masks that are added.
+        """
+        values = self[tensor]
+        if not all(bool(ops.all(ops.isfinite(value))) for value in values):
+            raise DataError(
+                f"Expected examples for which {layer} reads finite numbers. Received: some for which it reads NaN or infinity; "
+                "leave these out."
+            )
+        return values
 
     def __iter__(self) -> Iterator[Call]:
         """The calls to come; each is run after the body of the loop."""

@@ -265,7 +265,7 @@ def _narrow_constants(config: dict[str, Any], kept: np.ndarray, result: Tensor) 
     first = keras.config.image_data_format() == "channels_first"
 
     def narrowed(value: Any, behind: int = 0) -> Any:
-        array = np.asarray(value)
+        array = np.asarray(keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value)
         if array.ndim:
             array = array.reshape(*array.shape, *[1] * (behind - array.ndim))
         if array.ndim < from_end or array.shape[-from_end] == 1:

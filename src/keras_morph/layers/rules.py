@@ -24,7 +24,7 @@ from keras import tree
 
 from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
-from keras_morph.keras_internals import own_variables, parts_of
+from keras_morph.keras_internals import builds_weights, own_variables, parts_of
 
 __all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "row_of", "rule_for", "variable", "why_not_followed"]
 
@@ -163,8 +163,8 @@ class Rule:
             "join": joins the operands' vectors.
             "strict": operands must not be constant.
         weights: attribute -> axis string.
-        multiplies: attribute -> "outputs" or "inputs": each element is multiplied once per position of the result, or
-            of the last operand.
+        multiplies: attribute -> "outputs", "inputs" or "first": each element is multiplied once per position of the result, of
+            the last operand, or of the first one, behind which states may follow.
         scored: attribute -> token of the axis whose channels the weight makes, by which GroupLasso scores them; where there
             is nothing, the `out` axis of what multiplies.
         width: config field that holds the number of channels that the layer makes.
@@ -448,7 +448,7 @@ def rests_at_activation(operation: Any, rule: Rule | None) -> bool:
 
 TABLE: dict[type, Rule] = {}
 MODES = ("make", "uniform", "merge", "join", "strict")
-SIDES = ("outputs", "inputs")
+SIDES = ("outputs", "inputs", "first")
 
 
 def variable(operation: Any, name: str) -> Any:
@@ -474,20 +474,17 @@ def why_not_followed(operation: Any) -> str | None:
     row = row_of(operation)
     if row is None or not isinstance(operation, keras.Layer):
         return None
-    if getattr(operation, "lora_enabled", False):
+    parts = parts_of(operation)
+    if any(getattr(part, "lora_enabled", False) for part in parts):
         return "has LoRA"
-    parts = parts_of(operation, itself=False)
-    if any(getattr(part, "quantization_mode", None) for part in (operation, *parts)):
+    if any(getattr(part, "quantization_mode", None) for part in parts):
         return "is quantized"
-    if not row.weights:
-        return None
-    named = [variable(operation, name) for name in row.weights]
-    holders = [variable(operation, name.rpartition(".")[0]) for name in row.weights if "." in name]
-    known = {id(each) for each in (*named, *holders)}
-    more = any(id(own) not in known for own in own_variables(operation))
+    named = {id(variable(operation, name)) for name in row.weights}
     # Keras builds a layer that is an activation when it is called with numbers.
-    more = more or any((own_variables(part) or not part.built) and id(part) not in known for part in parts)
-    return "has weights that its row does not name" if more else None
+    makes_more = any(not part.built and builds_weights(part) for part in parts[1:])
+    if named and (makes_more or any(id(own) not in named for part in parts for own in own_variables(part))):
+        return "has weights that its row does not name"
+    return None
 
 
 def register_rule(layer_class: type, rule: Rule | None = None, *, like: type | None = None) -> None:
@@ -539,5 +536,5 @@ def _check(layer_class: type, rule: Any) -> None:
     if wrong:
         raise KerasMorphError(
             f"{where} received multiplies={wrong}. Expected names among the weights {list(rule.weights)}, each with "
-            f"{' or '.join(map(repr, SIDES))}."
+            f"{', '.join(map(repr, SIDES))}."
         )

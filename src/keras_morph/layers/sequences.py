@@ -57,7 +57,7 @@ RECURRENT = Rule(
     _recurrent,
     "strict",
     {"cell.kernel": "in gates", "cell.recurrent_kernel": "state gates", "cell.bias": "gates"},
-    {"cell.kernel": "inputs", "cell.recurrent_kernel": "inputs"},
+    {"cell.kernel": "first", "cell.recurrent_kernel": "first"},
     width="units",
     scored={"cell.kernel": "gates", "cell.recurrent_kernel": "gates"},
     masks=("mask",),

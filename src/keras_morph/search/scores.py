@@ -358,7 +358,7 @@ def _readings(graph: ChannelGraph, images: Any) -> Iterator[tuple[np.ndarray, np
     ]
     stream = Stream(graph, image_batches(graph, images), [tensor for *_, tensor in reading])
     for layer, weight, tensor in reading:
-        yield *_parts(graph, layer, weight), _Read(stream[tensor], graph.tensors[tensor].axis)
+        yield *_parts(graph, layer, weight), _Read(stream.finite(tensor, layer.name), graph.tensors[tensor].axis)
         stream.release(tensor)
 
 

@@ -1,6 +1,7 @@
 """Copies of layers and models, with all that they hold."""
 
 import tempfile
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ from keras import ops, tree
 
 from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.graph.replaying import replayed
-from keras_morph.keras_internals import graph_in, input_layers, nodes_of, parts_of, remade, tensors_of
+from keras_morph.keras_internals import graph_in, input_layers, nodes_of, own_variables, parts_of, remade, tensors_of
 from keras_morph.layers.rules import rule_for
 from keras_morph.runs import uncompiled
 
@@ -25,7 +26,12 @@ def transfer(source: Any, target: Any) -> None:
         state: dict[str, Any] = {}
         one.save_own_variables(state)
         # JAX gives a variable's array away when it trains: what is trained must not share it.
-        other.load_own_variables({key: np.array(ops.convert_to_numpy(value)) for key, value in state.items()})
+        state = {key: np.array(ops.convert_to_numpy(value)) for key, value in state.items()}
+        try:
+            other.load_own_variables(state)
+        except ValueError:  # a subclass with more weights than the class that it is of, which Keras cannot load
+            for ours, theirs in zip(own_variables(one), own_variables(other), strict=True):
+                theirs.assign(ours)
         if hasattr(one, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 one.save_assets(folder)
@@ -44,6 +50,9 @@ def cloned(model: keras.Model) -> keras.Model:
     for source, target in copies.known.values():
         if graph_in(target) is None and isinstance(source, keras.layers.Layer):
             transfer(source, target)
+    if model.compiled:
+        with suppress(TypeError, ValueError):
+            copy.compile_from_config(model.get_compile_config())
     return copy
 
 

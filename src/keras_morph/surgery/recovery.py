@@ -222,7 +222,8 @@ def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
     operation, original = pair.layer.operation, pair.original.operation
     kernel, theirs = _matrices(operation), _matrices(original)
     bias = _values(operation.bias) if operation.use_bias else np.zeros(len(pair.kept))
-    given, had, missing = now.values[pair.call.inputs[0]], before[pair.read], _Missing(pair, now, before)
+    given, had = now.values[pair.call.inputs[0]], before.finite(pair.read, pair.original.name)
+    missing = _Missing(pair, now, before)
     groups, unknowns, outputs = kernel.shape
     squares, products = np.zeros((groups, unknowns, unknowns)), np.zeros((groups, unknowns, outputs))
     mean, error = np.zeros((groups, 1, unknowns)), np.zeros((groups, 1, outputs))

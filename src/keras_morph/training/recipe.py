@@ -152,7 +152,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, keras.metrics.Metric):
         try:
             return type(value).from_config(value.get_config())
-        except TypeError:  # a user's own, whose arguments its config does not say
+        except (TypeError, ValueError):  # a user's own, whose arguments its config does not say
             return value
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
