@@ -396,7 +396,7 @@ def main():
         k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu")
     }
     command = f"python benchmarks/efficientnet_lite0.py --data {Path(options.data).name} " + " ".join(
-        f"--{name.replace('_', '-')} {getattr(options, name)}" for name in SETTING if name != "data"
+        f"--{name.replace('_', '-')} {getattr(options, name)}" for name in (*SETTING, "test_images") if name != "data"
     )
     for random_seed in options.random_seeds:
         trial = Trial(options, random_seed)
