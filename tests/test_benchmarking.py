@@ -140,3 +140,8 @@ def test_accuracy_of_classes_numbers_and_one_output(outputs, labels, expected):
 def test_a_mistake_is_one_clear_line(options, message):
     with pytest.raises(km.KerasMorphError, match=message):
         km.benchmark(**{"models": {"a": told_apart()}, **options})
+
+
+def test_a_file_is_not_left_out_without_a_word():
+    with pytest.raises(km.KerasMorphError, match="expected onnxruntime among them, which serves a"):
+        km.benchmark({"a": "small.onnx"}, runtimes=["litert"])

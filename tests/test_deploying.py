@@ -109,6 +109,18 @@ def test_what_fails_is_one_line_and_keras_is_timed(error, compared, tmp_path, mo
     assert found.notes == ("timed in Keras, since litert failed: no such",)
 
 
+def test_an_export_that_fails_is_raised_when_all_else_is_there(compared, monkeypatch):
+    error = km.KerasMorphError("litert: outputs differ by 1.0")
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(deploying, "_exported", fails)
+    found = compared(Shrink(export="litert"))
+    assert found.failure is error
+    assert found.rows.keys() == {"seed", "fine-tuned"}
+
+
 def test_a_network_that_cannot_be_written_is_timed_in_keras(compared, tmp_path, monkeypatch):
     monkeypatch.setattr(
         exporting, "write_here", lambda model, files, calibration: dict.fromkeys(files, "no such operation")
