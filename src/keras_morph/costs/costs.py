@@ -23,6 +23,7 @@ from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
+from keras_morph.layers.rules import at_side
 from keras_morph.saving import Configured
 
 __all__ = [
@@ -218,12 +219,12 @@ def sides_of(vectors: list[int]) -> tuple[int, int]:
 
 
 def positions_of(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
-    """Positions of a call's "outputs", of its last operand, "inputs", or of its "first" one, such as H x W.
+    """Positions at a side of a call, such as H x W: "outputs", "inputs" (the last operand) or "first" (the first one).
 
     Raises:
         UnsupportedModelError: if their size is unknown.
     """
-    tensor = graph.tensors[{"outputs": call.outputs, "first": call.operands}.get(where, call.operands[-1:])[0]]
+    tensor = graph.tensors[at_side(where, call.operands, call.outputs)]
     if tensor.positions is None:
         side = "outputs" if where == "outputs" else "inputs"
         raise UnsupportedModelError(

@@ -14,7 +14,7 @@ from keras import layers, tree
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.graph.composites import recorded_or_none
 from keras_morph.keras_internals import graph_in, nodes_of
-from keras_morph.layers.rules import row_of, variable
+from keras_morph.layers.rules import at_side, row_of, variable
 
 __all__ = ["fixed_multiply_adds", "uncounted"]
 
@@ -128,7 +128,7 @@ def _of_row(operation: Any, row: Any, shapes: list[tuple[Any, ...]], results: li
         value = variable(operation, name)
         if value is None:
             continue
-        shape = {"outputs": results, "first": shapes}.get(where, shapes[-1:])[0]
+        shape = at_side(where, shapes, results)
         first = getattr(operation, "data_format", "channels_last") == "channels_first"
         places = shape[2:] if first else shape[1:-1]
         count = _times(places, math.prod(value.shape))

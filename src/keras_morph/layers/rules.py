@@ -14,7 +14,7 @@ and slicing in one. A layer without a row is left as it is, and its channels are
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,18 @@ from keras_morph.channels import GraphBuilder, Tensor
 from keras_morph.errors import KerasMorphError
 from keras_morph.keras_internals import builds_weights, own_variables, parts_of
 
-__all__ = ["Flow", "Routed", "Rule", "Signal", "register_rule", "row_of", "rule_for", "variable", "why_not_followed"]
+__all__ = [
+    "Flow",
+    "Routed",
+    "Rule",
+    "Signal",
+    "at_side",
+    "register_rule",
+    "row_of",
+    "rule_for",
+    "variable",
+    "why_not_followed",
+]
 
 Ids = np.ndarray
 
@@ -449,6 +460,13 @@ def rests_at_activation(operation: Any, rule: Rule | None) -> bool:
 TABLE: dict[type, Rule] = {}
 MODES = ("make", "uniform", "merge", "join", "strict")
 SIDES = ("outputs", "inputs", "first")
+
+
+def at_side(where: str, operands: Sequence[Any], results: Sequence[Any]) -> Any:
+    """The operand or result that `Rule.multiplies` means by one of SIDES."""
+    if where == "outputs":
+        return results[0]
+    return operands[0] if where == "first" else operands[-1]
 
 
 def variable(operation: Any, name: str) -> Any:
