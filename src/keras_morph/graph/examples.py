@@ -13,9 +13,9 @@ from keras_morph.channels import ChannelGraph, Tensor
 from keras_morph.errors import DataError
 from keras_morph.keras_internals import as_taken, functional_in
 
-__all__ = ["batches_in", "entries", "evenly", "image_batches", "lasting"]
+__all__ = ["batches_in", "elements", "entries", "evenly", "image_batches", "lasting"]
 
-MOST_IMAGES = 1024  # more add little to means and covariances
+MOST_IMAGES = 4096  # a late layer has one position of each, and a thousand unknowns
 MOST_ELEMENTS = 2**27  # of a tensor for all images, 0.5 GB in float32: a handful of tensors are in memory at once
 BATCH = 64  # images in one call of a layer
 
@@ -23,7 +23,7 @@ BATCH = 64  # images in one call of a layer
 def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
     """Inputs of a model without labels, for each batch a flat list of arrays, one per input.
 
-    Up to 1,024 images, and no more than 2^27 elements of any tensor: large images have many positions.
+    Up to 4,096 images, and no more than 2^27 elements of an input.
 
     Args:
         graph: the traced model.
@@ -34,7 +34,7 @@ def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
         DataError: if there is no image, or not one array for each input, of its shape.
     """
     x = data[0] if isinstance(data, tuple) else data
-    most = min(MOST_IMAGES, max(1, MOST_ELEMENTS // max(map(_elements, graph.tensors))))
+    most = min(MOST_IMAGES, max(1, MOST_ELEMENTS // max(elements(graph.tensors[tensor]) for tensor in graph.inputs)))
     batches, left = [], most
     for item in [x] if _are_arrays(x) else batches_in(x):
         inputs = item[0] if isinstance(item, (tuple, list)) and not _are_arrays(x) else item
@@ -52,8 +52,8 @@ def image_batches(graph: ChannelGraph, data: Any) -> list[list[Any]]:
 
 
 def _are_arrays(x: Any) -> bool:
-    """Whether something is an array, or a list or dictionary of them, and no data set."""
-    return isinstance(x, (list, dict)) or hasattr(x, "shape")
+    """Whether something is an array, or a list, tuple or dictionary of them, and no data set."""
+    return isinstance(x, (list, tuple, dict)) or hasattr(x, "shape")
 
 
 def evenly(size: int, count: int) -> np.ndarray:
@@ -108,7 +108,7 @@ class _Kept:
         return ((batch,) for batch in self.batches)
 
 
-def _elements(tensor: Tensor) -> int:
+def elements(tensor: Tensor) -> int:
     """Elements of a tensor for one example; sizes that are unknown count as 1."""
     rows = tensor.rows if math.isfinite(tensor.rows) else 1.0
     return math.ceil(rows * math.prod(size or 1 for size in tensor.shape[1:]))
