@@ -4,7 +4,7 @@ import keras
 import models
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_morph as km
 from keras_morph.costs.costs import CONSTANT, Monomials
@@ -131,3 +131,70 @@ def test_a_recurrent_layer_multiplies_at_every_step_wherever_its_states_come_fro
     np.testing.assert_equal(km.FLOPs()(model), 2 * 20 * (8 * 64 + 16 * 64))
     alone = keras.Model(steps, keras.layers.LSTM(16, return_sequences=True)(steps))
     np.testing.assert_allclose(km.Latency("V100")(model), km.Latency("V100")(alone), rtol=1e-12)
+
+
+class Scaled(layers.Layer):
+    """Weights of its own, multiplied by operations: a convolution of a kernel that is divided first, and a product."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3, 3, shape[-1], 4))
+        self.mix, self.scale = self.add_weight(shape=(4, 5)), self.add_weight(shape=(5,))
+
+    def call(self, x):
+        x = ops.conv(x, self.kernel / ops.std(self.kernel), padding="same")
+        return ops.einsum("bhwc,cd->bhwd", x, self.mix) * self.scale
+
+
+class Copied(layers.Dense):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning")
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [(Scaled(), (6, 6, 2), 36 * (9 * 2 * 4 + 4 * 5)), (Copied(7), (3,), 3 * 7)],
+    ids=["operations", "subclass"],
+)
+def test_what_a_layer_multiplies_by_operations_is_counted(layer, shape, macs):
+    image = keras.Input(shape)
+    model = keras.Model(image, layer(image))
+    assert km.FLOPs()(model) == 2 * macs
+    assert km.FLOPs().uncounted(km.trace(model)) == ()
+
+
+def test_the_whole_network_costs_what_it_is_with_what_nothing_reads():
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, name="conv")(image)[..., :5]
+    model = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    assert km.ModelSize()(model) == model.count_params()
+    assert km.FLOPs()(model) == 2 * (16 * 9 * 2 * 8 + 5 * 3)
+    assert km.FLOPs()(model, {"conv": 8}) == 2 * (16 * 9 * 2 * 5 + 5 * 3)
+
+
+@pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning")
+def test_a_layer_that_is_not_followed_has_activations():
+    dense, x = layers.Dense(20), keras.Input((10,))
+    model = keras.Model(x, layers.Dense(3)(dense(x)))
+    dense.enable_lora(2)
+    assert km.Activations()(model) == 23
+
+
+def test_of_two_limits_for_one_cost_the_smaller_counts():
+    graph = km.trace(models.build("plain"))
+    for amount in ("40% FLOPs, 60%", "60% FLOPs, 40%"):
+        budget = km.Budget(amount)
+        ((cost, limit),) = budget.within(budget.limits(graph)).amounts()
+        assert limit == pytest.approx(0.4 * cost(graph))
+
+
+def test_a_share_of_latency_is_of_the_cost_of_seconds_that_is_given():
+    stairs = km.Staircase(km.Latency("T4"))
+    (one, share), (_, other) = km.Budget("60% Latency, 50% FLOPs", stairs).amounts()
+    assert (one, share, other) == (stairs, "60%", "50%")
+
+
+def test_a_reshape_of_an_unknown_size_is_one_line():
+    tokens = keras.Input((None,), dtype="int32")
+    x = ops.reshape(layers.Embedding(10, 16)(tokens), (-1, 16))
+    with pytest.raises(km.UnsupportedModelError, match="depends on the size of its outputs, which is unknown"):
+        km.FLOPs()(keras.Model(tokens, layers.Dense(4)(x)))

@@ -234,3 +234,23 @@ def test_a_model_of_unknown_size_is_reported_by_its_parameters():
     assert found.totals["FLOPs"] == (0, 0)
     assert found.totals["ModelSize"] == (9 * 3 * 4 + 4 + 4 * 2 + 2, 9 * 3 + 1 + 2 + 2)
     assert "| FLOPs | 0 | 0 | - |" in found.markdown()
+
+
+def test_layers_that_were_taken_out_of_a_nested_model_are_there():
+    inside = keras.Input((6, 6, 3))
+    y = keras.layers.Conv2D(8, 3, name="c1")(inside)
+    backbone = keras.Model(inside, [y, keras.layers.Conv2D(8, 3, name="c2")(y)], name="backbone")
+    image = keras.Input((6, 6, 3))
+    seed = keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(backbone(image)[0])))
+    structure = km.fit_budget(seed, "50%")
+    rows = {row.layer: row for row in km.report(seed, km.rebuild(seed, structure)).rows}
+    expected = {row.layer: row for row in km.report(seed, structure).rows}
+    assert rows["backbone/c1"].width_after == expected["backbone/c1"].width_after > 0
+
+
+def test_an_expanded_structure_is_reported_as_what_is_rebuilt_from_it():
+    seed = km.zoo.digits_resnet()
+    wider = km.expand(seed, km.fit_budget(seed, "30%"), km.FLOPs(), "100%")
+    one, other = km.report(seed, wider), km.report(seed, km.rebuild(seed, wider, weights=False))
+    assert one.totals == other.totals
+    assert one.totals["FLOPs"][1] > 0.8 * km.FLOPs()(seed)

@@ -11,6 +11,7 @@ import structures
 
 import keras_morph as km
 from keras_morph.graph.identities import fingerprint, fingerprint_of, identities
+from keras_morph.graph.structure import _first_of
 from keras_morph.surgery.copying import cloned
 
 pytestmark = pytest.mark.once
@@ -248,3 +249,37 @@ def test_saving_makes_folders_and_replaces_the_file_as_a_whole(tmp_path):
     chosen("plain", conv1=[0]).save(path)
     assert km.Structure.load(path) == chosen("plain", conv1=[0])
     assert [file.name for file in path.parent.iterdir()] == ["structure.json"]
+
+
+def upsampled():
+    image = keras.Input((4, 4, 3))
+    x = keras.ops.depth_to_space(keras.layers.Conv2D(16, 3, padding="same", name="up")(image), 2)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="conv")(x))
+    return keras.Model(image, keras.layers.Dense(2)(x))
+
+
+def normalized():
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.GroupNormalization(4)(keras.layers.Conv2D(32, 3, name="up")(image))
+    return keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("network", [upsampled, normalized])
+def test_counts_of_channels_that_go_together_are_kept_or_refused(network):
+    """4 go together in the first, 8 in the second: the counts of a structure are those of what is rebuilt from them."""
+    model = network()
+    for width in (8, 16):
+        rebuilt = km.rebuild(model, {"up": width}, weights=False)
+        assert rebuilt.get_layer("up").filters == width
+    structure = km.fit_budget(model, "50%")
+    rebuilt = km.trace(km.rebuild(model, structure.counts(), weights=False))
+    assert rebuilt.widths == {name: width for name, width in structure.widths.items() if width}
+    with pytest.raises(km.StructureMismatchError, match=r"gives 11 channels to up\. Expected: as many as go together"):
+        km.rebuild(model, {"up": 11}, weights=False)
+
+
+def test_the_first_groups_that_fill_a_count():
+    groups = np.array([5, 3, 5, 3, 7, 8, 8, 8])
+    for count, chosen in ((0, []), (1, [7]), (2, [5]), (3, [5, 7]), (5, [5, 3, 7]), (7, [5, 3, 8]), (8, [5, 3, 7, 8])):
+        assert _first_of(groups, count).tolist() == chosen
+    assert _first_of(groups[[0, 2]], 1) is None

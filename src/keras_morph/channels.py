@@ -85,7 +85,7 @@ class Tensor:
     def positions(self) -> int | None:
         """Elements per channel for one example (H x W of an image); None when a size is unknown."""
         sizes = [size for axis, size in enumerate(self.shape) if axis not in (0, self.axis)]
-        if None in sizes:
+        if None in sizes or math.isnan(self.rows):
             return None
         return round(self.rows * math.prod(size for size in sizes if size is not None))
 

@@ -15,7 +15,7 @@ from keras_morph.benchmarking import Benchmark
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, ModelSize
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
-from keras_morph.graph.closure import close
+from keras_morph.graph.closure import Closed, close, whole
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.runs import write_atomically, write_json, write_text
@@ -362,13 +362,12 @@ def report(
         raise KerasMorphError(f"cost: expected a cost of seconds, such as MeasuredLatency. Received: {cost!r}.")
     if isinstance(small, (Structure, Mapping, str, Path)):
         before, structure = graph_and_structure(seed, small)
-        after, alive = before, structure.groups(before)
-        widths = structure.widths
+        after, left, widths = before, close(before, structure.copies(before)), structure.widths
     else:
         before, after = graph_of(seed), graph_of(small)
-        alive, widths = np.ones(after.num_groups, bool), after.widths
-    whole = np.ones(before.num_groups, bool)
-    first, second = (_costs(before, whole), _costs(after, alive))
+        left, widths = whole(after), after.widths
+    first, widths = _costs(before, whole(before)), _as_in(before, widths)
+    second = {name: (total, _as_in(before, parts)) for name, (total, parts) in _costs(after, left).items()}
     rows = tuple(
         LayerRow(
             layer.name,
@@ -387,9 +386,9 @@ def report(
     )
     totals = {name: (first[name][0], second[name][0]) for name in first}
     found = Report(before.model.name, rows, totals, tuple(history), results, FLOPs().uncounted(before))
-    found = (
-        found if cost is None else _with_predictions(found, cost, _cost(cost, before, whole), _cost(cost, after, alive))
-    )
+    if cost is not None:
+        total, parts = _cost(cost, after, left)
+        found = _with_predictions(found, cost, _cost(cost, before, whole(before)), (total, _as_in(before, parts)))
     return replace(found, times=(*found.times, *_measured(benchmark)))
 
 
@@ -423,12 +422,17 @@ def _measured(benchmark: Benchmark | None) -> list[Time]:
     ]
 
 
-def _costs(graph: ChannelGraph, alive: np.ndarray) -> dict[str, Shares]:
-    return {cost.name: _cost(cost, graph, alive) for cost in COSTS}
+def _as_in(graph: ChannelGraph, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of layers by their names in the seed: those of a nested model may have been taken out of it."""
+    names = {layer.name.replace("/", "_"): layer.name for layer in graph.layers}
+    return {names.get(name.replace("/", "_"), name): value for name, value in values.items()}
 
 
-def _cost(cost: Cost, graph: ChannelGraph, alive: np.ndarray) -> Shares:
-    closed = close(graph, alive)
+def _costs(graph: ChannelGraph, closed: Closed) -> dict[str, Shares]:
+    return {cost.name: _cost(cost, graph, closed) for cost in COSTS}
+
+
+def _cost(cost: Cost, graph: ChannelGraph, closed: Closed) -> Shares:
     present = closed.present[len(graph.calls) :]
     try:
         values = cost.per_layer(graph, closed)

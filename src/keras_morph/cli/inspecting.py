@@ -11,7 +11,7 @@ from rich.table import Table
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.errors import UnsupportedModelError
-from keras_morph.graph.closure import Closed, close
+from keras_morph.graph.closure import Closed, close, whole
 
 __all__ = ["gather", "show"]
 
@@ -28,8 +28,8 @@ def gather(graph: ChannelGraph) -> dict[str, Any]:
         reason, and what it costs. `costs`: for each cost its unit, that of the model and that of the cheapest
         structure; None where an input size is unknown.
     """
-    whole, least = close(graph, np.ones(graph.num_groups, bool)), close(graph, graph.pinned_mask)
-    before, after = ({cost: _per_layer(cost, graph, closed) for cost in COSTS} for closed in (whole, least))
+    least = close(graph, graph.pinned_mask)
+    before, after = ({cost: _per_layer(cost, graph, closed) for cost in COSTS} for closed in (whole(graph), least))
     sizes = np.bincount(graph.group_of, minlength=graph.num_groups)
     layers = []
     for number, layer in enumerate(graph.layers):

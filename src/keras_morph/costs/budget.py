@@ -109,7 +109,7 @@ class Budget:
             narrowed alike (times the root of the budget as a share of the seed), so that none becomes a bottleneck of a
             channel or two; 0 to 1. It is halved until the budget is met.
         per_cost: scores are divided by price ** per_cost: at 0 the strongest channels live, at 1 those that are the
-            strongest for what they cost. Where `shrink` and `prune` choose by `contribution_scores`, 0 counts as 1.
+            strongest for what they cost; by default 1 where `shrink` and `prune` choose by `contribution_scores`, else 0.
         bytes_per_parameter: bytes of one saved parameter, for amounts such as "2MB".
 
     Raises:
@@ -125,7 +125,7 @@ class Budget:
     _: KW_ONLY
     round_to: int | str = "auto"
     floor: float = FLOOR
-    per_cost: float = 0.0
+    per_cost: float | None = None
     bytes_per_parameter: int = 4
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class Budget:
             )
         if not 0 <= self.floor <= 1:
             raise BudgetError(f"Expected a floor from 0 to 1. Received: floor={self.floor}.")
-        if not 0 <= self.per_cost < math.inf:
+        if self.per_cost is not None and not 0 <= self.per_cost < math.inf:
             raise BudgetError(f"Expected a finite per_cost of at least 0. Received: per_cost={self.per_cost}.")
         if not self.bytes_per_parameter > 0:
             raise BudgetError(
@@ -164,9 +164,16 @@ class Budget:
             for one, amount in self.amounts(cost)
         ]
 
+    def per_unit_of_cost(self) -> "Budget":
+        """The same, at `per_cost` 1 where it says none."""
+        return self if self.per_cost is not None else replace(self, per_cost=1.0)
+
     def within(self, limits: Sequence[Limit]) -> "Budget":
         """The same with these limits, which have their margins already; they mean the same for every graph."""
-        return replace(self, amount={one.cost: one.limit / (1 - one.cost.margin) for one in limits})
+        amounts: dict[Cost, float] = {}
+        for one in limits:  # of two for one cost the smaller
+            amounts[one.cost] = min(amounts.get(one.cost, math.inf), one.limit / (1 - one.cost.margin))
+        return replace(self, amount=amounts)
 
 
 def multiples(round_to: int | str, sizes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
@@ -210,8 +217,10 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
     if found := FILE.fullmatch(text.strip()):
         return FileSizeOf(found[2], found[3] == "int8"), found[1]
     amount, _, name = text.strip().rpartition(" ")
+    if amount and (name == cost.name or (name == "Latency" and cost.unit == "seconds")):
+        return cost, amount
     if amount and name in NAMED:
-        return (cost if cost.name == name else NAMED[name]()), amount
+        return NAMED[name](), amount
     if amount and (meant := _meant(name)):
         raise BudgetError(
             f"Expected the name of a cost: {', '.join(NAMED)}. Received: budget={text!r}; "

@@ -20,7 +20,7 @@ from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
-from keras_morph.graph.closure import Closed, close
+from keras_morph.graph.closure import Closed, close, whole
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.layers.rules import at_side
@@ -161,12 +161,12 @@ class Cost(Configured, ABC):
         """
         if structure is None:
             graph = graph_of(model)
-            alive = np.ones(graph.num_groups, np.int64)
+            closed = whole(graph)
         else:
             graph, structure = graph_and_structure(model, structure)
-            alive = structure.copies(graph)
+            closed = close(graph, structure.copies(graph))
         self._name_uncounted(graph)
-        return self.total(graph, close(graph, alive))
+        return self.total(graph, closed)
 
     def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
         """Layers that this cost leaves out, since nobody can tell what they cost, such as `mix (Lambda)`."""
@@ -300,6 +300,8 @@ class ModelSize(Cost):
 class Activations(Cost):
     """Elements of the outputs of convolutions and Dense layers for one example (H x W x channels).
 
+    Of layers whose channels are not followed a fixed number; where nobody knows whether they multiply, `uncounted` names them.
+
     Example:
         >>> seed = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
         >>> km.Activations()(seed)  # 6 x 6 positions of 4 channels
@@ -309,17 +311,24 @@ class Activations(Cost):
     unit = "elements"
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
-        return Monomials.table(
-            [
-                (
-                    positions_of(graph, call, layer, "outputs", self.name),
-                    *sides_of([graph.tensors[call.outputs[0]].vector]),
-                    0,
-                    n,
-                )
-                for n, call, layer in working(graph)
-            ]
-        )
+        rows: list[tuple[float, int, int, int, int]] = [
+            (
+                positions_of(graph, call, layer, "outputs", self.name),
+                *sides_of([graph.tensors[call.outputs[0]].vector]),
+                0,
+                n,
+            )
+            for n, call, layer in working(graph)
+        ]
+        for _, n in counting.fixed_multiply_adds(graph):
+            call = graph.calls[n]
+            tensor = graph.tensors[call.outputs[0]]
+            positions = positions_of(graph, call, graph.layers[call.layer], "outputs", self.name)
+            rows.append((positions * (tensor.shape[tensor.axis] or 1), CONSTANT, CONSTANT, 0, n))
+        return Monomials.table(rows)
+
+    def uncounted(self, graph: ChannelGraph) -> tuple[str, ...]:
+        return counting.uncounted(graph)
 
 
 @keras.saving.register_keras_serializable("keras_morph")

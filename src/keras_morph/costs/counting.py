@@ -18,6 +18,9 @@ from keras_morph.layers.rules import at_side, row_of, variable
 
 __all__ = ["fixed_multiply_adds", "uncounted"]
 
+PRODUCTS = {"Matmul", "Einsum", "Conv", "DepthwiseConv", "ConvTranspose", "SeparableConv", "Dot", "Tensordot", "Inner"}
+"""Operations of `keras.ops` that multiply and add; the others go element by element."""
+
 _COUNTED: Any = weakref.WeakKeyDictionary()  # operation -> {shapes of a call: multiply-adds for one row of its batch}
 
 
@@ -29,15 +32,16 @@ def fixed_multiply_adds(graph: ChannelGraph) -> list[tuple[int, int]]:
     """
     rows = []
     for number, call, layer in _unfollowed(graph):
-        count = _of_call(call, layer)
+        count = _of_call(graph, call, layer)
         if count:
-            rows.append((round(count * graph.tensors[call.outputs[0]].rows), number))
+            rows.append((count, number))
     return rows
 
 
 def uncounted(graph: ChannelGraph) -> tuple[str, ...]:
     """Layers whose multiply-adds cannot be counted, such as `mix (Lambda)`: no cost of computing includes them."""
-    names = (f"{layer.name} ({layer.kind})" for _, call, layer in _unfollowed(graph) if _of_call(call, layer) is None)
+    left_out = (layer for _, call, layer in _unfollowed(graph) if _of_call(graph, call, layer) is None)
+    names = (f"{layer.name} ({layer.kind})" for layer in left_out)
     return tuple(dict.fromkeys(names))
 
 
@@ -46,7 +50,16 @@ def _unfollowed(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
     return [(n, call, layer) for n, call, layer in numbered if layer.rule is None and call.mode != "input"]
 
 
-def _of_call(call: Call, layer: Layer) -> int | None:
+def _of_call(graph: ChannelGraph, call: Call, layer: Layer) -> int | None:
+    """Multiply-adds for one example; None where nobody can tell."""
+    count = _of_row_of_batch(call, layer)
+    if not count:
+        return count
+    rows = graph.tensors[call.outputs[0]].rows
+    return round(count * rows) if math.isfinite(rows) else None
+
+
+def _of_row_of_batch(call: Call, layer: Layer) -> int | None:
     """Multiply-adds for one row of the batch; None where nobody can tell."""
     operation = layer.operation
     if not isinstance(operation, keras.Layer):
@@ -143,14 +156,42 @@ def _of_graph(function: Any) -> int | None:
     total = 0
     for node in nodes_of(function):
         operation = node.operation
-        if node.is_input or not isinstance(operation, keras.Layer):
+        if node.is_input:
             continue
         shapes = [tuple(x.shape) for x in node.arguments.keras_tensors]
-        count = _counted(operation, shapes, [tuple(x.shape) for x in node.outputs], None)
+        if isinstance(operation, keras.Layer):
+            count = _counted(operation, shapes, [tuple(x.shape) for x in node.outputs], None)
+        else:
+            count = _of_operation(operation, node)
         if count is None:
             return None
         total += count
     return total
+
+
+def _of_operation(operation: Any, node: Any) -> int | None:
+    """What an operation multiplies by a variable or another constant that its layer holds; products of two tensors count 0."""
+    operands = [x for x in tree.flatten((node.arguments.args, node.arguments.kwargs)) if hasattr(x, "shape")]
+    held = [x for x in operands if not isinstance(x, keras.KerasTensor)]
+    kind = type(operation).__name__
+    if not held or kind not in PRODUCTS:
+        return 0
+    result = tuple(node.outputs[0].shape)[1:]
+    if kind == "Matmul":
+        return _times(result, operands[0].shape[-1])
+    if kind == "Conv":
+        return _times(result, math.prod(held[0].shape[:-1]))
+    if kind == "DepthwiseConv":
+        return _times(result, math.prod(held[0].shape[:-2]))
+    if kind == "Einsum" and "." not in operation.subscripts:
+        words = operation.subscripts.partition("->")[0].split(",")
+        sizes: dict[str, Any] = {}
+        batches: set[str] = set()
+        for word, x in zip(words, operands, strict=True):
+            sizes.update(zip(word, x.shape, strict=True))
+            batches |= {word[0]} if isinstance(x, keras.KerasTensor) else set()
+        return _times([size for letter, size in sizes.items() if letter not in batches], 1)
+    return None
 
 
 def _times(sizes: Any, each: Any) -> int | None:

@@ -154,9 +154,11 @@ def _kind(layer: Layer, weight_size: int) -> str:
 def _sides(weight: Weight) -> tuple[int, int]:
     """The vectors that a weight reads and makes; of a depthwise kernel the only one is made."""
     sides = list(weight.sides)
-    read = weight.vectors[weight.reads] if weight.reads is not None and len(sides) == 2 else CONSTANT
-    made = [side for side in sides if side != read]
-    return read, made[0] if made else read if read != CONSTANT and len(sides) == 2 else CONSTANT
+    if len(sides) < 2:
+        return CONSTANT, sides[0] if sides else CONSTANT
+    # What is inside a layer, such as between the kernels of a separable one, is read along the first axis.
+    read = sides[0] if weight.reads is None else weight.vectors[weight.reads]
+    return read, next((side for side in sides if side != read), read)
 
 
 def _of_layers_that_multiply(graph: ChannelGraph) -> list[tuple[str, str, float, int, int, int]]:

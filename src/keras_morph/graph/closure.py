@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Partition, Tensor
 
-__all__ = ["CONSTANT", "EMPTY", "LIVE", "Closed", "close"]
+__all__ = ["CONSTANT", "EMPTY", "LIVE", "Closed", "close", "whole"]
 
 EMPTY, CONSTANT, LIVE = 0, 1, 2
 
@@ -81,6 +81,14 @@ def close(graph: ChannelGraph, alive: np.ndarray, scores: np.ndarray | None = No
             absent[:] = False
         else:
             return _closed(graph, np.maximum(alive, 1)[graph.group_of] * left[parts.labels], states, present)
+
+
+def whole(graph: ChannelGraph) -> Closed:
+    """All of a network as it is, with what nothing reads: closing would leave that out."""
+    live = np.full(len(graph.tensors), LIVE)
+    return _closed(
+        graph, np.ones(graph.num_channels, np.int64), live, np.ones(len(graph.calls) + len(graph.layers), bool)
+    )
 
 
 def _closed(graph: ChannelGraph, channels: np.ndarray, states: np.ndarray, present: np.ndarray) -> Closed:

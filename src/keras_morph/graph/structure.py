@@ -310,7 +310,15 @@ def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
                 f"{origin} gives {count} channels to {name}. Expected: at most {len(groups)}, and as many as the "
                 f"layers that it is tied to{tied}."
             )
-        alive[groups[open_[missing:]]] = False
+        stay = open_[graph.pinned_mask[groups[open_]]]
+        free = groups[np.setdiff1d(open_, stay)]
+        chosen = _first_of(free, max(0, missing - len(stay)))
+        if chosen is None:
+            raise StructureMismatchError(
+                f"{origin} gives {count} channels to {name}. Expected: as many as go together there: with channel 0 "
+                f"{np.count_nonzero(groups == groups[0])} of its {len(groups)}."
+            )
+        alive[np.setdiff1d(free, chosen)] = False
         undecided[groups] = False
         asked[name if name in layers else key] = count
     structure = Structure.closed(graph, alive)
@@ -322,6 +330,30 @@ def _from_counts(graph: ChannelGraph, counts: Any, origin: str) -> Structure:
                 f"removed ({f'pinned: {pins[0]}' if pins else 'the only path to an output'})."
             )
     return structure
+
+
+def _first_of(groups: np.ndarray, count: int) -> np.ndarray | None:
+    """The first of the groups, in the order of their first channels, that have `count` channels together; None if none have.
+
+    Args:
+        groups: of each channel.
+        count: channels that stay.
+    """
+    _, firsts, sizes = np.unique(groups, return_index=True, return_counts=True)
+    order = np.argsort(firsts)
+    firsts, sizes = firsts[order], sizes[order].tolist()
+    sums = [1]  # bit i: some of the last groups have i channels together
+    for size in reversed(sizes):
+        sums.append(sums[-1] | sums[-1] << size)
+    if not sums.pop() >> count & 1:
+        return None
+    chosen = []
+    for first, size in zip(firsts, sizes, strict=True):
+        behind = sums.pop()
+        if size <= count and behind >> (count - size) & 1:
+            chosen.append(groups[first])
+            count -= size
+    return np.array(chosen, groups.dtype)
 
 
 def _is_count(value: Any) -> bool:

@@ -350,9 +350,10 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
 def _readings(graph: ChannelGraph, images: Any) -> Iterator[tuple[np.ndarray, np.ndarray, _Read]]:
     """For each weight that reads channels: the part of it that meets each of them, their groups, and what is read."""
     reading = [
-        (layer, weight, graph.calls[graph.layer_calls[number][0]].inputs[0])
+        (layer, weight, graph.calls[call].inputs[0])
         for number, layer in enumerate(graph.layers)
         if layer.made is not None
+        for call in graph.layer_calls[number]
         for weight in layer.weights
         if _reads(layer, weight)
     ]
@@ -368,22 +369,31 @@ def _reads(layer: Layer, weight: Weight) -> bool:
 
 def _is_grouped(layer: Layer, weight: Weight) -> bool:
     """A grouped convolution whose groups keep equal counts: its kernel is (.., channels of a group, results of all)."""
-    inside = weight.reads is None and weight.name == "kernel" and weight.vectors[-2] >= 0
-    return inside and getattr(layer.operation, "groups", 1) > 1
+    inside = weight.reads is None and _name(weight) == "kernel" and weight.vectors[-2] >= 0
+    return inside and getattr(_wrapped(layer), "groups", 1) > 1
+
+
+def _name(weight: Weight) -> str:
+    """The weight's name in the layer that has it, which may be inside a TimeDistributed."""
+    return weight.name.rpartition(".")[2]
+
+
+def _wrapped(layer: Layer) -> Any:
+    return layer.operation.layer if isinstance(layer.operation, keras.layers.TimeDistributed) else layer.operation
 
 
 def _parts(graph: ChannelGraph, layer: Layer, weight: Weight) -> tuple[np.ndarray, np.ndarray]:
     """A weight as a row for each channel that it reads, float64, and the groups of the channels."""
     values = _values(layer, weight)
     if _is_grouped(layer, weight):
-        number, inside = layer.operation.groups, values.shape[-2]
+        number, inside = _wrapped(layer).groups, values.shape[-2]
         values = values.reshape(-1, inside, number, values.shape[-1] // number).transpose(2, 1, 0, 3)
         apart = np.zeros((number, inside, number, values[0, 0].size))  # what one conv group makes, no other does
         apart[np.arange(number), :, np.arange(number)] = values.reshape(number, inside, -1)
         return apart.reshape(number * inside, -1), np.tile(graph.groups_of(weight.vectors[-2]), number)
     assert weight.reads is not None
-    points = next((each for each in layer.weights if each.name == "pointwise_kernel"), None)
-    if weight.name == "depthwise_kernel" and points is not None:  # of a separable convolution
+    points = next((each for each in layer.weights if _name(each) == "pointwise_kernel"), None)
+    if _name(weight) == "depthwise_kernel" and points is not None:  # of a separable convolution
         channels, multiplier = values.shape[-2:]
         values = values.reshape(-1, channels, multiplier)
         values = np.einsum(
