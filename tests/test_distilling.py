@@ -131,3 +131,15 @@ def test_options_out_of_range_are_refused(options):
 def test_other_classes_are_refused():
     with pytest.raises(km.KerasMorphError, match="same single output"):
         km.Distiller(classifier(4), classifier(8, classes=4))
+
+
+def test_what_layers_add_to_the_loss_counts_in_full():
+    x = keras.Input((5,))
+    hidden = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.5))(x)
+    student = keras.Model(x, keras.layers.Dense(3, activation="softmax")(hidden))
+    added = 0.5 * np.square(student.layers[1].get_weights()[0]).sum()
+    plain = loss_of(km.Distiller(student, student, weight=0.0))
+    # Its own teacher: nothing to learn from.
+    np.testing.assert_allclose(
+        loss_of(km.Distiller(student, student, weight=0.25)), 0.75 * (plain - added) + added, rtol=1e-5
+    )

@@ -20,6 +20,7 @@ import keras_morph as km
 from keras_morph import pipeline
 from keras_morph.channels import Wiring
 from keras_morph.runs import save_model
+from keras_morph.training import batches
 from keras_morph.training.guards import is_trained
 from keras_morph.training.recipe import ends_in_softmax
 
@@ -186,7 +187,9 @@ def test_a_regularizer_that_is_asked_for_also_chooses_else_contributions_do(name
     progress = pipeline.choose(pipeline.learn(progress))
     assert repr(progress.learner.regularizer) == repr(named or km.GroupLasso())
     by_scores = km.fit_budget(progress.learner, budget)
-    per_cost = replace(budget, per_cost=1.0)
+    assert km.fit_budget(progress.learner, replace(budget, per_cost=0.0)) == by_scores
+    per_cost = budget.per_unit_of_cost()
+    assert (per_cost.per_cost, replace(budget, per_cost=0.0).per_unit_of_cost().per_cost) == (1.0, 0.0)
     by_images = km.fit_budget(progress.learner, per_cost, scores=km.contribution_scores(progress.learner, x))
     assert by_scores != by_images
     assert progress.structure == (by_scores if named else by_images)
@@ -417,6 +420,9 @@ def test_a_new_head_on_a_trained_network_teaches_nothing(seed):
     assert progress.recipe.distillation == 0
     progress = pipeline.begin(seed, "50%", (x, y), recipe=km.Recipe(epochs=3))
     assert progress.recipe.distillation == pipeline.DISTILLATION
+    with pytest.warns(km.ChanceWarning, match="of the training data"):
+        progress = pipeline.begin(seed, "50%", batches.Batches((x, (y + 1) % 3), 32, 0), recipe=km.Recipe(epochs=3))
+    assert progress.recipe.distillation == 0
 
 
 @pytest.mark.once
@@ -569,3 +575,24 @@ def test_the_next_round_knows_what_is_said_of_layers_that_are_left(dead, wiring,
     structure = km.Structure.closed(learner.graph, alive)
     progress = km.Progress(training, km.Budget("50%"), seed, learner, structure=structure)
     assert pipeline.widen(progress).learner.graph.wiring == left
+
+
+@pytest.mark.once
+def test_outputs_keep_the_names_by_which_losses_are_given():
+    """The one that is added dies, and hands on what is left of the sum."""
+    x = keras.Input((6,))
+    p, q = layers.Dense(4, name="p")(layers.Dense(3, name="hidden")(x)), layers.Dense(4, name="q")(x)
+    model = keras.Model(x, [layers.Add(name="out")([p, q]), layers.Dense(2, name="o2")(q)])
+    small = km.rebuild(model, {"hidden": 0})
+    assert "p" not in [layer.name for layer in small.layers]
+    assert small.output_names == model.output_names
+    small.compile("sgd", {"out": "mse", "o2": "mse"})
+
+
+@pytest.mark.once
+def test_accuracy_is_that_of_classifiers():
+    x = keras.Input((4,))
+    recipe, two = km.Recipe(loss="mse"), keras.Model(x, [layers.Dense(2)(x), layers.Dense(2)(x)])
+    assert "metrics" not in recipe.objective(two)
+    assert "metrics" not in recipe.objective(keras.Model(x, layers.Dense(1)(x)))
+    assert recipe.objective(keras.Model(x, layers.Dense(2, activation="softmax")(x)))["metrics"] == ["accuracy"]

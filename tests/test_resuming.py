@@ -22,7 +22,7 @@ from keras_morph import runs
 from keras_morph.cli import main
 from keras_morph.status import is_running, now_running, running
 from keras_morph.training.batches import Batches
-from keras_morph.training.checkpoints import Checkpoint, Saved
+from keras_morph.training.checkpoints import Checkpoint, Saved, fit_resumably
 from keras_morph.training.recipe import cosine
 
 TORCH = keras.backend.backend() == "torch"
@@ -590,3 +590,13 @@ def test_a_command_that_diverges_exits_1(tmp_path, capsys):
     assert "The training diverged in learn, epoch 1" in capsys.readouterr().err
     (folder,) = tmp_path.iterdir()
     assert status(folder)["state"] == "failed"
+
+
+def test_averages_of_one_phase_are_not_swapped_into_the_next():
+    """At the end of an epoch SwapEMAWeights leaves the averages in the model; the next optimizer has none but zeros."""
+    model, swap = tiny(), keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    for phase in ("learn", "fine-tune"):
+        model.compile(keras.optimizers.SGD(1e-3, use_ema=True), "sparse_categorical_crossentropy")
+        model.optimizer.build(model.trainable_variables)
+        fit_resumably(model, (X, Y), 8, phase=phase, epochs=1, folder=None, callbacks=[swap], seed=0, verbose=0)
+        assert all(np.any(weight) for weight in model.get_weights() if weight.ndim > 1)

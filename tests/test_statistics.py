@@ -56,3 +56,14 @@ def test_few_examples_are_one_batch():
     km.reestimate_statistics(model, (X[:7], None), batch_size=64)
     mean = ops.convert_to_numpy(model.get_layer("conv")(X[:7])).mean((0, 1, 2))
     np.testing.assert_allclose(ops.convert_to_numpy(model.get_layer("bn").moving_mean), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_renormalization_goes_by_the_same_statistics():
+    model = network(renorm=True)
+    km.reestimate_statistics(model, (X, None), batch_size=10)
+    bn = model.get_layer("bn")
+    np.testing.assert_allclose(*(ops.convert_to_numpy(v) for v in (bn.renorm_mean, bn.moving_mean)), rtol=1e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(bn.renorm_stddev), ops.convert_to_numpy(bn.moving_stddev), rtol=1e-5
+    )
+    assert (bn.momentum, bn.renorm_momentum) == (0.99, 0.99)

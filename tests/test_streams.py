@@ -49,6 +49,8 @@ def test_val_is_for_validation(photos):
     data = load(photos)
     assert [len(data.x_train), len(data.x_val), len(data.x_test)] == [40, 10, 12]
     np.testing.assert_array_equal(np.bincount(data.y_val), [5, 5])
+    few = load(photos, limit=10)  # for both together, in proportion
+    assert [len(few.x_train), len(few.x_val), len(few.x_test)] == [8, 2, 10]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])

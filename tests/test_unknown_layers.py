@@ -14,6 +14,7 @@ from keras import layers, ops
 import keras_morph as km
 from keras_morph.layers.rules import TABLE
 from keras_morph.runs import save_model
+from keras_morph.surgery.copying import cloned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::keras_morph.UnknownLayerWarning"),
@@ -289,3 +290,15 @@ def test_a_layer_with_a_rule_needs_a_config(monkeypatch):
         with pytest.raises(km.UnsupportedModelError, match=r"bare\w* has a rule.*get_config"):
             function(model, structure)
     np.testing.assert_array_equal(ops.convert_to_numpy(model.layers[1].kernel), before)
+
+
+def test_lora_goes_on_learning_in_a_copy():
+    """Keras saves the kernel with what was learned added to it, and two factors of zero, which have no gradient."""
+    dense, x = keras.layers.Dense(6), keras.Input((4,))
+    model = keras.Model(x, keras.layers.Dense(2)(dense(x)))
+    dense.enable_lora(2)
+    dense.lora_kernel_b.assign(np.ones((2, 6)))
+    copy = cloned(model)
+    for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.any(keras.ops.convert_to_numpy(copy.layers[1].lora_kernel_a))

@@ -247,6 +247,11 @@ def settled(
     if recipe.learning is None:
         learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
         recipe = replace(recipe, learning=LEARNING if learns else 0.0)
+    elif not recipe.learning and (regularizer is not None or recipe.strength):
+        raise KerasMorphError(
+            "A regularizer and a strength are of the learning under a penalty. Expected: none of them where learning is 0, or a "
+            f"share of learning. Received: regularizer={regularizer!r}, strength={recipe.strength}, learning=0."
+        )
     if recipe.distillation is None:
         teaches = (known if knows is None else knows) and not has_own_steps(graph.model)
         teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
@@ -492,7 +497,7 @@ def choose(progress: Progress) -> Progress:
     """
     budget, scores = progress.budget, None
     if not (progress.by_regularizer and progress.learned):
-        budget = replace(budget, per_cost=budget.per_cost or 1.0)
+        budget = budget.per_unit_of_cost()
         scores = contribution_scores(progress.learner.graph, _calibration(progress))
     structure = fit_measured(progress.learner, budget, scores=scores, say=progress.training.say)
     return replace(progress, structure=structure)
@@ -640,7 +645,9 @@ def _trained(
         left=max(0, recipe.epochs - len(progress.history)),
     )
     if training.run is not None and phase == "learn":
-        callbacks = [*callbacks, StructureLog(training.run / "learned_structure")]
+        round_ = len(progress.earlier) + 1
+        name = "learned_structure" if round_ == 1 else f"learned_structure_{round_}"
+        callbacks = [*callbacks, StructureLog(training.run / name)]
     compile_plainly(model, optimizer=recipe.make_optimizer(rate), **training.objective)
     fit_resumably(
         model,
@@ -688,8 +695,8 @@ def prune(
         return rebuild(model, fit_measured(model, budget, scores=scores, cost=cost))
     calibration = lasting(graph_of(model), calibration)
     if scores is None and getattr(model, "regularizer", None) is None:
-        scores, budget = contribution_scores(model, calibration), budget_from(budget, cost)
-        budget = replace(budget, per_cost=budget.per_cost or 1.0)
+        scores = contribution_scores(model, calibration)
+        budget = budget_from(budget, cost).per_unit_of_cost()
     structure = fit_measured(model, budget, scores=scores, cost=cost)
     small = rebuild(model, structure)
     recover(small, model, structure, calibration)

@@ -209,12 +209,17 @@ def assemble(
             f"{class_names[strangers[0]]!r}; remove them or add training images"
         )
         raise DataError(msg)
-    chosen = pool[_stratified_order(train.labels[pool], seed)][:limit]
+    chosen = pool[_stratified_order(train.labels[pool], seed)]
     if source.validation is None:
-        held_out, (train_chosen, val_chosen) = train, _split(chosen, validation_split)
+        held_out, (train_chosen, val_chosen) = train, _split(chosen[:limit], validation_split)
     else:
-        held_out, train_chosen = source.validation, chosen
-        val_chosen = _stratified_order(held_out.labels, seed)[:limit]
+        held_out, both = source.validation, len(chosen) + len(source.validation.labels)
+        most = both if limit is None else min(limit, both)
+        for_validation = min(
+            round(most * len(held_out.labels) / both), most - len(class_names)
+        )  # each class is trained on
+        train_chosen = chosen[: most - for_validation]
+        val_chosen = _stratified_order(held_out.labels, seed)[:for_validation]
     test_chosen = test_chosen[:limit]
     if not len(train_chosen) or not len(test_chosen):
         msg = f"{name}: expected enough images for training and test, received {len(train.labels)} in all; add some"

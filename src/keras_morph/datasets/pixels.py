@@ -201,6 +201,11 @@ def _tried(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Choice
     count = len(images)
     ranges = [p for p in PIXELS.values() if not isinstance(p.scale, tuple) or images.shape[-1] == len(p.scale)]
     scores = np.stack([_log_probabilities(model.predict(p(images), batch_size=64, verbose=0)) for p in ranges])
+    if labels.max() >= scores.shape[-1]:
+        classes, given = labels.max() + 1, scores.shape[-1]
+        return Choice(
+            PIXELS["0-1"], f"the model's {given} output{'s' * (given > 1)} cannot be tried on {classes} classes"
+        )
     right = (scores.argmax(axis=-1) == labels).mean(axis=-1)
     losses = -np.take_along_axis(scores, labels[None, :, None], axis=-1).mean(axis=(1, 2))
     guess = np.bincount(labels).max() / count

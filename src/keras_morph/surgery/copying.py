@@ -23,6 +23,12 @@ def transfer(source: Any, target: Any) -> None:
         if one is other:
             continue
         other.trainable = one.trainable  # parents first: what a layer holds has the last word
+        if getattr(one, "lora_enabled", False) and getattr(one, "quantization_mode", None) is None:
+            # Keras saves the kernel with what was learned added to it, and zeros that would never learn again.
+            theirs = {variable.name: variable for variable in own_variables(other)}
+            for ours in own_variables(one):
+                theirs[ours.name].assign(ours)
+            continue
         state: dict[str, Any] = {}
         one.save_own_variables(state)
         # JAX gives a variable's array away when it trains: what is trained must not share it.
@@ -51,7 +57,7 @@ def cloned(model: keras.Model) -> keras.Model:
         if graph_in(target) is None and isinstance(source, keras.layers.Layer):
             transfer(source, target)
     if model.compiled:
-        with suppress(TypeError, ValueError):
+        with suppress(TypeError, ValueError, NotImplementedError):
             copy.compile_from_config(model.get_compile_config())
     return copy
 

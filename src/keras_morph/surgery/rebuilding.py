@@ -20,7 +20,7 @@ from keras_morph.graph.closure import LIVE, Closed, close
 from keras_morph.graph.replaying import called, filled, model_like, replay
 from keras_morph.graph.structure import graph_and_structure, repeated
 from keras_morph.graph.tracing import trace
-from keras_morph.keras_internals import recorded_arguments, remade, structs
+from keras_morph.keras_internals import functional_in, maker_of, recorded_arguments, remade, structs
 from keras_morph.layers.rules import Rewriting, variable
 from keras_morph.surgery.copying import cloned, transfer
 from keras_morph.surgery.folding import Constants, DeadValues, fold
@@ -148,13 +148,22 @@ class _Rebuilding:
         graph = self.graph
         replay(plan(graph, self.closed, self.filling), self.tensors, self.act)
         inputs, outputs = [self.tensors[t] for t in graph.inputs], [self.tensors[t] for t in graph.outputs]
-        model = model_like(graph.model, inputs, outputs, graph.model.name)
+        model = model_like(graph.model, inputs, self.named(outputs), graph.model.name)
         if self.weights:
             for (number, _), copy in self.copies.items():
                 self.carry(graph.layers[number], copy)
             for source, target in self.wholes.values():
                 transfer(source, target)
         return model
+
+    def named(self, outputs: list[Any]) -> list[Any]:
+        """Several outputs under the seed's names, by which losses are given: what made one may be gone."""
+        names = functional_in(self.graph.model).output_names
+        made = [maker_of(output).name for output in outputs]
+        return [
+            output if len(outputs) == 1 or name in made or names.count(name) > 1 else layers.Identity(name=name)(output)
+            for output, name in zip(outputs, names, strict=True)
+        ]
 
     def act(self, step: Step | Nested) -> Any:
         return self.nest(step) if isinstance(step, Nested) else self.ways[step.way](step.call)

@@ -26,7 +26,7 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(self, data: tuple[Any, ...], batch_size: int, seed: int) -> None:
         super().__init__()
-        self.arrays = _without_lists(tree.map_structure(_array, data))
+        self.arrays = _without_lists(tree.map_structure(_array, data if data[-1] is not None else data[:-1]))
         self.count = len(tree.flatten(self.arrays)[0])
         self.batch_size, self.seed = batch_size, seed
         self.set_epoch(0)

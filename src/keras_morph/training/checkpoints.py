@@ -27,8 +27,8 @@ __all__ = ["Checkpoint", "Saved", "fill", "fit_resumably"]
 FORMAT = 1
 IN_ORDER = ("set_epoch", "skip", "__getitem__")
 """What data have that can begin in the middle of an epoch; a tf.data.Dataset skips in another way."""
-KERAS_STATES = ("best", "best_epoch", "cooldown_counter", "stopped_epoch", "wait")
-"""What EarlyStopping, ReduceLROnPlateau and ModelCheckpoint count."""
+KERAS_STATES = ("best", "best_epoch", "cooldown_counter", "stopped_epoch", "wait", "_ema_weights_in_model")
+"""What EarlyStopping, ReduceLROnPlateau and ModelCheckpoint count, and which weights SwapEMAWeights has put into the model."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,9 @@ def fit_resumably(
         folder: where the checkpoints are kept, or None.
         callbacks: as in `fit`.
     """
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            callback._ema_weights_in_model = False  # a phase before may have left its own there, and they stay
     callbacks = [*callbacks, StopDiverging(phase, kept=folder)]
     begin = {"initial_epoch": 0, "skip": 0}
     if folder is not None:

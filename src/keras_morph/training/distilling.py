@@ -17,7 +17,8 @@ SMALLEST = 1e-7  # probability whose logarithm is still taken
 class Distiller(Trainee):
     """A model that computes what the student computes and trains the student in place, under plain `compile` and `fit`.
 
-    Its loss is `(1 - weight) * compiled loss + weight * T^2 * KL(teacher || student)`, both softened by the temperature T.
+    Its loss is `(1 - weight) * compiled loss + weight * T^2 * KL(teacher || student)`, both softened by the temperature T, and
+    what layers add: regularizers and `add_loss`.
 
     Args:
         student: a classifier with one output.
@@ -72,7 +73,8 @@ class Distiller(Trainee):
         # One output, whether it has a name or not.
         (teacher,), (student,), (weights,) = map(keras.tree.flatten, (answers, y_pred, sample_weight))
         kl = _Divergence(self.temperature, self.from_logits)(ops.stop_gradient(teacher), student, sample_weight=weights)
-        return (1 - self.weight) * loss + self.weight * self.temperature**2 * ops.cast(kl, loss.dtype)
+        added = sum((self._aggregate_additional_loss(each) for each in self.losses), 0.0)
+        return loss + self.weight * (added - loss + self.temperature**2 * ops.cast(kl, loss.dtype))
 
 
 class _Divergence(keras.losses.Loss):

@@ -1,6 +1,7 @@
 """What ends a training that is lost, and what is said before one begins that cannot be right."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_morph.errors import ChanceWarning, DivergedError
-from keras_morph.graph.examples import entries, evenly
+from keras_morph.graph.examples import batches_in, entries, evenly
 from keras_morph.keras_internals import sync_weights
 from keras_morph.training.learner import StructureLearner
 
@@ -111,22 +112,39 @@ def is_trained(model: keras.Model) -> bool:
     return False
 
 
+def _some(data: Any) -> tuple[Any, Any] | None:
+    """Inputs and labels of some examples; None where there are none that can be read again."""
+    if isinstance(data, tuple):
+        size = len(keras.tree.flatten(data[1])[0])
+        chosen = evenly(size, min(size, EXAMPLES))
+        return keras.tree.map_structure(lambda part: entries(part, chosen), data[:2])
+    batches, count = [], 0
+    for batch in () if data is None or isinstance(data, Iterator) else batches_in(data):
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            return None
+        batches.append(keras.tree.map_structure(ops.convert_to_numpy, tuple(batch[:2])))
+        count += len(keras.tree.flatten(batches[-1])[-1])
+        if count >= EXAMPLES:
+            break
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches) if batches else None
+
+
 def warn_at_chance(model: keras.Model, data: Any, kind: str, batch_size: int = 64) -> bool:
     """Warn if a trained classifier is right no more often than an answer that never changes; tells whether it is not.
 
     Args:
         model: of one output with a number per class; of any other nothing is said.
-        data: `(x, y)` or `(x, y, sample_weight)` of arrays, of which up to 1,024 examples are looked at; of other kinds of
-            data nothing is said.
+        data: as `fit` takes them, with labels; up to 1,024 examples are looked at. Of what can be read once nothing is said.
         kind: of the data, such as "validation".
         batch_size: examples at a time.
     """
     shape = model.output_shape
-    if not (isinstance(data, tuple) and isinstance(shape, tuple) and len(shape) == 2 and shape[1] and shape[1] > 1):
+    if not (isinstance(shape, tuple) and len(shape) == 2 and shape[1] and shape[1] > 1):
         return False
-    size = len(keras.tree.flatten(data[1])[0])
-    chosen = evenly(size, min(size, EXAMPLES))
-    x, y = keras.tree.map_structure(lambda part: entries(part, chosen), data[:2])
+    found = _some(data)
+    if found is None:
+        return False
+    x, y = found
     labels = np.asarray(ops.convert_to_numpy(keras.tree.flatten(y)[0]))
     if labels.shape == (len(labels), shape[1]):
         classes = labels.argmax(-1)

@@ -137,7 +137,7 @@ class Recipe:
                     "model that was compiled with a loss, or Recipe(loss=...). Received: neither."
                 )
             found["loss"] = "sparse_categorical_crossentropy"
-        if found["metrics"] is None and not compiled:
+        if found["metrics"] is None and not compiled and answers_classes(model, found["loss"]):
             found["metrics"] = ["accuracy"]
         # Metrics keep counts: each model has its own.
         return {key: _copied(value) for key, value in found.items() if value is not None}
@@ -167,10 +167,9 @@ def ends_in_softmax(model: keras.Model) -> bool:
     if isinstance(last, keras.Model):
         return ends_in_softmax(last)
     # `ops.softmax` of a Keras tensor is an operation, whose class has the name of the layer's.
-    return type(last).__name__ == "Softmax" or getattr(last, "activation", None) in (
-        keras.activations.softmax,
-        ops.softmax,
-    )
+    if type(last).__name__ == "Softmax":
+        return getattr(last, "axis", -1) in (-1, len(model.outputs[0].shape) - 1)
+    return getattr(last, "activation", None) in (keras.activations.softmax, ops.softmax)
 
 
 def answers_classes(model: keras.Model, loss: Any) -> bool:

@@ -30,15 +30,16 @@ def reestimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 64
     """
     norms = [layer for layer in parts_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
     norms = [layer for layer in norms if layer.trainable]
-    momenta = [layer.momentum for layer in norms]
+    names = ("momentum", "renorm_momentum")  # the second where the layer has `renorm`
+    momenta = [(layer, name, getattr(layer, name)) for layer in norms for name in names if hasattr(layer, name)]
     try:
         for number, x in enumerate(batches_of(data, batch_size, batches) if norms else ()):
-            for layer in norms:
-                layer.momentum = number / (number + 1)  # the mean of all batches so far
+            for layer, name, _ in momenta:
+                setattr(layer, name, number / (number + 1))  # the mean of all batches so far
             model(x, training=True)
     finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
+        for layer, name, momentum in momenta:
+            setattr(layer, name, momentum)
 
 
 def batches_of(data: Any, batch_size: int, batches: int) -> Iterator[Any]:
