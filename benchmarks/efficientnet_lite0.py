@@ -41,6 +41,7 @@ from keras_morph.graph.structure import Structure
 from keras_morph.pipeline import cosine
 from keras_morph.runs import describe_environment, save_model
 from keras_morph.training.recipe import fit_on
+from keras_morph.training.steps import jit_compiles
 
 RESULTS = Path(__file__).parent / "results" / "efficientnet_lite0.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "pretrained.md"
@@ -230,7 +231,12 @@ class Trial:
         annealed = cosine(rate, len(self.batches) * (stop - held))
         for first, last, here in ((start, held, rate), (max(held, start), stop, annealed)):
             if first < last:
-                model.compile(keras.optimizers.Adam(here), "sparse_categorical_crossentropy", metrics=["accuracy"])
+                model.compile(
+                    keras.optimizers.Adam(here),
+                    "sparse_categorical_crossentropy",
+                    metrics=["accuracy"],
+                    jit_compile=jit_compiles(),
+                )
                 fit_on(model, self.batches, 0, seed=self.random_seed, first=first, epochs=last - first, verbose=0)
         return model
 

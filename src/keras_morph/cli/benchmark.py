@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import DATA, RUNTIMES, Classes, ImageSize, among, check_folder, check_number
+from keras_morph.cli.options import (
+    DATA,
+    PIXELS,
+    RUNTIMES,
+    Classes,
+    ImageSize,
+    among,
+    check_folder,
+    check_name,
+    check_number,
+)
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["benchmark"]
@@ -27,6 +37,13 @@ def benchmark(
     data: Annotated[
         str | None, typer.Option(help="measure the accuracy on its test examples, too", **among(DATA, show=False))
     ] = None,
+    pixels: Annotated[
+        str,
+        typer.Option(
+            help="range of pixels that the models take; auto: as the first says, 0-1 if it is an exported file",
+            **among(("auto", *PIXELS)),
+        ),
+    ] = "auto",
     seconds: Annotated[float, typer.Option(help="how long each model is timed in each runtime")] = 3.0,
     output: Annotated[Path | None, typer.Option(help="write all figures as JSON to this file, too")] = None,
     image_size: ImageSize = 32,
@@ -41,6 +58,7 @@ def benchmark(
     check_number("--threads", threads, 1)
     check_number("--batch-size", batch_size, 1)
     check_number("--seconds", seconds, 0, above=True)
+    check_name("--pixels", pixels, ("auto", *PIXELS))
     if output is not None:
         check_folder("the folder of --output", output.parent)
 
@@ -54,7 +72,7 @@ def benchmark(
         _name(text, models): Path(text) if is_exported(text) else load_model(text, input_shape=shape, classes=classes)
         for text in models
     }
-    images = None if data is None else images_for(next(iter(found.values())), data)
+    images = None if data is None else images_for(next(iter(found.values())), data, pixels)
     result = compare(
         found,
         runtimes=chosen,

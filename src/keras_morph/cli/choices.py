@@ -179,8 +179,8 @@ def is_named(text: str) -> bool:
     return not text.endswith(".keras") and ":" not in text
 
 
-def images_for(model: Any, data: str) -> Dataset:
-    """A data set at the size and in the range of pixels that a model takes; for an exported file, in 0-1."""
+def images_for(model: Any, data: str, pixels: str = "auto") -> Dataset:
+    """A data set at the size and in the range of pixels that a model takes; auto is 0-1 for an exported file."""
     dataset = load(data, image_size=image_size_of(model))
     if not isinstance(model, keras.Model):
         wanted = open_exported(model).inputs[0].shape[-1]
@@ -189,9 +189,9 @@ def images_for(model: Any, data: str) -> Dataset:
                 f"{model} expects images of {wanted} channels. Received: {dataset.name}, whose images have "
                 f"{dataset.image_shape[-1]}."
             )
-        return dataset
+        return dataset if pixels == "auto" else dataset.in_pixels(PIXELS[pixels])
     check_fits(model, dataset)
-    return dataset.in_pixels(pixels_of("auto", model, dataset, named=False).pixels)
+    return dataset.in_pixels(pixels_of(pixels, model, dataset, named=False).pixels)
 
 
 def check_fits(model: keras.Model, dataset: Dataset) -> None:

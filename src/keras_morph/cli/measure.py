@@ -58,6 +58,11 @@ def measure(
     check_folder("--on", folder)
     if on and (folder / TIMINGS).exists():
         timings = Timings.parsed((folder / TIMINGS).read_text(encoding="utf-8"))
+        if timings.conditions.runtime != runtime:
+            raise KerasMorphError(
+                f"--runtime {runtime} expects files that were timed in it. Received: {folder / TIMINGS}, of "
+                f"{timings.conditions.runtime}; give that, or another --on."
+            )
     else:
         files = measuring.export_structures(
             graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2, progress=print

@@ -78,11 +78,11 @@ class Shrink:
     ] = None
     strength: Annotated[float | None, typer.Option(help="factor of the penalty; by default it is controlled")] = None
     per_cost: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="0: the strongest channels live, 1, and by default where images choose: the strongest for what they cost"
+            help="0: the strongest channels live, 1: the strongest for what they cost; by default 1 where images choose, else 0"
         ),
-    ] = 0.0
+    ] = None
     round_to: Annotated[
         str, typer.Option(help='widths become multiples of this, or stay whole; "auto": what runtimes like, up to 8')
     ] = "auto"
@@ -153,6 +153,7 @@ class Shrink:
                 f"--latency expects {', '.join(RUNTIMES_THAT_MEASURE)}, or a file that keras-morph measure wrote. "
                 f"Received: {self.latency}."
             )
+        self._check_of_cost()
         if self.int8 and not self.export:
             raise KerasMorphError("--int8 needs --export FORMATS. Received: --int8 alone.")
         if self.export is not None:
@@ -171,6 +172,19 @@ class Shrink:
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:
             check_folder("--log-dir", self.log_dir)
+
+    def _check_of_cost(self) -> None:
+        """Options of one kind of cost are not given for another."""
+        default = type(self)
+        if self.latency is not None and self.cost != default.cost:
+            raise KerasMorphError(
+                f"--latency and --cost both say what the budget is for. Expected: one of them. "
+                f"Received: --latency {self.latency} --cost {self.cost}."
+            )
+        if self.hardware != default.hardware and (self.cost != "Latency" or self.latency is not None):
+            raise KerasMorphError(
+                f"--hardware is for --cost Latency. Expected: both, or none. Received: --hardware {self.hardware} alone."
+            )
 
     @property
     def measures(self) -> bool:

@@ -138,7 +138,7 @@ def run(options: Shrink) -> None:
         for failure in (each.failure for each in speeds.values()):
             if failure is not None:
                 raise failure
-    whose = "" if len(members) == 1 else f", in {', '.join(place.name for place in members)}"
+    whose = "" if options.budgets is None else f", in {', '.join(place.name for place in members)}"
     console.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", highlight=False)
 
 
