@@ -499,7 +499,7 @@ MISTAKES = [
     (["shrink", MODEL, "--tie", "conv1"], ["--tie", "conv1", "LAYER,LAYER"]),
     (["shrink", MODEL, "--distillation", "1.5"], ["--distillation", "1.5"]),
     (["shrink", MODEL, "--learning", "1.5"], ["--learning", "1.5"]),
-    (["shrink", MODEL, "--learning", "0", "--regularizer", "Gamma"], ["learning=0", "Gamma()"]),
+    (["shrink", MODEL, "--learning", "0", "--regularizer", "Gamma"], ["learning=0", "Gamma("]),
     (["shrink", MODEL, "--epochs", "2"], ["--epochs", "at least 3"]),
     (["shrink", MODEL, "--epochs", "many"], ["--epochs", "integer"]),
     (["shrink", MODEL, "--seed-epochs", "-1"], ["--seed-epochs"]),

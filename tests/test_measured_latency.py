@@ -12,7 +12,7 @@ import pytest
 
 import keras_morph as km
 from keras_morph import measuring, timing
-from keras_morph.costs.fitted import Coefficients, FittedTable, fit, telling
+from keras_morph.costs.fitted import Coefficients, FittedTable, Rows, fit, telling
 from keras_morph.graph.closure import close
 from keras_morph.search.keeping import fit_measured
 
@@ -117,6 +117,29 @@ def test_a_narrowed_stream_costs_what_fills_it_up():
     chosen = km.fit_budget(graph, km.Budget("80%", cost, per_cost=1.0), scores=np.ones(graph.num_groups))
     assert chosen.widths["patches"] == graph.widths["patches"]
     assert cost(graph, chosen) <= 0.8 * whole
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["SeparableConv2D", "LSTM", "attention", "grouped", "Dense"])
+def test_work_is_the_multiply_adds_of_all_kernels(name):
+    """Those inside a layer too: both their sides are narrowed."""
+    layers = keras.layers
+    image = keras.Input((8, 6))
+    x = layers.Dense(16, name="first")(image)
+    if name in ("SeparableConv2D", "grouped"):
+        x = layers.Reshape((4, 2, 16))(x)
+        separable = name == "SeparableConv2D"
+        x = layers.SeparableConv2D(8, 2, name="c")(x) if separable else layers.Conv2D(8, 1, groups=4, name="c")(x)
+    elif name == "attention":
+        x = layers.MultiHeadAttention(4, 6, name="c")(x, x)
+    else:
+        x = layers.LSTM(8, name="c")(x) if name == "LSTM" else layers.Dense(8, name="c")(x)
+    x = x if len(x.shape) == 2 else layers.Reshape((-1,))(x)
+    graph = km.trace(keras.Model(image, layers.Dense(3)(x)), grouped="equal")
+    work = {kind: {"work": 1.0} for kind in Rows.of(graph).kinds}
+    cost = km.MeasuredLatency.of(CONDITIONS, Coefficients(work), "")
+    for structure in (None, km.fit_budget(graph, km.Budget("60%", round_to=1))):
+        assert cost(graph, structure) == km.FLOPs()(graph, structure) / 2
 
 
 @pytest.mark.once

@@ -47,6 +47,7 @@ from keras_morph.timing import SUFFIXES, Conditions, Timings, time_files_apart
 
 __all__ = ["ROUNDS", "MeasuredLatency", "export_structures", "fit_timings", "random_structures", "telling_structures"]
 
+FORMAT = 2  # of the file; what was fitted by 1 knows one side of kernels inside a layer
 MARGIN = 1.5  # times the median error
 CERTAIN = 0.75  # of the structures within 10 %: 0.9 to 1 on quiet machines
 STRUCTURES, LEAST = 32, 12  # that are timed, and that a fit needs
@@ -225,7 +226,7 @@ class MeasuredLatency(Cost):
 
     def save(self, path: str | Path) -> None:
         """Write it to a JSON file, which can be carried to and from the target device."""
-        write_json(path, {"format": 1, **self.get_config()})
+        write_json(path, {"format": FORMAT, **self.get_config()})
 
     @classmethod
     def load(cls, path: str | Path) -> "MeasuredLatency":
@@ -236,6 +237,8 @@ class MeasuredLatency(Cost):
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if found["format"] != FORMAT:
+                raise ValueError("of an earlier version, which fitted other terms: measure again")
             return cls.from_config({key: found[key] for key in ("conditions", "coefficients", "network")})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise KerasMorphError(
