@@ -590,6 +590,19 @@ def test_outputs_keep_the_names_by_which_losses_are_given():
 
 
 @pytest.mark.once
+def test_an_output_to_which_a_constant_is_added_keeps_its_name_and_type():
+    x = keras.Input((6,))
+    gone = layers.Dense(3, activation="sigmoid", name="gone")(layers.Dense(3, name="hidden")(x))
+    out = layers.Add(name="out", dtype="float64")([layers.Dense(3)(x), layers.Dense(3)(x), gone])
+    model = models.randomize(keras.Model(x, [out, layers.Dense(2, name="o2")(x)]), seed=0)
+    small = km.rebuild(model, {"hidden": 0})
+    assert (small.output_names, small.outputs[0].dtype) == (model.output_names, model.outputs[0].dtype)
+    features = np.ones((2, 6), "float32")
+    for one, other in zip(small(features), km.masked(model, {"hidden": 0})(features), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(one), ops.convert_to_numpy(other), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.once
 def test_accuracy_is_that_of_classifiers():
     x = keras.Input((4,))
     recipe, two = km.Recipe(loss="mse"), keras.Model(x, [layers.Dense(2)(x), layers.Dense(2)(x)])

@@ -260,6 +260,49 @@ def stacked_across():
     return keras.Model(steps, layers.Dense(2, name="head")(layers.Dense(5, name="free")(x)))
 
 
+def by_name():
+    """A nested model that is called with a dictionary of its inputs' names, in another order than theirs."""
+    query, candidate = (keras.Input((4,), name=name) for name in ("query", "candidate"))
+    towers = [layers.Dense(6, name="one")(query), layers.Dense(6, name="other")(candidate)]
+    inside = keras.Model([query, candidate], layers.Concatenate()(towers), name="inside")
+    x = keras.Input((5,), name="features")
+    given = {"candidate": layers.Dense(4, name="c")(x), "query": layers.Dense(4, name="q")(x)}
+    return keras.Model(x, layers.Dense(2, name="head")(inside(given)))
+
+
+def shared_over_time():
+    """An encoder of each step and of a still."""
+    image = keras.Input((6, 6, 3))
+    y = layers.GlobalMaxPooling2D()(layers.Conv2D(8, 3, activation="relu", name="conv")(image))
+    encoder = keras.Model(image, layers.Dense(5, name="vector")(y), name="encoder")
+    clip, still = keras.Input((3, 6, 6, 3), name="clip"), keras.Input((6, 6, 3), name="still")
+    steps = layers.GRU(4, name="recurrent")(layers.TimeDistributed(encoder)(clip))
+    return keras.Model([clip, still], layers.Dense(2, name="head")(layers.Concatenate()([steps, encoder(still)])))
+
+
+def filled_in():
+    """One number per channel where a mask of one channel says so."""
+    tokens = keras.Input((6, 3), name="tokens")
+    x = ops.where(tokens[..., :1] > 0, layers.Dense(8, name="free")(tokens), np.arange(8.0, dtype="float32"))
+    return keras.Model(tokens, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D()(x)))
+
+
+def folded_twice():
+    """One Add for two sums, each with a constant where its branch is gone."""
+    x, add = keras.Input((5,), name="features"), layers.Add(name="add")
+    gone = layers.Dense(4, activation="softplus", name="gone")(x)
+    a = layers.ReLU()(add([layers.Dense(6, activation="tanh", name="p")(gone), layers.Dense(6, name="q")(x)]))
+    b = add([layers.Dense(6, activation="sigmoid", name="r")(gone), layers.Dense(6, name="s")(a)])
+    return keras.Model(x, layers.Dense(2, name="head")(b))
+
+
+def squared():
+    """An activation that is a function of the user's own: its layer keeps its channels, the others lose theirs."""
+    x = keras.Input((5,), name="features")
+    y = layers.Dense(6, name="free")(layers.Dense(8, activation=lambda t: ops.square(ops.relu(t)), name="own")(x))
+    return keras.Model(x, layers.Dense(2, name="head")(y))
+
+
 CASES = {
     "add of a mask": (embedded(layers.Add()), ["recurrent"]),
     "average of a mask": (embedded(layers.Average()), ["recurrent"]),
@@ -319,6 +362,12 @@ CASES = {
     "quantized attention": (quantized_attention, ["free"]),
     "padding by reflection": (reflected, ["free"]),
     "stacked across axes": (stacked_across, ["free"]),
+    "inputs by name": (by_name, ["inside/one", "inside/other", "c", "q"]),
+    "shared over time": (shared_over_time, ["recurrent"]),
+    "filled in": (filled_in, ["free"]),
+    "folded twice": (folded_twice, ["gone", "p", "s"]),
+    "an activation of one's own": (squared, ["free"]),
+    "moments": (images(lambda x: x - ops.moments(x, axes=1, keepdims=True)[0]), ["conv", "last"]),
 }
 
 

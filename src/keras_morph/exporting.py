@@ -28,6 +28,7 @@ from keras_morph.formats import (
 from keras_morph.graph.tracing import known_graph
 from keras_morph.keras_internals import parts_of, structs
 from keras_morph.quantizing import CALIBRATED, check_quantizer
+from keras_morph.runs import uncompiled
 from keras_morph.runtimes import RUNTIMES, Session, first_line, installed, open_exported
 
 __all__ = [
@@ -125,6 +126,8 @@ def export_all(
     graph = known_graph(model)
     model = _in_float32(graph.model if graph is not None else model)
     chosen = [_format_of(Path(path), name) for path, name in zip(paths, formats or [None] * len(paths), strict=True)]
+    if len(set(chosen)) < len(chosen):
+        raise KerasMorphError(f"Expected a file for each format. Received: {', '.join(map(str, paths))}.")
     targets = dict(zip(chosen, map(Path, paths), strict=True))
     for name in targets:
         _check_place(targets[name])
@@ -269,7 +272,8 @@ def _in_float32(model: keras.Model) -> keras.Model:
             return type(config)(widened(value) for value in config)
         return "float32" if isinstance(config, str) and config.removeprefix("mixed_") in HALF else config
 
-    config = widened(keras.saving.serialize_keras_object(model))
+    with uncompiled(model):  # what it was compiled with may not be what Keras can write down
+        config = widened(keras.saving.serialize_keras_object(model))
     copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
     copy.set_weights(
         [np.asarray(each, np.float32 if "float" in str(each.dtype) else None) for each in model.get_weights()]

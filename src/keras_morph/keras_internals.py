@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import keras
@@ -45,6 +45,8 @@ __all__ = [
     "image",
     "input_layers",
     "losses_are_given",
+    "made_from",
+    "maker_of",
     "mask_of",
     "maths",
     "nn",
@@ -63,6 +65,7 @@ __all__ = [
     "set_random_states",
     "structs",
     "sync_weights",
+    "taken_by",
     "takes_a_mask",
     "tensors_of",
     "to_snake_case",
@@ -141,6 +144,17 @@ def tensors_of(args: Any, kwargs: Any) -> Any:
     return one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
 
 
+def taken_by(function: Any, arguments: Any) -> list[Any]:
+    """The Keras tensors of a nested model's call in the order of its inputs: a dictionary's are taken by their names."""
+    given = arguments.args[0] if arguments.args else next(iter(arguments.kwargs.values()), None)
+    if isinstance(given, dict):
+        keys = structs(function)[0]
+        keys = sorted(keys) if isinstance(keys, dict) else [source.name for source in function.inputs]
+        if all(isinstance(given.get(key), keras.KerasTensor) for key in keys):
+            return [given[key] for key in keys]
+    return list(arguments.keras_tensors)
+
+
 def one_or_all(values: list[Any]) -> Any:
     """As Keras takes tensors: several in a list, a single one as it is."""
     return values if len(values) > 1 else values[0]
@@ -162,7 +176,7 @@ def remade(layer: Any, name: str | None = None, *, lenient: bool = False) -> Any
         config = layer.get_config()
         config = {**config, "name": name} if "name" in config else config
         try:
-            copy = type(layer).from_config(config)
+            copy = made_from(layer, config)
         except TypeError:
             if not lenient:
                 raise
@@ -173,6 +187,21 @@ def remade(layer: Any, name: str | None = None, *, lenient: bool = False) -> Any
         return layer
     copy.name = name  # where __init__ takes no name
     return copy
+
+
+def made_from(layer: Any, config: dict[str, Any]) -> Any:
+    """A layer of the same class from a config of it; functions that Keras cannot make anew are those of the layer.
+
+    Such are a lambda for an activation, and functions that are defined inside others.
+    """
+    try:
+        return type(layer).from_config(config)
+    except (TypeError, ValueError):
+        own = {key: getattr(layer, key, None) for key in config}
+        functions = {key: value for key, value in own.items() if isinstance(value, FunctionType)}
+        if not functions:
+            raise
+        return type(layer)(**{**config, **functions})
 
 
 def _quantized(layer: Any) -> set[str]:

@@ -56,12 +56,13 @@ def _narrow_arrays(
     args: tuple[Any, ...], kwargs: dict[str, Any], call: Rewriting
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Constants with one number per channel keep those of the alive channels."""
-    from_end, width = len(call.operand.shape) - call.operand.axis, call.operand.shape[call.operand.axis]
+    # Of the result, since the first operand of `where` may be a mask of one channel.
+    from_end, width = len(call.result.shape) - call.result.axis, call.result.shape[call.result.axis]
 
     def narrowed(x: Any) -> Any:
         if isinstance(x, keras.KerasTensor) or np.ndim(x) < from_end or np.shape(x)[-from_end] != width or width == 1:
             return x
-        return np.take(keras.ops.convert_to_numpy(x), call.kept, axis=-from_end)
+        return np.take(keras.ops.convert_to_numpy(x), call.kept_result, axis=-from_end)
 
     return tuple(map(narrowed, args)), {key: narrowed(value) for key, value in kwargs.items()}
 
@@ -287,7 +288,7 @@ def _scanned(flow: Flow) -> Routed:
 def _moments(flow: Flow) -> Routed:
     """Mean and variance over axes without channels."""
     signal, operation = flow.inputs[0], flow.operation
-    gone = {a % signal.rank for a in operation.axes}
+    gone = {a % signal.rank for a in ([operation.axes] if isinstance(operation.axes, int) else operation.axes)}
     if signal.axis in gone or 0 in gone:
         return fresh(flow, "reduces over channels or examples")
     axis = signal.axis if operation.keepdims else signal.axis - sum(a < signal.axis for a in gone)

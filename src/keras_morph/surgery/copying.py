@@ -80,7 +80,11 @@ class _Copies:
     def made(self, layer: Any, name: str | None, recorded: Any) -> Any:
         function = graph_in(layer) if recorded is None else recorded
         if function is None:
-            return remade(layer, name, lenient=True)
+            if type(layer) not in (keras.layers.TimeDistributed, keras.layers.SpectralNormalization):
+                return remade(layer, name, lenient=True)
+            config = {key: value for key, value in layer.get_config().items() if key != "layer"}
+            # What is inside may be called elsewhere too.
+            return type(layer)(self.of(layer.layer), **{**config, "name": name or layer.name})
         outer, self.recordings = self.recordings, {**self.recordings, **recordings_in(nodes_of(function))}
         if recorded is not None or (name is not None and rule_for(layer) is None):
             copy = self.functional(layer, function, name or layer.name)

@@ -80,20 +80,21 @@ class DeadValues(Constants):
         return super().__missing__(tensor)
 
 
-def fold(merge: Any, operands: list[Any], combine: Callable[[], Any]) -> Any:
+def fold(merge: Any, operands: list[Any], combine: Callable[[], Any], name: str) -> Any:
     """A merge in which some operands are constant.
 
     Args:
         merge: the seed's merge layer.
         operands: Keras tensors, and NumPy arrays that broadcast to them from the right, one number per channel.
         combine: applies the merge to the Keras tensors alone.
+        name: of the layer that adds the constant, where there is one.
 
     Returns:
         A Keras tensor.
     """
     live = [x for x in operands if isinstance(x, keras.KerasTensor)]
     known = [x.astype(np.float64) for x in operands if isinstance(x, np.ndarray)]
-    kind, name = type(merge), f"{merge.name}_constant"
+    kind = type(merge)
     if kind is layers.Subtract:
         if operands[0] is live[0]:
             return _affine(merge, live[0], 1.0, -sum(known), name)

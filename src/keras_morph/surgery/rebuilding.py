@@ -6,6 +6,7 @@ what is alive, at a merge.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,16 @@ from keras_morph.graph.closure import LIVE, Closed, close
 from keras_morph.graph.replaying import called, filled, model_like, replay
 from keras_morph.graph.structure import graph_and_structure, repeated
 from keras_morph.graph.tracing import trace
-from keras_morph.keras_internals import functional_in, maker_of, recorded_arguments, remade, structs
+from keras_morph.keras_internals import (
+    functional_in,
+    graph_in,
+    made_from,
+    maker_of,
+    recorded_arguments,
+    remade,
+    structs,
+    taken_by,
+)
 from keras_morph.layers.rules import Rewriting, variable
 from keras_morph.surgery.copying import cloned, transfer
 from keras_morph.surgery.folding import Constants, DeadValues, fold
@@ -131,6 +141,7 @@ class _Rebuilding:
         self.models: dict[tuple, Any] = {}
         self.wholes: dict[tuple, tuple[Any, Any]] = {}
         self.taken: dict[str, dict[str, str]] = {}
+        self.folds: Counter[str] = Counter()  # of each merge
         self.prefix = ""
         self.constants, self.dead = Constants(graph), DeadValues(graph)
         self.ways: dict[str, Callable[[Call], list[Any]]] = {
@@ -160,8 +171,13 @@ class _Rebuilding:
         """Several outputs under the seed's names, by which losses are given: what made one may be gone."""
         names = functional_in(self.graph.model).output_names
         made = [maker_of(output).name for output in outputs]
+        if len(outputs) == 1 or len(set(names)) < len(names):
+            return outputs
+        for copy in self.copies.values():  # a merge of what is left, behind which a constant is added
+            if copy.name in names and copy.name not in made:
+                copy.name = self.local(f"{copy.name}_merged")
         return [
-            output if len(outputs) == 1 or name in made or names.count(name) > 1 else layers.Identity(name=name)(output)
+            output if name in made else layers.Identity(name=name, dtype=output.dtype)(output)
             for output, name in zip(outputs, names, strict=True)
         ]
 
@@ -177,8 +193,9 @@ class _Rebuilding:
                 self.wholes[step.key] = scope.model, step.copy
         model = self.models[step.key]
         if step.key in self.wholes:  # its call takes what the seed's takes
-            tensors = iter(given)
-            args, kwargs = filled(scope.arguments, lambda _: next(tensors))
+            taken = taken_by(scope.function, scope.arguments) if graph_in(scope.model) is not None else None
+            values = dict(zip(taken or scope.arguments.keras_tensors, given, strict=True))
+            args, kwargs = filled(scope.arguments, values.get)
             return model(*args, **kwargs)
         return model(given[0] if scope.stepped else tree.pack_sequence_as(structs(scope.function)[0], given))
 
@@ -316,7 +333,10 @@ class _Rebuilding:
         if not isinstance(operation, layers.Layer):
             return self.unmasked(call, self.apply(call, values)[:1])
         operands = [values[source] for source in call.sources]
-        return self.unmasked(call, [fold(operation, operands, lambda: self.copy(call)(live))])
+        self.folds[operation.name] += 1
+        again = self.folds[operation.name] - 1
+        name = self.local(f"{operation.name}_constant{f'_{again}' if again else ''}")
+        return self.unmasked(call, [fold(operation, operands, lambda: self.copy(call)(live), name)])
 
     def live_or_constant(self, call: Call, number: int) -> Any:
         """An operand of a merge: the tensor, or one number for each channel that is alive in the result."""
@@ -356,8 +376,8 @@ class _Rebuilding:
         if config is None:
             return remade(layer.operation, name, lenient=True)
         try:
-            copy = type(layer.operation).from_config({**config, "name": name})
-        except (NotImplementedError, TypeError) as error:
+            copy = made_from(layer.operation, {**config, "name": name})
+        except (NotImplementedError, TypeError, ValueError) as error:
             raise _without_config(layer) from error
         for weight in layer.weights:
             initializer = getattr(layer.operation, f"{weight.name}_initializer", None)
