@@ -294,6 +294,13 @@ def test_a_trained_classifier_is_its_own_teacher(model, loss, known, asked, expe
     assert recipe.distillation == expected
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(("right", "share"), [(None, 0.5), (0.0, 0.0), (0.553, 0.55), (0.98, 0.9)])
+def test_the_more_often_it_is_right_the_more_it_teaches(right, share):
+    graph = km.trace(classifier(activation="softmax"))
+    assert pipeline.settled(km.Recipe(), None, graph, known=True, right=right)[0].distillation == share
+
+
 def nested(activation):
     image = keras.Input((4,))
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation=activation)])
@@ -419,7 +426,7 @@ def test_a_new_head_on_a_trained_network_teaches_nothing(seed):
         progress = pipeline.begin(seed, "50%", (x, (y + 1) % 3), recipe=km.Recipe(epochs=3))
     assert progress.recipe.distillation == 0
     progress = pipeline.begin(seed, "50%", (x, y), recipe=km.Recipe(epochs=3))
-    assert progress.recipe.distillation == pipeline.DISTILLATION
+    assert progress.recipe.distillation == pipeline.MOST_DISTILLATION
     with pytest.warns(km.ChanceWarning, match="of the training data"):
         progress = pipeline.begin(seed, "50%", batches.Batches((x, (y + 1) % 3), 32, 0), recipe=km.Recipe(epochs=3))
     assert progress.recipe.distillation == 0

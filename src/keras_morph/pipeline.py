@@ -39,7 +39,7 @@ from keras_morph.surgery.recovery import loses, recover
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.checkpoints import Saved, fill, fit_resumably
 from keras_morph.training.distilling import Distiller
-from keras_morph.training.guards import is_trained, warn_at_chance
+from keras_morph.training.guards import is_trained, judged
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import (
     Recipe,
@@ -216,9 +216,11 @@ def begin(
         check_labels(each, objective, graph.model)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
     kind, examples = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
-    knows = known and not warn_at_chance(graph.model, examples, kind, recipe.batch_size)
-    named = regularizer is not None
-    recipe, regularizer = settled(recipe, regularizer, graph, known=known, knows=knows)
+    if hasattr(examples, "set_epoch"):
+        examples.set_epoch(0)
+    right = judged(graph.model, examples, kind, recipe.batch_size) if known else None
+    named, left_open = regularizer is not None, recipe.distillation is None
+    recipe, regularizer = settled(recipe, regularizer, graph, known=known, right=right)
     if recipe.distillation:
         check_teacher(graph.model, objective.get("loss"))
     if recipe.rounds > 1:
@@ -230,11 +232,12 @@ def begin(
     copy = trace_as(cloned(graph.model), graph.wiring)
     learner = learner_of(copy, graph.model, regularizer, budget, recipe)
     fit_budget(learner, budget)  # raises now if it cannot be met
-    return begun(Progress(training, budget, graph.model, learner, order=random.getrandbits(32), by_regularizer=named))
+    progress = Progress(training, budget, graph.model, learner, random.getrandbits(32), named, left_open)
+    return begun(progress)
 
 
 def settled(
-    recipe: Recipe, regularizer: Regularizer | None, graph: ChannelGraph, *, known: bool, knows: bool | None = None
+    recipe: Recipe, regularizer: Regularizer | None, graph: ChannelGraph, *, known: bool, right: float | None = None
 ) -> tuple[Recipe, Regularizer]:
     """What a caller leaves open: the share of learning, the regularizer, and the seed's part as a teacher.
 
@@ -242,7 +245,7 @@ def settled(
         recipe, regularizer: as in `shrink`.
         graph: of the seed.
         known: whether the seed is trained, so that it is known what its channels are for.
-        knows: whether its answers are worth learning; by default, if it is trained. A new head on a trained network is not.
+        right: how often its answers are; a new head on a trained network's are by chance, which counts as 0.
     """
     if recipe.learning is None:
         learns = not known or regularizer is not None or recipe.strength is not None or recipe.rounds > 1
@@ -253,9 +256,10 @@ def settled(
             f"share of learning. Received: regularizer={regularizer!r}, strength={recipe.strength}, learning=0."
         )
     if recipe.distillation is None:
-        teaches = (known if knows is None else knows) and not has_own_steps(graph.model)
+        teaches = known and not has_own_steps(graph.model)
         teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
-        recipe = replace(recipe, distillation=DISTILLATION if teaches else 0.0)
+        share = DISTILLATION if right is None else round(min(right, MOST_DISTILLATION), 2)
+        recipe = replace(recipe, distillation=share if teaches else 0.0)
     return recipe, regularizer or GroupLasso()
 
 
@@ -335,6 +339,7 @@ class Progress:
         steps_per_epoch: optimizer steps in each of them; 0 where there is none yet.
         order: seed of the order in which arrays are seen.
         by_regularizer: whether the regularizer's scores choose after a learning, since it was asked for.
+        taught_by_default: whether the caller leaves open how much the seed teaches.
         over: phases that are over.
         earlier: what was chosen in the rounds before, how often each group of each round's network was there.
         under_way: the checkpoint that the phase under way goes on from, or None.
@@ -344,14 +349,15 @@ class Progress:
     budget: Budget
     teacher: keras.Model
     learner: StructureLearner
+    order: int = 0
+    by_regularizer: bool = False
+    taught_by_default: bool = False
     structure: Structure | None = None
     small: keras.Model | None = None
     rebuilt_weights: list[Any] | None = None
     reestimated_weights: list[Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
     steps_per_epoch: int = 0
-    order: int = 0
-    by_regularizer: bool = False
     over: int = 0
     earlier: tuple[np.ndarray, ...] = ()
     under_way: Saved | None = None
@@ -413,13 +419,17 @@ class Progress:
             KerasMorphError: if it was made with other arguments.
         """
         state, arrays = saved.state, saved.arrays
-        for name, value in self.asked.items():
+        progress = self
+        if self.taught_by_default:  # other examples may have been looked at
+            share = state["asked"].get("distillation", self.recipe.distillation)
+            recipe = replace(self.recipe, distillation=share)
+            progress = replace(self, training=replace(self.training, recipe=recipe))
+        for name, value in progress.asked.items():
             if state["asked"].get(name, value) != value:  # a version before may not have kept it
                 raise KerasMorphError(
                     f"{self.training.run} holds a run with {name}={state['asked'].get(name)!r}. Expected: the same arguments, "
                     f"so that it can go on. Received: {name}={value!r}; give another folder, or remove that one."
                 )
-        progress = self
         for copies in arrays["earlier"]:
             progress = widen(replace(progress, structure=Structure.closed(progress.learner.graph, copies)))
         learner, small, structure = progress.learner, None, None
@@ -460,7 +470,8 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
-DISTILLATION = 0.5  # of the loss of fine-tuning
+DISTILLATION = 0.5  # of the loss of fine-tuning, where nobody knows how often the seed is right; else that share,
+MOST_DISTILLATION = 0.9  # and no more than this
 SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 

@@ -42,7 +42,7 @@ class Distiller(Trainee):
         teacher: keras.Model,
         *,
         weight: float = 0.5,
-        temperature: float = 2.0,
+        temperature: float = 4.0,
         from_logits: bool = False,
         name: str | None = None,
     ) -> None:

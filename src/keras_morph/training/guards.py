@@ -13,7 +13,7 @@ from keras_morph.graph.examples import batches_in, entries, evenly
 from keras_morph.keras_internals import sync_weights
 from keras_morph.training.learner import StructureLearner
 
-__all__ = ["StopDiverging", "is_trained", "warn_at_chance"]
+__all__ = ["StopDiverging", "is_trained", "judged"]
 
 EXAMPLES = 1024  # that say whether a classifier is right by more than chance
 TOO_LARGE = 1e4
@@ -129,21 +129,24 @@ def _some(data: Any) -> tuple[Any, Any] | None:
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches) if batches else None
 
 
-def warn_at_chance(model: keras.Model, data: Any, kind: str, batch_size: int = 64) -> bool:
-    """Warn if a trained classifier is right no more often than an answer that never changes; tells whether it is not.
+def judged(model: keras.Model, data: Any, kind: str, batch_size: int = 64) -> float | None:
+    """How often a trained classifier is right; 0 with a warning if no more often than an answer that never changes.
 
     Args:
-        model: of one output with a number per class; of any other nothing is said.
-        data: as `fit` takes them, with labels; up to 1,024 examples are looked at. Of what can be read once nothing is said.
+        model: of one output with a number per class.
+        data: as `fit` takes them, with labels; up to 1,024 examples are looked at.
         kind: of the data, such as "validation".
         batch_size: examples at a time.
+
+    Returns:
+        A share from 0 to 1; None of other models, of labels that are no classes, and of data that can be read once.
     """
     shape = model.output_shape
     if not (isinstance(shape, tuple) and len(shape) == 2 and shape[1] and shape[1] > 1):
-        return False
+        return None
     found = _some(data)
     if found is None:
-        return False
+        return None
     x, y = found
     labels = np.asarray(ops.convert_to_numpy(keras.tree.flatten(y)[0]))
     if labels.shape == (len(labels), shape[1]):
@@ -153,15 +156,16 @@ def warn_at_chance(model: keras.Model, data: Any, kind: str, batch_size: int = 6
         classes = labels.reshape(len(labels), -1)[:, 0]
         known = labels.size == len(labels) and np.array_equal(labels, np.round(labels))
     if not len(labels) or not known:
-        return False
+        return None
     answers = model.predict(x, batch_size=batch_size, verbose=0).argmax(-1)
     right, most = np.mean(answers == classes), np.unique(classes, return_counts=True)[1].max() / len(labels)
-    if right <= most:
-        warnings.warn(
-            f"{model.name} seems to be trained, and is right on {right:.1%} of the {kind} data, where the most frequent "
-            f"class is {most:.1%}. Look whether inputs and labels are what it was trained on: the range of pixels (0 to 1, or "
-            "0 to 255), the order of the classes. Train a new head before its network is shrunk.",
-            ChanceWarning,
-            3,
-        )
-    return bool(right <= most)
+    if right > most:
+        return float(right)
+    warnings.warn(
+        f"{model.name} seems to be trained, and is right on {right:.1%} of the {kind} data, where the most frequent "
+        f"class is {most:.1%}. Look whether inputs and labels are what it was trained on: the range of pixels (0 to 1, or "
+        "0 to 255), the order of the classes. Train a new head before its network is shrunk.",
+        ChanceWarning,
+        3,
+    )
+    return 0.0

@@ -52,8 +52,9 @@ class Recipe:
             once, and what that loses is regressed back by `recover`. The rest fine-tunes.
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
-        distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default 0.5 for a trained classifier (one
-            output, a softmax or a cross-entropy from logits), else 0.
+        distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default that in which a trained
+            classifier (one output, a softmax or a cross-entropy from logits) is right, on validation data or else
+            training data, up to 0.9; where nobody can tell 0.5; of others 0.
         calibration: a few hundred images without labels, as in `recover`, by which channels are chosen and
             what a cut loses is recovered; by default the first of the training data. Give them where those are augmented: by
             images as they are it comes out better.
