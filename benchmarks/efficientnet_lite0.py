@@ -90,8 +90,8 @@ Torch-Pruning's Taylor looks at 256 images as they are trained on, `prune` at 51
 trained on.
 **shrink undistilled**: with `Recipe(distillation=0)`; by default the fine-tuned network's answers are a part of the loss, which
 no other arm has: 0.9 of it at T = 4 with 25,000 training images; half of it at T = 2 in the settings with fewer, whose `shrink`
-also recovered from about 600 images instead of 4,096, since they were measured before. **Torch-Pruning** 1.6.1: the network is carried into PyTorch with its weights and back; L1 and Taylor in one
-shot, group sparsity trained at the constant rate.
+also recovered from about 600 images instead of 4,096, since they were measured before. **Torch-Pruning** 1.6.1: the network is
+carried into PyTorch with its weights and back; L1 and Taylor in one shot, group sparsity trained at the constant rate.
 
 Accuracy on {test_images} test images, looked at once per row; means and standard deviations over random seeds, in percent;
 columns *against* are the mean and the standard error of paired differences. *regained*: share of what `prune` loses that is

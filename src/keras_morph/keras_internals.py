@@ -34,12 +34,14 @@ __all__ = [
     "CustomScaleLayer",
     "LayerScale",
     "activations",
+    "added_losses",
     "as_if_training",
     "build_metrics",
     "call_on",
     "compiled_with",
     "core",
     "count_names_anew",
+    "forget_averages",
     "functional_in",
     "graph_in",
     "image",
@@ -142,6 +144,18 @@ def operations_of(function: Any) -> list[Any]:
 def tensors_of(args: Any, kwargs: Any) -> Any:
     """The Keras tensors among a call's arguments: a list, or the only one."""
     return one_or_all([x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)])
+
+
+def added_losses(model: Any) -> Any:
+    """What regularizers and `add_loss` add to the loss, the sum."""
+    return sum((model._aggregate_additional_loss(each) for each in model.losses), 0.0)
+
+
+def forget_averages(callbacks: Sequence[Any]) -> None:
+    """Let SwapEMAWeights take what is in the model for its weights: those that a phase before has left there stay."""
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            callback._ema_weights_in_model = False
 
 
 def taken_by(function: Any, arguments: Any) -> list[Any]:

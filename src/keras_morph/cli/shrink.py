@@ -93,7 +93,8 @@ class Shrink:
     distillation: Annotated[
         float | None,
         typer.Option(
-            help="share of the seed's answers in the loss of fine-tuning; by default that in which a trained one is right, up to 0.9"
+            help="share of the seed's answers in the loss of fine-tuning; by default that in which a trained one is right, up to "
+            "0.9"
         ),
     ] = None
     seed_epochs: Annotated[

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_morph.errors import KerasMorphError
-from keras_morph.keras_internals import build_metrics, random_states, set_random_states, sync_weights
+from keras_morph.keras_internals import build_metrics, forget_averages, random_states, set_random_states, sync_weights
 from keras_morph.runs import plain, write_atomically, write_somewhere
 from keras_morph.status import now_running
 from keras_morph.training.guards import StopDiverging
@@ -247,9 +247,7 @@ def fit_resumably(
         folder: where the checkpoints are kept, or None.
         callbacks: as in `fit`.
     """
-    for callback in callbacks:
-        if isinstance(callback, keras.callbacks.SwapEMAWeights):
-            callback._ema_weights_in_model = False  # a phase before may have left its own there, and they stay
+    forget_averages(callbacks)
     callbacks = [*callbacks, StopDiverging(phase, kept=folder)]
     begin = {"initial_epoch": 0, "skip": 0}
     if folder is not None:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_morph.errors import KerasMorphError
-from keras_morph.keras_internals import without_gradients
+from keras_morph.keras_internals import added_losses, without_gradients
 from keras_morph.training.steps import Trainee
 
 __all__ = ["Distiller"]
@@ -73,8 +73,7 @@ class Distiller(Trainee):
         # One output, whether it has a name or not.
         (teacher,), (student,), (weights,) = map(keras.tree.flatten, (answers, y_pred, sample_weight))
         kl = _Divergence(self.temperature, self.from_logits)(ops.stop_gradient(teacher), student, sample_weight=weights)
-        added = sum((self._aggregate_additional_loss(each) for each in self.losses), 0.0)
-        return loss + self.weight * (added - loss + self.temperature**2 * ops.cast(kl, loss.dtype))
+        return loss + self.weight * (added_losses(self) - loss + self.temperature**2 * ops.cast(kl, loss.dtype))
 
 
 class _Divergence(keras.losses.Loss):
