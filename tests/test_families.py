@@ -117,11 +117,11 @@ def test_a_fade_leaves_an_epoch_to_fine_tune(epochs, fading):
 
 
 @costly
-@pytest.mark.parametrize("learning", [0.0, 1.0])
-def test_gates_and_shares_at_their_ends(learning):
+@pytest.mark.parametrize(("learning", "regularizer"), [(0.0, None), (1.0, km.LogisticSigmoid())])
+def test_gates_and_shares_at_their_ends(learning, regularizer):
     recipe = km.Recipe(epochs=3, learning=learning, fading=1 - learning, batch_size=16)
     for result, share in zip(
-        family(budgets=("70%", "50%"), regularizer=km.LogisticSigmoid(), recipe=recipe), (0.7, 0.5), strict=True
+        family(budgets=("70%", "50%"), regularizer=regularizer, recipe=recipe), (0.7, 0.5), strict=True
     ):
         assert FLOPS(result.small) <= share * FLOPS(result.seed)
         assert [row["phase"] for row in result.history][-1] == "fine-tune"

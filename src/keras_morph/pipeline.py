@@ -216,7 +216,7 @@ def begin(
         check_labels(each, objective, graph.model)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
     kind, examples = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
-    if hasattr(examples, "set_epoch"):
+    if known and hasattr(examples, "set_epoch"):
         examples.set_epoch(0)
     right = judged(graph.model, examples, kind, recipe.batch_size) if known else None
     named, left_open = regularizer is not None, recipe.distillation is None
