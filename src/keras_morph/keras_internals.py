@@ -158,10 +158,10 @@ def forget_averages(callbacks: Sequence[Any]) -> None:
             callback._ema_weights_in_model = False
 
 
-def taken_by(function: Any, arguments: Any) -> list[Any]:
-    """The Keras tensors of a nested model's call in the order of its inputs: a dictionary's are taken by their names."""
+def taken_by(operation: Any, function: Any, arguments: Any) -> list[Any]:
+    """The Keras tensors of a call in the order of the inputs of its graph: a model takes a dictionary's by their names."""
     given = arguments.args[0] if arguments.args else next(iter(arguments.kwargs.values()), None)
-    if isinstance(given, dict):
+    if isinstance(given, dict) and graph_in(operation) is not None:
         keys = structs(function)[0]
         keys = sorted(keys) if isinstance(keys, dict) else [source.name for source in function.inputs]
         if all(isinstance(given.get(key), keras.KerasTensor) for key in keys):

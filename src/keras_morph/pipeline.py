@@ -215,7 +215,7 @@ def begin(
     for each in (data, validation_data):
         check_labels(each, objective, graph.model)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
-    kind, examples = ("validation", validation_data) if isinstance(validation_data, tuple) else ("training", data)
+    kind, examples = ("training", data) if validation_data is None else ("validation", validation_data)
     if known and hasattr(examples, "set_epoch"):
         examples.set_epoch(0)
     right = judged(graph.model, examples, kind, recipe.batch_size) if known else None

@@ -165,19 +165,18 @@ class _Tracer:
 
     def nest(self, node: Any, function: Any, name: str, *, recorded: bool) -> None:
         """The calls of a nested model, with the tensors of this call for its inputs."""
-        owner = None if graph_in(node.operation) is not None else node.operation
-        given = node.arguments.keras_tensors if owner is not None else taken_by(function, node.arguments)
-        for outer, inner in zip(given, function.inputs, strict=True):
+        for outer, inner in zip(taken_by(node.operation, function, node.arguments), function.inputs, strict=True):
             self.numbers[inner], self.specs[inner] = self.numbers[outer], self.spec(outer)
         start = len(self.calls)
+        owner = None if graph_in(node.operation) is not None else node.operation
         self.run(function, f"{name}/", owner=owner, recorded=recorded)
         for inner, outer in zip(function.outputs, node.outputs, strict=True):
             self.numbers[outer], self.specs[outer] = self.numbers[inner], self.spec(inner)
-        inputs, results = (
+        given, results = (
             tuple(self.numbers[source] for source in sources) for sources in (function.inputs, function.outputs)
         )
         self.scopes.append(
-            Scope(name, node.operation, function, node.arguments, start, len(self.calls), inputs, results)
+            Scope(name, node.operation, function, node.arguments, start, len(self.calls), given, results)
         )
 
     def stepped_in(self, node: Any) -> Any:
@@ -449,7 +448,7 @@ def _nested_in(node: Any) -> Any:
     function = graph_in(operation)
     if function is None or rule_for(operation) is not None:
         return None
-    given, taken = taken_by(function, node.arguments), function.inputs
+    given, taken = taken_by(operation, function, node.arguments), function.inputs
     fits = len(given) == len(taken) and all(
         len(a.shape) == len(b.shape) and a.dtype == b.dtype for a, b in zip(given, taken, strict=False)
     )

@@ -23,7 +23,8 @@ def transfer(source: Any, target: Any) -> None:
         if one is other:
             continue
         other.trainable = one.trainable  # parents first: what a layer holds has the last word
-        if getattr(one, "lora_enabled", False) and getattr(one, "quantization_mode", None) is None:
+        learns = all(getattr(each, "lora_enabled", False) for each in (one, other))
+        if learns and getattr(one, "quantization_mode", None) is None:
             # Keras saves the kernel with what was learned added to it, and zeros that would never learn again.
             theirs = {variable.name: variable for variable in own_variables(other)}
             for ours in own_variables(one):

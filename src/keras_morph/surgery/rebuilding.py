@@ -23,7 +23,6 @@ from keras_morph.graph.structure import graph_and_structure, repeated
 from keras_morph.graph.tracing import trace
 from keras_morph.keras_internals import (
     functional_in,
-    graph_in,
     made_from,
     maker_of,
     recorded_arguments,
@@ -193,8 +192,7 @@ class _Rebuilding:
                 self.wholes[step.key] = scope.model, step.copy
         model = self.models[step.key]
         if step.key in self.wholes:  # its call takes what the seed's takes
-            taken = taken_by(scope.function, scope.arguments) if graph_in(scope.model) is not None else None
-            values = dict(zip(taken or scope.arguments.keras_tensors, given, strict=True))
+            values = dict(zip(taken_by(scope.model, scope.function, scope.arguments), given, strict=True))
             args, kwargs = filled(scope.arguments, values.get)
             return model(*args, **kwargs)
         return model(given[0] if scope.stepped else tree.pack_sequence_as(structs(scope.function)[0], given))
