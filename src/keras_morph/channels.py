@@ -377,6 +377,16 @@ class ChannelGraph:
         return calls
 
     @cached_property
+    def holders(self) -> list[int]:
+        """For each layer the first one that holds some of its weights: itself, unless several hold them."""
+        first: dict[int, int] = {}
+        holders = []
+        for number, layer in enumerate(self.layers):
+            weights = getattr(layer.operation, "weights", ())
+            holders.append(min((first.setdefault(id(weight), number) for weight in weights), default=number))
+        return holders
+
+    @cached_property
     def widths(self) -> dict[str, int]:
         """Number of channels of each layer that makes channels and has a rule, in order."""
         return {layer.name: len(layer.made) for layer in self.layers if layer.made is not None and layer.rule}

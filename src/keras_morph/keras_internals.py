@@ -44,6 +44,8 @@ __all__ = [
     "forget_averages",
     "functional_in",
     "graph_in",
+    "held_by",
+    "hold_instead",
     "image",
     "input_layers",
     "losses_are_given",
@@ -276,6 +278,24 @@ def optimizer_like(optimizer: Any, rate: Any) -> Any:
 def parts_of(layer: Any, *, itself: bool = True) -> list[Any]:
     """All layers inside a layer or model, itself first."""
     return list(layer._flatten_layers(include_self=itself))
+
+
+def held_by(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself, in the order in which it was given them."""
+    return list(layer._layers)
+
+
+def hold_instead(holder: Any, old: Any, new: Any) -> None:
+    """Let a layer hold another one in place of one that it holds, under all of its names."""
+    if not holder._tracker.is_in_store("layers", new):
+        holder._tracker.replace_tracked_value("layers", old, new)
+    for name, value in {**vars(holder), **pytorch_modules(holder)}.items():
+        if value is old:
+            setattr(holder, name, new)
+        elif isinstance(value, list | dict) and not name.startswith("_"):
+            for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+                if each is old:
+                    value[key] = new
 
 
 def own_variables(layer: Any) -> list[Any]:

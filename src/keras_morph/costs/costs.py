@@ -5,6 +5,7 @@ entries of two id vectors (either may be absent), summed per call of a layer; a 
 of your own is one method: `monomials`, or `table` where it is no formula (a staircase, a measurement).
 """
 
+import math
 import warnings
 import weakref
 from abc import ABC
@@ -23,7 +24,7 @@ from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close, whole
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
-from keras_morph.layers.rules import at_side
+from keras_morph.layers.rules import at_side, variable
 from keras_morph.saving import Configured
 
 __all__ = [
@@ -287,12 +288,16 @@ class ModelSize(Cost):
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
         rows = []
+        counted: set[int] = set()  # a weight that several layers hold counts once
         for number, layer in enumerate(graph.layers):
             owner = len(graph.calls) + number
-            known = [(weight.static_size, *sides_of(weight.sides), 0, owner) for weight in layer.weights]
-            total = layer.operation.count_params() if hasattr(layer.operation, "count_params") else 0
-            rest = total - sum(int(np.prod(weight.shape, dtype=np.int64)) for weight in layer.weights)
-            rows += known + ([(rest, CONSTANT, CONSTANT, 0, owner)] if rest else [])
+            own = {id(value): value for value in getattr(layer.operation, "weights", ()) if id(value) not in counted}
+            for weight in layer.weights:
+                if own.pop(id(variable(layer.operation, weight.name)), None) is not None:
+                    rows.append((weight.static_size, *sides_of(weight.sides), 0, owner))
+            rest = sum(math.prod(value.shape) for value in own.values())
+            rows += [(rest, CONSTANT, CONSTANT, 0, owner)] if rest else []
+            counted.update(map(id, getattr(layer.operation, "weights", ())))
         return Monomials.table(rows)
 
 

@@ -173,6 +173,7 @@ class _Closer:
             made = {LIVE} if call.mode == "input" else {state[t] for t in call.outputs if t in used}
             if LIVE in made:
                 present[number] = present[len(graph.calls) + call.layer] = True
+                present[len(graph.calls) + graph.holders[call.layer]] = True
             if LIVE in made or CONSTANT in made:
                 involved[number] = True
                 used.update(t for t in (*call.inputs, *call.masks) if state[t] != EMPTY)

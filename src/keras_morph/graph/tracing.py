@@ -121,6 +121,7 @@ class _Tracer:
         self.scopes: list[Scope] = []
         self.names: dict[int, str] = {}
         self.refused: dict[int, str] = {}
+        self.held: dict[int, tuple[str, Weight]] = {}  # variables, by their addresses
         first = any(getattr(op, "data_format", None) == "channels_first" for op in operations_of(function))
         self.default_axis = (lambda rank: min(1, rank - 1)) if first else (lambda rank: rank - 1)
 
@@ -256,6 +257,7 @@ class _Tracer:
             made = self.graph.made.get(name)
             self.layers[name] = Layer(name, type(node.operation).__name__, node.operation, rule, weights, made)
             self.sides[name] = dict(routed.sides)
+            self.tie_weights_of_others(name, self.layers[name])
         inputs = tuple(self.numbers[source] for source in given.sources)
         mode = self.mode(node, rule, routed, inputs)
         outputs = self.results(node, rule, routed, inputs, mode, specs)
@@ -361,6 +363,18 @@ class _Tracer:
                 for known in (ids, again):
                     if known is not None:
                         self.graph.pin(known, f"{name} is called in two ways that do not agree")
+
+    def tie_weights_of_others(self, name: str, layer: Layer) -> None:
+        """Of weights that another layer holds too, as two TimeDistributed around one layer, the same channels stay."""
+        for weight in layer.weights:
+            other, known = self.held.setdefault(id(variable(layer.operation, weight.name)), (name, weight))
+            for one, two in zip(weight.vectors, known.vectors, strict=True) if known is not weight else ():
+                sides = [self.graph.vectors[vector] for vector in (one, two) if vector >= 0]
+                if len(sides) == 2 and weight.whole == known.whole:
+                    self.graph.tie(*sides)
+                else:
+                    for ids in sides:
+                        self.graph.pin(ids, f"{name} and {other} use one weight in two ways that do not agree")
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]

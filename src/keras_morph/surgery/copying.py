@@ -10,11 +10,21 @@ from keras import ops, tree
 
 from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.graph.replaying import replayed
-from keras_morph.keras_internals import graph_in, input_layers, nodes_of, own_variables, parts_of, remade, tensors_of
+from keras_morph.keras_internals import (
+    graph_in,
+    held_by,
+    hold_instead,
+    input_layers,
+    nodes_of,
+    own_variables,
+    parts_of,
+    remade,
+    tensors_of,
+)
 from keras_morph.layers.rules import rule_for
 from keras_morph.runs import uncompiled
 
-__all__ = ["cloned", "transfer"]
+__all__ = ["Held", "cloned", "transfer"]
 
 
 def transfer(source: Any, target: Any) -> None:
@@ -63,12 +73,41 @@ def cloned(model: keras.Model) -> keras.Model:
     return copy
 
 
+class Held:
+    """Layers that several others hold, or a model and one of its layers, and the copy that stands for each in all of them.
+
+    A config tells of what a layer holds, not of who else does: copies that were made from configs would untie weights.
+    """
+
+    def __init__(self) -> None:
+        self.copies: dict[int, tuple[Any, Any]] = {}  # with what was copied, so that nothing else is at its address
+
+    def of(self, layer: Any) -> Any:
+        """The copy of a layer that was made before, by itself or inside another one; or None."""
+        return self.copies.get(id(layer), (None, None))[1]
+
+    def add(self, layer: Any, copy: Any) -> Any:
+        """Remember a copy that is not called yet, and give it what was made before of the layers that it holds."""
+        if copy is not layer and isinstance(layer, keras.Layer) and graph_in(layer) is None:
+            self.copies.setdefault(id(layer), (layer, copy))
+            for part, other in zip(held_by(layer), held_by(copy), strict=False):
+                if type(part) is not type(other):
+                    break  # what a layer makes when it is built has no copy yet
+                known = self.of(part)
+                if known is None:
+                    self.add(part, other)
+                elif known is not other:
+                    hold_instead(copy, other, known)
+        return copy
+
+
 class _Copies:
     """One copy of each layer of a model; of a layer made of layers, one for each graph that is recorded of it."""
 
     def __init__(self) -> None:
         self.known: dict[tuple, tuple[Any, Any]] = {}
         self.recordings: dict[int, Any] = {}  # those of the layers in the graph that is being copied
+        self.held = Held()
 
     def of(self, layer: Any, name: str | None = None) -> Any:
         recorded = self.recordings.get(id(layer))
@@ -82,7 +121,7 @@ class _Copies:
         function = graph_in(layer) if recorded is None else recorded
         if function is None:
             if type(layer) not in (keras.layers.TimeDistributed, keras.layers.SpectralNormalization):
-                return remade(layer, name, lenient=True)
+                return self.held.of(layer) or self.held.add(layer, remade(layer, name, lenient=True))
             config = {key: value for key, value in layer.get_config().items() if key != "layer"}
             # What is inside may be called elsewhere too.
             return type(layer)(self.of(layer.layer), **{**config, "name": name or layer.name})

@@ -31,7 +31,7 @@ from keras_morph.keras_internals import (
     taken_by,
 )
 from keras_morph.layers.rules import Rewriting, variable
-from keras_morph.surgery.copying import cloned, transfer
+from keras_morph.surgery.copying import Held, cloned, transfer
 from keras_morph.surgery.folding import Constants, DeadValues, fold
 from keras_morph.surgery.planning import Nested, Step, plan
 
@@ -139,6 +139,7 @@ class _Rebuilding:
         self.copies: dict[tuple[int, str], Any] = {}
         self.models: dict[tuple, Any] = {}
         self.wholes: dict[tuple, tuple[Any, Any]] = {}
+        self.held = Held()
         self.taken: dict[str, dict[str, str]] = {}
         self.folds: Counter[str] = Counter()  # of each merge
         self.prefix = ""
@@ -353,7 +354,8 @@ class _Rebuilding:
         key = call.layer, "" if layer.weights or config is None else repr(config)
         if key not in self.copies:
             again = sum(number == call.layer for number, _ in self.copies)
-            self.copies[key] = self.narrowed(layer, config, again)
+            known = self.held.of(layer.operation) if layer.weights or rule is None else None
+            self.copies[key] = known or self.held.add(layer.operation, self.narrowed(layer, config, again))
         return self.copies[key]
 
     def config(self, layer: Layer, call: Call) -> dict:
