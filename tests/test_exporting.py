@@ -341,6 +341,10 @@ def test_a_folder_that_is_no_saved_model_is_left_alone(tmp_path):
 @pytest.mark.once
 def test_a_folder_in_place_of_a_file_is_left_alone(tmp_path):
     (tmp_path / "small.onnx").mkdir()
+    (tmp_path / "data.bin").write_bytes(b"mine")
+    with pytest.raises(km.KerasMorphError, match=r"weights of .*data\.xml go to .*data\.bin"):
+        km.export(one(1.0), tmp_path / "data.xml")
+    assert (tmp_path / "data.bin").read_bytes() == b"mine"
     with pytest.raises(km.KerasMorphError, match="which is a folder"):
         km.export(one(1.0), tmp_path / "small.onnx")
 

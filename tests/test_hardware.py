@@ -63,3 +63,4 @@ def test_a_device_of_ones_own_is_a_device():
     assert km.Latency(mine).hardware is mine
     assert km.Latency("T4").hardware is km.HARDWARE["T4"]
     assert repr(km.Latency(mine)) == "Latency('mine')"
+    assert repr(km.Latency(mine, batch_size=8)) == "Latency('mine', batch_size=8)"

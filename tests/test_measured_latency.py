@@ -14,6 +14,8 @@ import keras_morph as km
 from keras_morph import measuring, timing
 from keras_morph.costs.fitted import Coefficients, FittedTable, Rows, fit, telling
 from keras_morph.graph.closure import close
+from keras_morph.graph.identities import network_of
+from keras_morph.machine import cpu_name
 from keras_morph.search.keeping import fit_measured
 
 CONDITIONS = timing.Conditions("onnxruntime", "1.0", 1, 1, "a processor")
@@ -154,7 +156,7 @@ def test_structures_are_random_and_spread():
 
 
 def cost_of(graph):
-    return km.MeasuredLatency.of(CONDITIONS, KNOWN, measuring.network_of(graph))
+    return km.MeasuredLatency.of(CONDITIONS, KNOWN, network_of(graph))
 
 
 @pytest.mark.once
@@ -194,8 +196,12 @@ def test_it_is_a_cost_like_any_other(tmp_path):
     assert back.target_cost(seed) == cost(seed)
     cost.save(tmp_path / "latency.json")
     assert km.MeasuredLatency.load(tmp_path / "latency.json")(seed) == cost(seed)
+    with pytest.raises(km.KerasMorphError, match=r"measured here, on .* Received: .*, which was on a processor"):
+        km.MeasuredLatency(seed, cache=tmp_path / "latency.json")
+    here = km.MeasuredLatency.of(replace(CONDITIONS, device=cpu_name()), KNOWN, network_of(graph))
+    here.save(tmp_path / "latency.json")
     found = km.MeasuredLatency(seed, cache=tmp_path / "latency.json")  # nothing is timed
-    assert repr(found) == "MeasuredLatency(onnxruntime 1.0, 1 thread, batch 1, a processor)"
+    assert repr(found) == f"MeasuredLatency(onnxruntime 1.0, 1 thread, batch 1, {cpu_name()})"
 
 
 @pytest.mark.once
@@ -217,6 +223,7 @@ def test_times_that_do_not_follow_from_the_structures_are_told(tmp_path):
         fitted(np.ones(len(drawn)))
     with pytest.warns(km.ForecastWarning, match=r"Expected at least 75% .* Received: \d+%, median error"):
         found = fitted(noise)
+    found = km.MeasuredLatency.of(replace(CONDITIONS, device=cpu_name()), found.coefficients, found.network)
     found.save(tmp_path / "latency.json")
     with pytest.warns(km.ForecastWarning):
         km.MeasuredLatency(seed, cache=tmp_path / "latency.json")
@@ -245,7 +252,7 @@ def test_a_file_of_something_else_is_an_error(tmp_path, text):
 def test_a_busy_machine_is_timed_again(monkeypatch):
     """A whole network that takes longer than when the cost was fitted; the shortest time of each file counts."""
     graph = km.trace(network())
-    here = km.MeasuredLatency.of(replace(CONDITIONS, device=measuring.cpu_name()), KNOWN, "")
+    here = km.MeasuredLatency.of(replace(CONDITIONS, device=cpu_name()), KNOWN, "")
     whole = here(graph)
     sessions = [(1.2 * whole, 0.6 * whole), (1.1 * whole, 0.5 * whole), (1.01 * whole, 0.55 * whole), (whole, whole)]
     left = iter(sessions)
@@ -328,7 +335,7 @@ def test_nothing_is_timed_on_another_processor_or_where_nothing_can_be_exported(
         raise km.UnsupportedModelError("no exporter")
 
     monkeypatch.setattr(measuring, "write_unchecked", fails)
-    here = km.MeasuredLatency.of(replace(CONDITIONS, device=measuring.cpu_name()), KNOWN, "")
+    here = km.MeasuredLatency.of(replace(CONDITIONS, device=cpu_name()), KNOWN, "")
     with here.clock(graph) as clock:
         assert clock is None
 

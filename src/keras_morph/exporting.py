@@ -200,6 +200,12 @@ def _check_place(path: Path) -> None:
         raise KerasMorphError(
             f"path: expected the folder of a SavedModel, or none. Received: {path}, which is something else."
         )
+    for beside in _files(path)[:-1]:
+        if beside.exists() and not path.exists():
+            raise KerasMorphError(
+                f"path: the weights of {path} go to {beside}. Expected no such file, or one of an earlier export. "
+                f"Received: {beside} without {path.name}, which is something else; take another name."
+            )
 
 
 # Writing.

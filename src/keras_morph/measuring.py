@@ -5,7 +5,6 @@ Exporting and fitting need Keras, timing does not, so that it can happen on anot
 `keras_morph.timing`, `fit_timings`.
 """
 
-import hashlib
 import json
 import math
 import tempfile
@@ -35,7 +34,7 @@ from keras_morph.errors import (
 from keras_morph.exporting import write_unchecked, written_here
 from keras_morph.formats import FORMATS, PREFERENCE, can
 from keras_morph.graph.closure import close
-from keras_morph.graph.identities import fingerprint
+from keras_morph.graph.identities import network_of
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.machine import cpu_name
@@ -77,7 +76,7 @@ class MeasuredLatency(Cost):
         threads: that the runtime may use.
         batch_size: examples of one pass; the result is for all of them.
         cache: a file to read it from, if it is there and was measured for this network under these conditions; else it is
-            written.
+            written. What was measured on another processor is neither: `load` reads it.
         structures: how many are timed; with fewer it is quicker and less certain.
         seconds: when to stop exporting, and then timing; each has half of it. At least 12 of the structures are timed.
 
@@ -86,7 +85,8 @@ class MeasuredLatency(Cost):
         conditions: where and how it was timed.
 
     Raises:
-        KerasMorphError: if the runtime is not installed, or the network cannot be exported to its format.
+        KerasMorphError: if the runtime is not installed, the network cannot be exported to its format, or the cache is of
+            another processor.
 
     Warns:
         ForecastWarning: if less than three quarters of the structures take what is foretold, to 10 %.
@@ -120,14 +120,14 @@ class MeasuredLatency(Cost):
     ) -> None:
         graph = graph_of(model)
         if cache is not None and Path(cache).exists():
-            found = self.load(cache)
-            wanted = (runtime, threads, batch_size, network_of(graph))
-            if (
-                found.conditions.runtime,
-                found.conditions.threads,
-                found.conditions.batch_size,
-                found.network,
-            ) == wanted:
+            found, wanted = self.load(cache), (runtime, threads, batch_size)
+            there = found.conditions
+            if there.device != cpu_name():
+                raise KerasMorphError(
+                    f"cache: expected a file that was measured here, on {cpu_name()}, or none. Received: {cache}, which was on "
+                    f"{there.device}; MeasuredLatency.load(path) takes it as it is, another file is for this processor."
+                )
+            if (there.runtime, there.threads, there.batch_size) == wanted and found.network == network_of(graph):
                 self.conditions, self.coefficients, self.network = found.conditions, found.coefficients, found.network
                 _warn_if_uncertain(self, graph.model.name)
                 return
@@ -247,14 +247,6 @@ class MeasuredLatency(Cost):
 
     def __repr__(self) -> str:
         return f"MeasuredLatency({self.conditions})"
-
-
-def network_of(graph: ChannelGraph) -> str:
-    """Which network is timed: with other sizes of images, kernels or strides it is another one."""
-    shapes = [str(graph.tensors[number].shape[1:]) for number in graph.inputs]
-    inside = [str(tensor.shape[1:]) for tensor in graph.tensors]
-    inside += [str(tuple(weight.shape)) for layer in graph.layers for weight in getattr(layer.operation, "weights", ())]
-    return " ".join([fingerprint(graph), hashlib.sha256(" ".join(inside).encode()).hexdigest()[:16], *shapes])
 
 
 def random_structures(graph: ChannelGraph, number: int, *, random_seed: int = 0) -> list[Structure]:

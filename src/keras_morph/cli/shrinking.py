@@ -178,9 +178,11 @@ def _measured(options: Shrink, plan: _Plan, seed: keras.Model, folder: Path) -> 
     """The same with the latency of this very network, which is measured unless the run's folder has it already."""
     assert options.latency is not None
     graph, cache = trace(seed, **plan.wiring), folder / "latency.json"
-    if not cache.exists():
+    if cache.exists():  # a run that goes on keeps to what it began with, also on another processor
+        cost = MeasuredLatency.load(cache)
+    else:
         print(f"exporting and timing random structures in {options.latency}: some minutes")
-    cost = MeasuredLatency(graph, runtime=options.latency, threads=options.threads, cache=cache)
+        cost = MeasuredLatency(graph, runtime=options.latency, threads=options.threads, cache=cache)
     error = f"median error of the forecast {cost.coefficients.error:.1%}"
     print(f"{cost!r}: {cost(seed) * 1e3:.3g} ms for the seed, {error}")
     budgets = tuple(replace(budget, cost=cost) for budget in plan.budgets)

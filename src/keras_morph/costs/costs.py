@@ -387,4 +387,5 @@ class Latency(Cost):
         return cls(Hardware(**config["hardware_"]), batch_size=config["batch_size"])
 
     def __repr__(self) -> str:
-        return f"Latency({self.hardware.name!r})"
+        batch = f", batch_size={self.batch_size}" if self.batch_size != 1 else ""
+        return f"Latency({self.hardware.name!r}{batch})"

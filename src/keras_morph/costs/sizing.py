@@ -15,7 +15,7 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import bytes_of, random_examples, write_unchecked
 from keras_morph.formats import FORMATS
 from keras_morph.graph.closure import close
-from keras_morph.graph.identities import fingerprint
+from keras_morph.graph.identities import network_of
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.surgery.rebuilding import rebuild
@@ -109,7 +109,7 @@ class FileSizeOf(Cost):
         return "int8" if self.int8 else "float32"
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
-        key = fingerprint(graph), self.format, self.int8
+        key = network_of(graph), self.format, self.int8
         if key not in self.known:
             self.known[key] = FileSize.measured(graph, self.format, int8=self._examples(graph))
         return self.known[key].monomials(graph)

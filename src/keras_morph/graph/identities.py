@@ -10,7 +10,7 @@ from typing import Any
 from keras_morph.channels import ChannelGraph
 from keras_morph.keras_internals import to_snake_case
 
-__all__ = ["connections", "fingerprint", "fingerprint_of", "identities"]
+__all__ = ["connections", "fingerprint", "fingerprint_of", "identities", "network_of"]
 
 
 def fingerprint(graph: ChannelGraph) -> str:
@@ -33,6 +33,14 @@ def fingerprint_of(graph: ChannelGraph, names: Mapping[str, str]) -> str:
         tensors |= {number: f"{name}:{position}" for position, number in enumerate(call.outputs)}
         calls.append(name)
     return _hash([layers, sorted(calls)])
+
+
+def network_of(graph: ChannelGraph) -> str:
+    """Which network a file is of: with other sizes of images, kernels or strides it is another one."""
+    shapes = [str(graph.tensors[number].shape[1:]) for number in graph.inputs]
+    inside = [str(tensor.shape[1:]) for tensor in graph.tensors]
+    inside += [str(tuple(weight.shape)) for layer in graph.layers for weight in getattr(layer.operation, "weights", ())]
+    return " ".join([fingerprint(graph), hashlib.sha256(" ".join(inside).encode()).hexdigest()[:16], *shapes])
 
 
 def identities(graph: ChannelGraph) -> dict[str, str]:
