@@ -1,7 +1,7 @@
 """What a few hundred images without labels regain of what a cut loses, without any training.
 
-    python benchmarks/recovery.py --data cifar10.zip         ResNet20, 16x16 images, 3 random seeds
-    python benchmarks/recovery.py --data digits              DigitsResNet on scikit-learn's digits
+    python benchmarks/recovery.py --networks FOLDER --data cifar10.zip         ResNet20, 16x16 images, 3 random seeds
+    python benchmarks/recovery.py --networks FOLDER --data digits              DigitsResNet on scikit-learn's digits
 
 A network is trained as in benchmarks/quality.py, but along a plain cosine, and kept in --networks. Then it is cut by each of
 several scores: as it is, with BatchNormalization's statistics estimated anew, and recovered from training images. "regained"
@@ -76,7 +76,7 @@ def scores_of(network, name, x, y):
 def run(network, scores, then, options, x, y):
     """A smaller network, and how many seconds scores, cut and recovery took."""
     start = time.perf_counter()
-    budget = km.Budget(options.budget, FLOPS, per_cost=float(scores in PER_COST))
+    budget = km.Budget(options.budget, FLOPS, per_cost=float(scores in PER_COST), round_to=options.round_to)
     structure = km.fit_budget(network, budget, scores=scores_of(network, scores, x, y))
     small = km.rebuild(network, structure)
     if then == "statistics anew":
@@ -94,7 +94,7 @@ def tables(rows):
         one = here[0]
         dense = {row["random_seed"]: float(row["dense"]) for row in here}
         text += (
-            f"\n### {one['network']} on {one['data']}, {one['budget']} of the FLOPs\n\n`{command}`: {one['images']} images of "
+            f"\n### {one['network']} on {one['data']}, {one['budget']} of the FLOPs\n\n`KERAS_BACKEND={one['backend']} {command}`: {one['images']} images of "
             f"{one['image_size']}x{one['image_size']}, Keras {one['keras']} on {one['backend']} {one['backend_version']}, "
             f"{one['cpu']}, {one['date']}. The whole network: {spread(list(dense.values()))} (n = {len(dense)}).\n\n"
             "| scores | then | test accuracy | regained | seconds | n |\n|---|---|---|---|---|---|\n"
@@ -113,6 +113,7 @@ def main():
     parser.add_argument("--data", required=True, help="an image zip or folder, or digits")
     parser.add_argument("--networks", type=Path, required=True, help="a folder, where trained networks are kept")
     parser.add_argument("--budget", default="50%")
+    parser.add_argument("--round-to", type=lambda text: text if text == "auto" else int(text), default=1)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--scores", default=",".join(SCORES))
@@ -126,7 +127,10 @@ def main():
         k: v for k, v in describe_environment().items() if k in ("backend", "backend_version", "keras", "cpu")
     }
     name = Path(options.data).name
-    command = f"python benchmarks/recovery.py --data {name} --budget {options.budget} --images {options.images}"
+    command = (
+        f"python benchmarks/recovery.py --networks FOLDER --data {name} --budget {options.budget} --images {options.images} "
+        f"--round-to {options.round_to}"
+    )
     for random_seed in map(int, options.seeds.split(",")):
         trial = Trial(options, random_seed)
         network, data = trained(trial, options), trial.data

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.costs import counting
-from keras_morph.costs.hardware import Hardware, hardware
+from keras_morph.costs.hardware import Hardware, hardware_named
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close, whole
 from keras_morph.graph.structure import Structure, graph_and_structure
@@ -355,8 +355,8 @@ class Latency(Cost):
 
     unit = "seconds"
 
-    def __init__(self, hardware_: str | Hardware = "V100", *, batch_size: int = 1) -> None:
-        self.hardware = hardware(hardware_)
+    def __init__(self, hardware: str | Hardware = "V100", *, batch_size: int = 1) -> None:
+        self.hardware = hardware_named(hardware)
         self.batch_size = batch_size
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
@@ -380,11 +380,11 @@ class Latency(Cost):
         return counting.uncounted(graph)
 
     def get_config(self) -> dict[str, Any]:
-        return {"hardware_": asdict(self.hardware), "batch_size": self.batch_size}
+        return {"hardware": asdict(self.hardware), "batch_size": self.batch_size}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Latency":
-        return cls(Hardware(**config["hardware_"]), batch_size=config["batch_size"])
+        return cls(Hardware(**config["hardware"]), batch_size=config["batch_size"])
 
     def __repr__(self) -> str:
         batch = f", batch_size={self.batch_size}" if self.batch_size != 1 else ""

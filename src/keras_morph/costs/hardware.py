@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_morph.errors import KerasMorphError
 
-__all__ = ["HARDWARE", "Hardware", "hardware"]
+__all__ = ["HARDWARE", "Hardware", "hardware_named"]
 
 BYTES = {"float64": 8, "float32": 4, "tensorfloat32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
@@ -72,7 +72,7 @@ HARDWARE = {
 }
 
 
-def hardware(name: str | Hardware) -> Hardware:
+def hardware_named(name: str | Hardware) -> Hardware:
     """A device by its name; a Hardware is handed back.
 
     Raises:
