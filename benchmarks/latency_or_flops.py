@@ -4,13 +4,16 @@
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --network EfficientNetLite0
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER --network ViT
     KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER --network VGG9
+    KERAS_BACKEND=tensorflow python benchmarks/latency_or_flops.py --data cifar10.zip --networks FOLDER --network ViT --times 60
 
 Takes the trained networks that benchmarks/recovery.py keeps, those that benchmarks/efficientnet_lite0.py has fine-tuned, or the
 vision transformer of benchmarks/latency.py or a small VGG, which are trained for twelve epochs where FOLDER does not hold them
 (--train: only that, on whichever backend). Each is cut to
 shares of its FLOPs and recovered from images without labels; then to the share of the latency that the result was measured to
 take, or to all of it where that is more than the whole network takes. With --tune both are `km.shrink`, which fine-tunes them for
-so many epochs. All are timed in the runtime, in turn.
+so many epochs. All are timed in the runtime, in turn. With --times it goes the other way: the network is cut to shares of its
+latency, and to the largest share of its FLOPs, in steps of 5 %, whose network takes no longer; rows of
+benchmarks/results/same_time.csv.
 Appends a row per pair to benchmarks/results/latency_or_flops.csv, and writes the table of docs/latency.md; networks whose rows
 are there are left out, and --cache keeps the latency, so that a run that was ended goes on.
 """
@@ -45,6 +48,8 @@ from keras_morph.training.recipe import cosine, fit_on
 ROOT = Path(__file__).parents[1]
 EPOCHS, RATE = 12, 1e-3  # of those that are trained here; the peak learning rate, of fine-tuning too
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "latency_or_flops.csv", ROOT / "docs" / "latency.md"
+SAME_TIME = RESULTS.with_name("same_time.csv")
+STEPS = range(95, 0, -5)  # percent of the FLOPs that are tried
 
 
 def seconds_of(models, form, seconds):
@@ -123,6 +128,21 @@ class Subject:
         recipe = km.Recipe(epochs=self.epochs, learning_rate=RATE, calibration=self.images)
         return km.shrink(self.network, budget, self.batches, recipe=recipe, verbose=0).small
 
+    def cut_to_times(self, times, form):
+        """For each time, in seconds, the network of the largest share of the FLOPs that takes no longer; None if none does."""
+        scores = km.contribution_scores(self.network, self.images)
+        budgets = [km.Budget(f"{share}%", per_cost=1) for share in STEPS]
+        structures = [km.fit_budget(self.network, budget, scores=scores) for budget in budgets]
+        least = seconds_of([km.rebuild(self.network, each, weights=False) for each in structures], form, 60)
+        found = []
+        for seconds in times:
+            place = next((place for place, each in enumerate(least) if each <= seconds), None)
+            small = None if place is None else km.rebuild(self.network, structures[place])
+            if small is not None:
+                km.recover(small, self.network, structures[place], self.images)
+            found.append((small, STEPS[place] if place is not None else None))
+        return found
+
     def right(self, model):
         return self.accuracy(model, *self.test)
 
@@ -150,6 +170,73 @@ def table():
     return "\n".join([*lines, ""])
 
 
+def same_time(subject, cost, form, options):
+    """A row for each of --times: cut to this share of the latency, and to the FLOPs whose network takes no longer."""
+    network = subject.network
+    by_latency = [subject.cut(km.Budget(f"{share}%", cost)) for share in options.times]
+    _, *times = seconds_of([network, *by_latency], form, 30)
+    by_flops = subject.cut_to_times([1.02 * each for each in times], form)  # what two timings of one file differ by
+    pairs = [(a, b, share) for a, (b, share) in zip(by_latency, by_flops, strict=True) if b is not None]
+    models = [network, *(model for a, b, _ in pairs for model in (a, b))]
+    least = seconds_of(models, form, 60)
+    for number, (a, b, share) in enumerate(pairs):
+        row = {
+            "date": datetime.date.today().isoformat(),
+            "network": options.network,
+            "random_seed": subject.random_seed,
+            "runtime": str(cost.conditions),
+            "time_asked": options.times[by_latency.index(a)],
+            "flops_asked": share,
+            "seed_accuracy": round(subject.right(network), 4),
+            "seed_us": round(1e6 * least[0], 1),
+            "latency_accuracy": round(subject.right(a), 4),
+            "latency_us": round(1e6 * least[1 + 2 * number], 1),
+            "latency_flops_share": round(km.FLOPs()(a) / km.FLOPs()(network), 4),
+            "flops_accuracy": round(subject.right(b), 4),
+            "flops_us": round(1e6 * least[2 + 2 * number], 1),
+            "flops_share": round(km.FLOPs()(b) / km.FLOPs()(network), 4),
+            "test_images": len(subject.test[0]),
+            "keras": keras.__version__,
+            "command": command(),
+        }
+        print(row, flush=True)
+        append(SAME_TIME, row)
+
+
+def table_of_same_time():
+    """Means and standard deviations over random seeds; of the paired differences the standard error."""
+    lines = [
+        "| network | runtime | latency asked | n | whole: accuracy | cut to latency: time, FLOPs, accuracy "
+        "| cut to FLOPs: time, FLOPs, accuracy | difference |",
+        "|---|---|---:|---:|---:|---|---|---|",
+    ]
+    kind_of = itemgetter("network", "runtime", "time_asked")
+    rows = rows_at(SAME_TIME)
+    for key in dict.fromkeys(map(kind_of, rows)):
+        here = [row for row in rows if kind_of(row) == key]
+        cells = [spread([float(row["seed_accuracy"]) for row in here])]
+        for kind, flops in (("latency", "latency_flops_share"), ("flops", "flops_share")):
+            time, share = (
+                np.mean(values)
+                for values in (
+                    [float(row[f"{kind}_us"]) / float(row["seed_us"]) for row in here],
+                    [float(row[flops]) for row in here],
+                )
+            )
+            cells.append(f"{time:.1%}, {share:.0%}, {spread([float(row[f'{kind}_accuracy']) for row in here])}")
+        gains = [100 * (float(row["latency_accuracy"]) - float(row["flops_accuracy"])) for row in here]
+        error = f" ± {np.std(gains, ddof=1) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
+        lines.append(
+            f"| {key[0]} | {key[1]} | {key[2]}% | {len(here)} | {' | '.join(cells)} | {np.mean(gains):+.1f}{error} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def command():
+    words = [word for word in sys.argv[1:] if "/" not in word and word not in ("--networks", "--data", "--cache")]
+    return "python benchmarks/latency_or_flops.py --data DATA --networks FOLDER " + shlex.join(words)
+
+
 def spread(values):
     deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * np.mean(values):.1f}{deviation}"
@@ -169,6 +256,9 @@ def main():
     )
     parser.add_argument("--train", action="store_true", help="only train the network, where it is not kept yet")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--times", type=int, nargs="+", default=None, help="percent of the latency, instead of --shares"
+    )
     parser.add_argument("--shares", type=int, nargs="+", default=[70, 50, 35])
     parser.add_argument(
         "--tune", type=int, default=0, help="epochs of fine-tuning by `shrink`, at least 3; by default none"
@@ -189,6 +279,16 @@ def main():
     cost = None
     for random_seed in options.random_seeds:
         start, load = time.perf_counter(), os.getloadavg()[0]
+        if options.times:
+            if any(
+                r["random_seed"] == str(random_seed) and r["network"] == options.network for r in rows_at(SAME_TIME)
+            ):
+                continue
+            subject = Subject(options, random_seed)
+            cost = cost or km.MeasuredLatency(subject.network, runtime=options.runtime, cache=options.cache)
+            same_time(subject, cost, form, options)
+            write_section(PAGE, "same_time", table_of_same_time())
+            continue
         done = {row["share"] for row in rows_at(RESULTS) if is_of(row, options, random_seed)}
         shares = [share for share in options.shares if str(share) not in done]
         if not shares:
@@ -226,8 +326,7 @@ def main():
                 "flops_share_of_latency": round(km.FLOPs()(models[latency]) / km.FLOPs()(network), 4),
                 "load": f"{load:.1f} to {os.getloadavg()[0]:.1f}",
                 "keras": keras.__version__,
-                "command": "python benchmarks/latency_or_flops.py "
-                + shlex.join(a for a in sys.argv[1:] if "/" not in a and a not in ("--networks", "--data", "--cache")),
+                "command": command(),
             }
             print(row, flush=True)
             append(RESULTS, row)

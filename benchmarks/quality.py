@@ -386,7 +386,9 @@ def _section(budget, groups):
     text = f"\n### {budget} of the FLOPs\n\n"
     if peer:
         alone = sum(arm.startswith("Torch-Pruning") for arm in arms) == 1
-        which = "The only arm of Torch-Pruning that was run" if alone else "Torch-Pruning's best arm on validation images"
+        which = (
+            "The only arm of Torch-Pruning that was run" if alone else "Torch-Pruning's best arm on validation images"
+        )
         text += f"{which}: {peer.removeprefix('Torch-Pruning ')}.\n\n"
     text += (
         "| arm | test accuracy | n | against uniform | against dense | against Torch-Pruning's best | training compute | full "
