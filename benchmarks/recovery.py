@@ -94,8 +94,8 @@ def tables(rows):
         one = here[0]
         dense = {row["random_seed"]: float(row["dense"]) for row in here}
         text += (
-            f"\n### {one['network']} on {one['data']}, {one['budget']} of the FLOPs\n\n`KERAS_BACKEND={one['backend']} {command}`: {one['images']} images of "
-            f"{one['image_size']}x{one['image_size']}, Keras {one['keras']} on {one['backend']} {one['backend_version']}, "
+            f"\n### {one['network']} on {one['data']}, {one['budget']} of the FLOPs\n\n`KERAS_BACKEND={one['backend']} "
+            f"{command}`: {one['images']} images of {one['image_size']}x{one['image_size']}, Keras {one['keras']} on {one['backend']} {one['backend_version']}, "
             f"{one['cpu']}, {one['date']}. The whole network: {spread(list(dense.values()))} (n = {len(dense)}).\n\n"
             "| scores | then | test accuracy | regained | seconds | n |\n|---|---|---|---|---|---|\n"
         )
