@@ -211,7 +211,7 @@ def table(found):
         "images that it takes, is built, trained for one step under the penalty, its structure exported in the Model Zoo's",
         f"format ({min(dead):.0%} to {max(dead):.0%} of the channels are dead) and rebuilt. ✓: all of that works, and the",
         f"rebuilt model returns what the masked seed returns, to {TOLERANCE:g} of the largest output; the last column is the",
-        "worst difference of the row. The document's list has 19 entries; ResNet101V2 stands there twice.",
+        "worst difference of the row.",
         "",
         f"Measured with {', '.join(versions)}; a row per combination is in `benchmarks/results/{RESULTS.name}`.",
         "",

@@ -100,7 +100,7 @@ def table():
     for (network, share, runtime, _), row in last.items():
         groups.setdefault((network, share, runtime), []).append(row)
     lines = [
-        "By `python benchmarks/profiles.py`, one thread: where the time goes at this share of the FLOPs.",
+        "By `benchmarks/profiles.py NETWORKS --folder FOLDER`, one thread: where the time goes at this share of the FLOPs.",
         "",
         "| network | FLOPs | runtime | kind of node | seed, ms | small, ms | times as fast | share of the small one's time |",
         "|---|---:|---|---|---:|---:|---:|---:|",

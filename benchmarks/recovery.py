@@ -96,7 +96,8 @@ def tables(rows):
         text += (
             f"\n### {one['network']} on {one['data']}, {one['budget']} of the FLOPs\n\n`KERAS_BACKEND={one['backend']} "
             f"{command}`: {one['images']} images of {one['image_size']}x{one['image_size']}, Keras {one['keras']} on "
-            f"{one['backend']} {one['backend_version']}, {one['cpu']}, {one['date']}. The whole network: {spread(list(dense.values()))} (n = {len(dense)}).\n\n"
+            f"{one['backend']} {one['backend_version']}, {one['cpu']}, {one['date']}. "
+            f"The whole network: {spread(list(dense.values()))} (n = {len(dense)}).\n\n"
             "| scores | then | test accuracy | regained | seconds | n |\n|---|---|---|---|---|---|\n"
         )
         for scores, then in ARMS:

@@ -23,12 +23,13 @@ from keras import layers
 
 import keras_morph as km
 from keras_morph.benchmarking import accuracy
-from keras_morph.cli import choices, deploying, inspecting, main, options, shrinking
+from keras_morph.cli import INTERRUPTED, choices, deploying, finetuning, inspecting, main, options, shrinking
 from keras_morph.cli.app import app
 from keras_morph.costs.fitted import Coefficients
 from keras_morph.formats import FORMATS
 from keras_morph.runs import save_model
 from keras_morph.runtimes import RUNTIMES
+from keras_morph.saving import open_model
 from keras_morph.timing import Conditions
 
 pytestmark = pytest.mark.once
@@ -47,6 +48,8 @@ COMMANDS = (
     "shrink",
     "inspect",
     "rebuild",
+    "expand",
+    "finetune",
     "report",
     "compare",
     "export",
@@ -253,6 +256,41 @@ def test_benchmark_prints_a_table_and_writes_its_figures(files, tmp_path, capsys
     for row, line in zip(rows, printed.out.splitlines()[2:4], strict=True):
         assert line.startswith(f"| onnxruntime | {row['model']}")
         assert f"{row['accuracy']:.2%}" in line
+
+
+def test_expand_widens_to_the_cost_of_the_seed(files, tmp_path, capsys):
+    output = tmp_path / "wide.keras"
+    assert command("expand", files / "seed.keras", files / "structure.json", output, "--cost", "ModelSize") == 0
+    seed, small, wide = (open_model(str(path)) for path in (files / "seed.keras", files / "small.keras", output))
+    assert small.count_params() < wide.count_params() <= seed.count_params()
+    assert re.search(r"wide\.keras: [\d,]+ FLOPs .* \d+ parameters", capsys.readouterr().out)
+
+
+def test_finetune_trains_what_was_rebuilt_and_goes_on(files, tmp_path, capsys):
+    """By labels and the seed's answers; ended after the second epoch, it comes to what an unbroken run comes to."""
+    arguments = ["finetune", files / "small.keras", "--teacher", files / "seed.keras", "--distillation", "0.5"]
+    arguments += ["--epochs", "3", "--limit", "200", "--log-dir", tmp_path, "--learning-rate", "0.01"]
+    assert command(*arguments, "--name", "whole") == 0
+    assert "50% of the loss are the answers of" in capsys.readouterr().out
+    whole = keras.models.load_model(tmp_path / "whole" / "small.keras")
+    before = open_model(str(files / "small.keras"))
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before.get_weights(), whole.get_weights(), strict=True))
+    rows = list(csv.DictReader((tmp_path / "whole" / "history.csv").open()))
+    assert [row["phase"] for row in rows] == ["fine-tune"] * 3
+    assert 0 <= json.loads((tmp_path / "whole" / "results.json").read_text())["test_accuracy"] <= 1
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning.EpochLog, "on_epoch_begin", lambda self, epoch, logs=None: epoch == 2 and ended())
+        assert command(*arguments, "--name", "broken") == INTERRUPTED
+    assert command("finetune", "--resume", tmp_path / "broken") == 0
+    broken = keras.models.load_model(tmp_path / "broken" / "small.keras")
+    for one, other in zip(whole.get_weights(), broken.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert command("finetune", "--resume", tmp_path / "broken") == 0
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_rebuild_from_counts_and_without_weights(files, tmp_path):
@@ -538,6 +576,26 @@ MISTAKES = [
     (["inspect", "DigitsResNet", "--tie", "conv1,"], ["--tie", "conv1,"]),
     (["rebuild", "{}/seed.keras", "{}/structure.json", "out.keras", "--grouped", "half"], ["--grouped", "equal"]),
     (["rebuild", MODEL, "{}/structure.json"], ["OUTPUT"]),
+    (["expand", "{}/seed.keras", "{}/structure.json", "out.h5"], ["out.h5", ".keras"]),
+    (["expand", "{}/seed.keras", "{}/structure.json", "out.keras", "--budget", "1%"], ["room to expand", "1%"]),
+    (["expand", "{}/seed.keras", "{}/structure.json", "out.keras", "--cost", "flops"], ["--cost", "FLOPs", "flops"]),
+    (["expand", "DigitsResNet", "{}/alive_10", "out.keras", "--image-size", "3"], ["4x4"]),
+    (["expand", "DigitsResNet", "{}/alive_10", "out.keras", "--classes", "0"], ["classes", "0"]),
+    (["finetune"], ["MODEL", "finetune --help"]),
+    (["finetune", "{}/small.keras", "--distillation", "0.5"], ["--teacher", "0.5"]),
+    (["finetune", "{}/small.keras", "--epochs", "0"], ["--epochs", "at least 1", "0"]),
+    (["finetune", "{}/small.keras", "--teacher", "{}/nowhere.keras"], ["nowhere.keras"]),
+    (["finetune", "{}/small.keras", "--data", "digit"], ["'digit'", "digits"]),
+    (["finetune", "{}/small.keras", "--batch-size", "0"], ["--batch-size", "0"]),
+    (["finetune", "{}/small.keras", "--learning-rate", "0"], ["--learning-rate"]),
+    (["finetune", "{}/small.keras", "--optimizer", "magic"], ["--optimizer", "adam"]),
+    (["finetune", "{}/small.keras", "--image-size", "0"], ["image_size", "0"]),
+    (["finetune", "{}/small.keras", "--pixels", "0-256"], ["--pixels", "'0-256'"]),
+    (["finetune", "{}/small.keras", "--limit", "0"], ["limit", "0"]),
+    (["finetune", "{}/small.keras", "--log-dir", "{}/seed.keras"], ["--log-dir", "seed.keras"]),
+    (["finetune", "{}/small.keras", "--name", "a/b"], ["--name", "a/b"]),
+    (["finetune", "{}/small.keras", "--random-seed", "-1"], ["--random-seed"]),
+    (["finetune", "--resume", "{}/nowhere"], ["--resume", "nowhere", "no config.json"]),
     (["rebuild", "{}/seed.keras", "{}/nowhere.json", "out.keras"], ["nowhere.json"]),
     (["rebuild", "{}/seed.keras", "{}/cut_off.json", "out.keras"], ["cut_off.json", "JSON"]),
     (["rebuild", "{}/seed.keras", "{}/of_another.json", "out.keras"], ["plain", "for_digits"]),

@@ -20,7 +20,7 @@ import keras_morph as km
 from keras_morph import pipeline
 from keras_morph.channels import Wiring
 from keras_morph.runs import save_model
-from keras_morph.training import batches
+from keras_morph.training import batches, distilling
 from keras_morph.training.guards import is_trained
 from keras_morph.training.recipe import ends_in_softmax
 
@@ -279,8 +279,8 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy
 @pytest.mark.parametrize(
     ("model", "loss", "known", "asked", "expected"),
     [
-        pytest.param({"activation": "softmax"}, None, True, None, pipeline.DISTILLATION, id="a trained classifier"),
-        pytest.param({}, CROSS_ENTROPY(from_logits=True), True, None, pipeline.DISTILLATION, id="of logits"),
+        pytest.param({"activation": "softmax"}, None, True, None, distilling.SHARE, id="a trained classifier"),
+        pytest.param({}, CROSS_ENTROPY(from_logits=True), True, None, distilling.SHARE, id="of logits"),
         pytest.param({"activation": "softmax"}, None, True, 0.0, 0.0, id="not wanted"),
         pytest.param({"activation": "softmax"}, None, False, None, 0.0, id="fresh"),
         pytest.param({}, "mse", True, None, 0.0, id="a regression"),
@@ -426,7 +426,7 @@ def test_a_new_head_on_a_trained_network_teaches_nothing(seed):
         progress = pipeline.begin(seed, "50%", (x, (y + 1) % 3), recipe=km.Recipe(epochs=3))
     assert progress.recipe.distillation == 0
     progress = pipeline.begin(seed, "50%", (x, y), recipe=km.Recipe(epochs=3))
-    assert progress.recipe.distillation == pipeline.MOST_DISTILLATION
+    assert progress.recipe.distillation == distilling.LARGEST_SHARE
     with pytest.warns(km.ChanceWarning, match="of the training data"):
         progress = pipeline.begin(seed, "50%", batches.Batches((x, (y + 1) % 3), 32, 0), recipe=km.Recipe(epochs=3))
     assert progress.recipe.distillation == 0

@@ -336,12 +336,18 @@ def tied_head_first():
     embedding, inner = layers.Embedding(5, 4, name="embedding"), keras.Input((5,), dtype="int32")
     inside = keras.Model(inner, embedding(inner), name="inside")
     logits = TiedHead(embedding, name="logits")(layers.Dense(4, name="out")(layers.Dense(29, name="free")(x)))
-    return keras.Model([x, tokens], [logits, layers.Dense(2, name="head")(layers.GRU(6, name="recurrent")(inside(tokens)))])
+    return keras.Model(
+        [x, tokens], [logits, layers.Dense(2, name="head")(layers.GRU(6, name="recurrent")(inside(tokens)))]
+    )
 
 
 def one_layer_over_two_lengths():
     """Two TimeDistributed around one layer, and that layer by itself: one weight, of which each keeps the same channels."""
-    long, short, one = keras.Input((5, 3), name="long"), keras.Input((2, 3), name="short"), keras.Input((3,), name="one")
+    long, short, one = (
+        keras.Input((5, 3), name="long"),
+        keras.Input((2, 3), name="short"),
+        keras.Input((3,), name="one"),
+    )
     shared = layers.Dense(8, activation="relu", name="shared")
     steps = [layers.TimeDistributed(shared, name=name)(x) for name, x in (("t", long), ("u", short))]
     pooled = [layers.GlobalAveragePooling1D()(x) for x in steps]

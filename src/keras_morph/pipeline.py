@@ -38,7 +38,7 @@ from keras_morph.surgery.rebuilding import rebuild
 from keras_morph.surgery.recovery import loses, recover
 from keras_morph.training.callbacks import EpochLog, FadeOut, StopWithin, StrengthController, StructureLog
 from keras_morph.training.checkpoints import Saved, fill, fit_resumably
-from keras_morph.training.distilling import Distiller
+from keras_morph.training.distilling import Distiller, share_by_default
 from keras_morph.training.guards import is_trained, judged
 from keras_morph.training.learner import StructureLearner
 from keras_morph.training.recipe import (
@@ -258,8 +258,7 @@ def settled(
     if recipe.distillation is None:
         teaches = known and not has_own_steps(graph.model)
         teaches = teaches and answers_classes(graph.model, recipe.objective(graph.model)["loss"])
-        share = DISTILLATION if right is None else round(min(right, MOST_DISTILLATION), 2)
-        recipe = replace(recipe, distillation=share if teaches else 0.0)
+        recipe = replace(recipe, distillation=share_by_default(right) if teaches else 0.0)
     return recipe, regularizer or GroupLasso()
 
 
@@ -470,8 +469,6 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
-DISTILLATION = 0.5  # of the loss of fine-tuning, where nobody knows how often the seed is right; else that share,
-MOST_DISTILLATION = 0.9  # and no more than this
 SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 

@@ -7,7 +7,9 @@ import typer
 import keras_morph
 from keras_morph.cli.benchmark import benchmark
 from keras_morph.cli.compare import compare
+from keras_morph.cli.expand import expand
 from keras_morph.cli.export import export
+from keras_morph.cli.finetune import Finetune
 from keras_morph.cli.inspect import inspect
 from keras_morph.cli.measure import measure
 from keras_morph.cli.options import command_of, process_of
@@ -67,6 +69,14 @@ def shrink(options: Shrink) -> None:
 
 
 @app.command()
+@command_of(Finetune)
+def finetune(options: Finetune) -> None:
+    from keras_morph.cli.finetuning import run
+
+    run(options)
+
+
+@app.command()
 @command_of(Sweep)
 def sweep(options: Sweep) -> None:
     from keras_morph.cli.sweeping import run
@@ -74,5 +84,5 @@ def sweep(options: Sweep) -> None:
     run(options)
 
 
-for command in (inspect, rebuild, report, compare, export, benchmark, measure, zoo):
+for command in (inspect, rebuild, expand, report, compare, export, benchmark, measure, zoo):
     app.command()(command)

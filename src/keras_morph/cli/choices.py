@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_morph.cli.options import check_number
 from keras_morph.costs.costs import Cost, Latency
@@ -16,6 +17,7 @@ from keras_morph.datasets import PIXELS, Choice, Dataset, choose_pixels, load
 from keras_morph.errors import KerasMorphError, of_users
 from keras_morph.runtimes import open_exported
 from keras_morph.saving import open_model
+from keras_morph.training.recipe import ends_in_softmax, failures_of
 from keras_morph.training.regularizers import Regularizer
 from keras_morph.zoo import build, minimum_size, morphnet_model
 from keras_morph.zoo.morphnet_model import ALGORITHMS, COSTS, one_of
@@ -25,6 +27,7 @@ __all__ = [
     "COSTS",
     "OPTIMIZERS",
     "SCHEDULES",
+    "accuracy_of",
     "base_model_of",
     "check_fits",
     "cost_of",
@@ -32,6 +35,7 @@ __all__ = [
     "images_for",
     "is_named",
     "load_model",
+    "loss_of",
     "one_of",
     "optimizer_of",
     "pixels_of",
@@ -207,6 +211,19 @@ def check_fits(model: keras.Model, dataset: Dataset) -> None:
             f"{model.name} gives outputs of shape {model.output_shape}. Expected: one score for each of the "
             f"{dataset.num_classes} classes of {dataset.name}."
         )
+
+
+def loss_of(model: keras.Model) -> keras.losses.Loss:
+    """What a classifier is trained by: labels are numbers of classes."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
+
+
+def accuracy_of(model: keras.Model, dataset: Dataset) -> float:
+    """On the test images, from 0 to 1."""
+    images = dataset.test(256)
+    with failures_of(images):
+        predictions = model.predict(images, batch_size=None if dataset.streamed else 256, verbose=0)
+    return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
 
 
 def image_size_of(model: Any) -> tuple[int, int] | None:

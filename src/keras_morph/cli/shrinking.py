@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from keras_morph.cli.choices import (
+    accuracy_of,
     check_fits,
     cost_of,
     is_named,
     load_model,
+    loss_of,
     optimizer_of,
     pixels_of,
     regularizer_of,
@@ -47,7 +48,7 @@ from keras_morph.training.callbacks import EpochLog
 from keras_morph.training.checkpoints import Saved, fit_resumably
 from keras_morph.training.guards import is_trained
 from keras_morph.training.learner import StructureLearner
-from keras_morph.training.recipe import Recipe, cosine, ends_in_softmax, failures_of
+from keras_morph.training.recipe import Recipe, cosine
 from keras_morph.training.regularizers import Regularizer
 from keras_morph.training.steps import jit_compiles
 
@@ -106,7 +107,7 @@ def run(options: Shrink) -> None:
         smalls = {place: result.small for place, result in members.items()}
         speeds = compare_speed(options, plan.budgets, seed, smalls, dataset)
         rows: dict[str, dict[str, str]] = {}
-        seeds = _accuracy(seed, dataset)
+        seeds = accuracy_of(seed, dataset)
         for (place, result), budget in zip(members.items(), plan.budgets, strict=True):
             speed, figures = speeds[place], _figures(plan, budget, seed, result, dataset)
             results = _results(seed, seeds, result, figures["test_accuracy"], dataset, speed.rows)
@@ -219,7 +220,7 @@ def _train_seed(
     log = EpochLog(folder / "history.csv", phase="seed", line=print)
     steps = -(-len(dataset.x_train) // options.batch_size)
     optimizer = plan.optimizer(cosine(options.learning_rate, steps * epochs))
-    seed.compile(optimizer, _loss_of(seed), metrics=["accuracy"], jit_compile=jit_compiles())
+    seed.compile(optimizer, loss_of(seed), metrics=["accuracy"], jit_compile=jit_compiles())
     checkpoints = folder / "checkpoint" / "seed"
     fit_resumably(
         seed,
@@ -258,7 +259,7 @@ def _recipe(options: Shrink, plan: _Plan, seed: keras.Model) -> Recipe:
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         optimizer=plan.optimizer,
-        loss=_loss_of(seed),
+        loss=loss_of(seed),
         metrics=["accuracy"],
         batch_size=options.batch_size,
         rounds=options.rounds,
@@ -266,17 +267,6 @@ def _recipe(options: Shrink, plan: _Plan, seed: keras.Model) -> Recipe:
         distillation=options.distillation,
         learning=options.learning,
     )
-
-
-def _loss_of(seed: keras.Model) -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(seed))
-
-
-def _accuracy(model: keras.Model, dataset: Dataset) -> float:
-    images = dataset.test(256)
-    with failures_of(images):
-        predictions = model.predict(images, batch_size=None if dataset.streamed else 256, verbose=0)
-    return float(np.mean(np.argmax(predictions, axis=-1) == dataset.y_test))
 
 
 def _results(
@@ -287,7 +277,7 @@ def _results(
     faded = any(line["phase"] == "fade" for line in result.history)
     tuned_weights = small.get_weights()
     small.set_weights(result.rebuilt_weights if faded else result.reestimated_weights)
-    rebuilt = _accuracy(small, dataset)
+    rebuilt = accuracy_of(small, dataset)
     small.set_weights(tuned_weights)
 
     def row(accuracy: float, model: keras.Model, timed: str) -> dict[str, str]:
@@ -300,7 +290,7 @@ def _results(
 
     lines = {"seed": row(seeds, seed, "seed")}
     if len(result.history) > sum(line["phase"] == "fine-tune" for line in result.history):  # else it is the seed
-        lines["trained, before the cut"] = row(_accuracy(result.learner, dataset), result.learner.seed, "seed")
+        lines["trained, before the cut"] = row(accuracy_of(result.learner, dataset), result.learner.seed, "seed")
     lines |= {
         "rebuilt, right after it" if faded else "cut and recovered": row(rebuilt, small, "fine-tuned"),
         "fine-tuned": row(tuned, small, "fine-tuned"),
@@ -317,7 +307,7 @@ def _figures(plan: _Plan, budget: Budget, seed: keras.Model, result: Shrunk, dat
         "FLOPs": FLOPs()(result.small),
         "parameters": ModelSize()(result.small),
         "val_accuracy": result.history[-1]["val_accuracy"],
-        "test_accuracy": _accuracy(result.small, dataset),
+        "test_accuracy": accuracy_of(result.small, dataset),
     }
 
 

@@ -179,5 +179,8 @@ class _Planner:
         graph = self.graph
         own = {number for s in graph.scopes if s.model is scope.model for number in range(s.start, s.stop)}
         layers = {call.layer for call in graph.calls[scope.start : scope.stop]}
-        inside, outside = {graph.holders[n] for n in layers}, {h for n, h in enumerate(graph.holders) if n not in layers}
+        inside, outside = (
+            {graph.holders[n] for n in layers},
+            {h for n, h in enumerate(graph.holders) if n not in layers},
+        )
         return inside.isdisjoint(outside) and own.issuperset(n for layer in layers for n in graph.layer_calls[layer])

@@ -9,9 +9,16 @@ from keras_morph.errors import KerasMorphError
 from keras_morph.keras_internals import added_losses, without_gradients
 from keras_morph.training.steps import Trainee
 
-__all__ = ["Distiller"]
+__all__ = ["Distiller", "share_by_default"]
 
 SMALLEST = 1e-7  # probability whose logarithm is still taken
+SHARE = 0.5  # of the loss, where nobody knows how often the teacher is right; else that share,
+LARGEST_SHARE = 0.9  # and no more than this
+
+
+def share_by_default(right: float | None) -> float:
+    """The teacher's share of the loss, by how often it is right; None where nobody knows."""
+    return SHARE if right is None else round(min(right, LARGEST_SHARE), 2)
 
 
 class Distiller(Trainee):
