@@ -153,11 +153,17 @@ def test_zoo_lists_every_name(capsys):
     assert re.search(r"InceptionV3 +images of at least 75 x 75", printed)
 
 
+def parameters_of(callback):
+    """Those that are arguments and options."""
+    parameters = inspect.signature(callback).parameters.values()
+    return [parameter for parameter in parameters if parameter.annotation is not typer.Context]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_describes_every_option(name):
     (registered,) = [each for each in app.registered_commands if each.callback.__name__ == name]
     assert registered.callback.__doc__
-    for parameter in inspect.signature(registered.callback).parameters.values():
+    for parameter in parameters_of(registered.callback):
         (option,) = parameter.annotation.__metadata__
         assert len(option.help) > 8, parameter.name
 
@@ -656,7 +662,7 @@ MISTAKES = [
 def options_of(name):
     """Options of a command that take a value."""
     (registered,) = [each for each in app.registered_commands if each.callback.__name__ == name]
-    parameters = inspect.signature(registered.callback).parameters.values()
+    parameters = parameters_of(registered.callback)
     return {
         "--" + parameter.name.replace("_", "-")
         for parameter in parameters

@@ -28,7 +28,7 @@ from keras_morph.formats import (
 from keras_morph.graph.tracing import known_graph
 from keras_morph.keras_internals import parts_of, structs
 from keras_morph.quantizing import CALIBRATED, check_quantizer
-from keras_morph.runs import uncompiled
+from keras_morph.runs import TEMPORARY, uncompiled
 from keras_morph.runtimes import RUNTIMES, Session, first_line, installed, open_exported
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
 TOLERANCE = 1e-4  # difference to the Keras model, relative to its largest output: float32 sums in another order
 INT8_NOISE = 0.5  # of the outputs' standard deviation, root mean square: beyond, a quarter of their variance is lost
 HALF = ("float16", "bfloat16")
+OF_A_SAVED_MODEL = {"saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb"}
 BATCHES = {3: FREE, 1: FREE + 16}  # batch sizes that are tried, each with the size of axes whose size is free
 EXAMPLES = 32  # of the user's own, compared at a time
 
@@ -130,7 +131,7 @@ def export_all(
         raise KerasMorphError(f"Expected a file for each format. Received: {', '.join(map(str, paths))}.")
     targets = dict(zip(chosen, map(Path, paths), strict=True))
     for name in targets:
-        _check_place(targets[name])
+        _check_place(targets[name], name)
     check_formats(targets, int8=int8 is not None)
     calibration = None if int8 is None else [each[:CALIBRATED] for each in _arrays_of(model, "int8", int8)]
     given = [] if check is None else _batches(_arrays_of(model, "check", check))
@@ -186,20 +187,30 @@ def _format_of(path: Path, name: str | None) -> str:
         return found[0]
     if name not in FORMATS:
         raise KerasMorphError(f"format: expected {', '.join(FORMATS)}. Received: {name!r}.")
-    if path.suffix != FORMATS[name].suffix:
+    others = {row.suffix for row in FORMATS.values()} - {""}
+    if path.suffix != FORMATS[name].suffix if FORMATS[name].suffix else path.suffix in others:
         suffix = f"a name that ends in {FORMATS[name].suffix}" if FORMATS[name].suffix else "the name of a folder"
         raise KerasMorphError(f"path: {name} expects {suffix}. Received: {path}.")
     return name
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: Path, name: str) -> None:
     """Make sure that nothing is lost but an older export."""
-    if path.suffix and path.is_dir():
-        raise KerasMorphError(f"path: expected a file. Received: {path}, which is a folder.")
-    if not path.suffix and path.exists() and not (path / "saved_model.pb").exists():
-        raise KerasMorphError(
-            f"path: expected the folder of a SavedModel, or none. Received: {path}, which is something else."
-        )
+    if not FORMATS[name].suffix:
+        found = {each.name for each in path.iterdir()} if path.is_dir() else set()
+        if path.exists() and "saved_model.pb" not in found:
+            raise KerasMorphError(
+                f"path: expected the folder of a SavedModel, or none. Received: {path}, which is something else."
+            )
+        if further := sorted(found - OF_A_SAVED_MODEL):
+            raise KerasMorphError(
+                f"path: the folder of a SavedModel is replaced as a whole. Expected nothing else in it. Received: {path}, which "
+                f"holds {further[0]}, too."
+            )
+        return
+    for each in _files(path):
+        if each.is_dir():
+            raise KerasMorphError(f"path: expected a file. Received: {each}, which is a folder.")
     for beside in _files(path)[:-1]:
         if beside.exists() and not path.exists():
             raise KerasMorphError(
@@ -406,10 +417,11 @@ def bytes_of(path: Path) -> int:
 def _move(source: Path, path: Path) -> None:
     """Put what was written in its place, instead of what is there."""
     if not source.is_dir():
-        for each in _files(source):
-            each.replace(path.with_suffix(each.suffix))
+        for each, target in zip(_files(source), _files(path), strict=True):
+            each.replace(target.resolve() if target.is_symlink() else target)
         return
-    old = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    path = path.resolve() if path.is_symlink() else path
+    old = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}.{path.name}")
     if path.exists():
         path.replace(old)
     source.replace(path)

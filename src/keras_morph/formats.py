@@ -283,10 +283,11 @@ def _leave_out_unnamed(path: Path) -> None:
         return
     results = [each.get_node() for each in outputs]
     least = openvino.Model(results, written.get_parameters())
-    openvino.serialize(least, str(path.with_name("least.xml")))
-    del written, least, results, outputs  # they hold the weights' file open
-    for suffix in (".bin", ".xml"):
-        path.with_name(f"least{suffix}").replace(path.with_suffix(suffix))
+    with TemporaryDirectory(dir=path.parent) as folder:
+        openvino.serialize(least, str(Path(folder) / path.name))
+        del written, least, results, outputs  # they hold the weights' file open
+        for suffix in (".bin", ".xml"):
+            (Path(folder) / path.name).with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
 def _write_saved_model(model: keras.Model, path: Path, _: Arrays | None) -> None:

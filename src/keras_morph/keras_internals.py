@@ -67,6 +67,7 @@ __all__ = [
     "remade",
     "seed_shared",
     "set_random_states",
+    "settings_of",
     "structs",
     "sync_weights",
     "taken_by",
@@ -201,8 +202,42 @@ def remade(layer: Any, name: str | None = None, *, lenient: bool = False) -> Any
         return layer
     if _quantized(copy) != _quantized(layer):
         return layer
+    _complete(copy, layer)
     copy.name = name  # where __init__ takes no name
     return copy
+
+
+def settings_of(layer: Any) -> dict[str, Any]:
+    """Numbers, switches, texts and arrays that a layer keeps in public attributes, also nested: what its call may depend on."""
+    found = {name: _plain(value) for name, value in vars(layer).items() if name[0] != "_"}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """What tells a setting from another one, in a tuple; None of what is none."""
+    if isinstance(value, bool | int | float | str):
+        return (value,)
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, list | tuple | dict):
+        items = list(value.values()) if isinstance(value, dict) else list(value)
+        parts = [_plain(each) for each in items]
+        return None if None in parts else (tuple(map(str, value)) if isinstance(value, dict) else (), tuple(parts))
+    return None
+
+
+def _complete(copy: Any, layer: Any) -> None:
+    """Settings of a user's layer that its config does not tell: it would be made anew with others, without a word."""
+    if type(layer).__module__.startswith("keras.") or not isinstance(layer, keras.Layer):
+        return
+    own, ours = settings_of(layer), settings_of(copy)
+    for name in own.keys() & ours.keys() - OF_KERAS:
+        if own[name] != ours[name]:
+            setattr(copy, name, vars(layer)[name])
+
+
+OF_KERAS = {"name", "built", "trainable", "autocast", "supports_masking", "supports_jit"}
+"""Public attributes of every layer, which say nothing of what it computes."""
 
 
 def made_from(layer: Any, config: dict[str, Any]) -> Any:

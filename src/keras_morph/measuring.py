@@ -60,6 +60,7 @@ SPREAD = 3.0  # of logarithms of scores within a layer; between layers their dev
 ROUNDS = 100  # in each process: enough for the shortest time
 CHECK, PROCESSES = 8.0, 10  # seconds of timing for one structure that was chosen, and processes that share them
 SHARES = (0.2, 1.0)  # of the FLOPs
+NOTE = "structures.json"  # beside the files: how many there are
 
 
 @keras.saving.register_keras_serializable("keras_morph")
@@ -239,7 +240,12 @@ class MeasuredLatency(Cost):
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             if found["format"] != FORMAT:
                 raise ValueError("of an earlier version, which fitted other terms: measure again")
-            return cls.from_config({key: found[key] for key in ("conditions", "coefficients", "network")})
+            cost = cls.from_config({key: found[key] for key in ("conditions", "coefficients", "network")})
+            kinds = {"runtime": str, "version": str, "threads": int, "batch_size": int, "device": str}
+            wrong = [name for name, kind in kinds.items() if not isinstance(getattr(cost.conditions, name), kind)]
+            if wrong or not isinstance(cost.network, str) or cost.conditions.runtime not in RUNTIMES:
+                raise ValueError(", ".join(wrong or ["network or runtime"]))
+            return cost
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise KerasMorphError(
                 f"Expected a file that MeasuredLatency.save has written. Received: {path} ({error!r})."
@@ -303,9 +309,7 @@ def export_structures(
     """
     graph, folder, start, name = graph_of(model), Path(folder), time.perf_counter(), _format_of(runtime)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("[0-9][0-9][0-9].*"):  # of an earlier call that wrote more
-        if old.suffix in (*SUFFIXES, ".json", ".bin"):
-            old.unlink()
+    _make_room(folder, structures)
     drawn = telling_structures(graph, structures)
     at_once = 1 if written_here(name) else LEAST  # another backend's process takes long to start
     paths: list[Path] = []
@@ -319,6 +323,25 @@ def export_structures(
         if progress is not None:
             progress(f"exported {len(paths)}/{structures} structures in {time.perf_counter() - start:.0f} s")
     return paths
+
+
+def _make_room(folder: Path, structures: int) -> None:
+    """Remove what an earlier call has written, as it has noted, and note what this one writes.
+
+    Raises:
+        KerasMorphError: if other files are called so.
+    """
+    note, endings = folder / NOTE, (*SUFFIXES, ".json", ".bin")
+    if note.exists():
+        for number in range(int(json.loads(note.read_text(encoding="utf-8"))["structures"])):
+            for ending in endings:
+                (folder / f"{number:03}{ending}").unlink(missing_ok=True)
+    if others := [each for each in sorted(folder.glob("[0-9][0-9][0-9].*")) if each.suffix in endings]:
+        raise KerasMorphError(
+            f"{folder} is where structures are written, as files 000, 001 and so on. Expected: a new folder, or one that was "
+            f"written so. Received: {others[0]}, which is something else."
+        )
+    write_json(note, {"structures": structures})
 
 
 def _format_of(runtime: str) -> str:

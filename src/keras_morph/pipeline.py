@@ -4,6 +4,7 @@ A phase is a function from a Progress to a Progress; one of your own goes into `
 the middle goes on: `Progress.saved` and `Progress.at` are the way into a checkpoint and back.
 """
 
+import contextlib
 import random
 import re
 import sys
@@ -27,7 +28,7 @@ from keras_morph.graph.identities import fingerprint
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of, trace_as
 from keras_morph.keras_internals import batches_seen, seed_shared
-from keras_morph.runs import save_model, write_somewhere
+from keras_morph.runs import check_run_folder, save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.keeping import fit_measured
 from keras_morph.search.scores import contribution_scores
@@ -211,7 +212,7 @@ def begin(
         image_batches(graph, recipe.calibration)  # raises now if the model does not take them
     check_repeatable(data)
     known, objective = is_trained(graph.model), recipe.objective(graph.model)
-    folder = None if run is None else Path(run)
+    folder = None if run is None else check_run_folder(run)
     for each in (data, validation_data):
         check_labels(each, objective, graph.model)
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
@@ -281,9 +282,14 @@ def begun(progress: "Progress") -> "Progress":
     if saved is None:
         return progress
     finished = read_status(training.checkpoints.parent).get("state") == "done"
+    if missing := {"asked", "over", "history", "order", "phase", "epoch", "steps_per_epoch"} - saved.state.keys():
+        raise KerasMorphError(
+            f"{training.checkpoints / 'last.npz'} is no checkpoint of shrink: it has no {', '.join(sorted(missing))}. To start "
+            f"again remove {training.checkpoints}."
+        )
     place = f"{saved.state['phase']}, epoch {saved.state['epoch']} is done"
     training.say(f"{training.run} " + ("is finished: its result is returned" if finished else f"goes on: {place}"))
-    return progress.at(saved)
+    return replace(progress.at(saved), finished=finished)
 
 
 def learner_of(
@@ -342,6 +348,7 @@ class Progress:
         over: phases that are over.
         earlier: what was chosen in the rounds before, how often each group of each round's network was there.
         under_way: the checkpoint that the phase under way goes on from, or None.
+        finished: whether the run was over before; what it wrote then is the caller's.
     """
 
     training: Training
@@ -360,6 +367,7 @@ class Progress:
     over: int = 0
     earlier: tuple[np.ndarray, ...] = ()
     under_way: Saved | None = None
+    finished: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -380,8 +388,14 @@ class Progress:
         """What has to be the same for a run to go on."""
         recipe = self.recipe
         numbers = {name: value for name, value in vars(recipe).items() if isinstance(value, int | float | str | None)}
+        class_weight = None if recipe.class_weight is None else {str(k): v for k, v in recipe.class_weight.items()}
         return numbers | {
+            "backend": keras.backend.backend(),
             "model": fingerprint(graph_of(self.teacher)),
+            "wiring": repr(self.learner.graph.wiring),
+            "data": _examples_of(self.training.data),
+            "calibration": _examples_of(recipe.calibration),
+            "class_weight": class_weight,
             "budget": repr(self.budget),
             "regularizer": _described(self.learner.regularizer),
             "regularizer given": self.by_regularizer,
@@ -453,10 +467,13 @@ class Progress:
         assert self.structure is not None
         assert self.small is not None
         run = self.training.run
+        files: dict[str, Callable[[Path], None]] = {"structure.json": self.structure.save}
+        for name, model in (("seed", self.learner.seed), ("small", self.small)):
+            files[f"{name}.keras"] = partial(save_model, model)
         if run is not None:
-            write_somewhere(run / "structure.json", self.structure.save)
-            for name, model in (("seed", self.learner.seed), ("small", self.small)):
-                write_somewhere(run / f"{name}.keras", partial(save_model, model))
+            for name, write in files.items():
+                if not (self.finished and (run / name).exists()):
+                    write_somewhere(run / name, write)
         return Shrunk(
             self.small,
             self.structure,
@@ -596,8 +613,21 @@ def tune(progress: Progress) -> Progress:
     return _trained(progress, model, "fine-tune", _remaining(progress) - done, _schedule(progress, done), [])
 
 
+def _examples_of(data: Any) -> str:
+    """Which arrays they are, by their shapes and some of the examples; of other data nobody can tell without reading all."""
+    arrays = [each for each in keras.tree.flatten(data) if isinstance(each, np.ndarray) and each.ndim]
+    found = 0
+    for array in arrays:
+        some = array[:: max(1, len(array) // 256)] if array.dtype != object else np.array([])
+        found = zlib.crc32(np.ascontiguousarray(some).tobytes(), found)
+    return f"{', '.join(str(array.shape) for array in arrays)}, checksum {found:08x}" if arrays else ""
+
+
 def _described(value: Any) -> str:
     """What a value is, the same in every program."""
+    if isinstance(value, keras.losses.Loss):
+        with contextlib.suppress(Exception):  # one of the user's own need not have a config
+            return f"{type(value).__name__} {value.get_config()}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,21 @@ def quantize_onnx(path: Path, arrays: Sequence[np.ndarray]) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = path.with_name("prepared.onnx")
-    quant_pre_process(path, prepared, skip_symbolic_shape=True)  # BatchNormalization becomes a part of its convolution
-    names = [each.name for each in onnx.load(prepared, load_external_data=False).graph.input]
-
     class _Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.examples = examples_of(arrays)
+        def __init__(self, names: Sequence[str]) -> None:
+            self.names, self.examples = names, examples_of(arrays)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             found = next(self.examples, None)
-            return None if found is None else dict(zip(names, found, strict=True))
+            return None if found is None else dict(zip(self.names, found, strict=True))
 
-    quantize_static(prepared, path, _Reader(), per_channel=True)
-    prepared.unlink()
+    with TemporaryDirectory(dir=path.parent) as folder:
+        prepared = Path(folder) / path.name
+        quant_pre_process(
+            path, prepared, skip_symbolic_shape=True
+        )  # BatchNormalization becomes a part of its convolution
+        names = [each.name for each in onnx.load(prepared, load_external_data=False).graph.input]
+        quantize_static(prepared, path, _Reader(names), per_channel=True)
 
 
 def litert_options(names: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -89,8 +91,9 @@ def quantize_openvino(path: Path, arrays: Sequence[np.ndarray]) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()):  # a progress bar
         quantized = nncf.quantize(model, examples, subset_size=len(arrays[0]), advanced_parameters=settings)
-    written = path.with_name("quantized.xml")
-    openvino.serialize(quantized, str(written))
-    del model, quantized  # they hold the weights' file open
-    for suffix in (".bin", ".xml"):
-        written.with_suffix(suffix).replace(path.with_suffix(suffix))
+    with TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        openvino.serialize(quantized, str(written))
+        del model, quantized  # they hold the weights' file open
+        for suffix in (".bin", ".xml"):
+            written.with_suffix(suffix).replace(path.with_suffix(suffix))

@@ -4,6 +4,8 @@ Keras is imported where a model is at hand: who only looks at runs, or starts th
 """
 
 __all__ = [
+    "TEMPORARY",
+    "check_run_folder",
     "describe_environment",
     "going_on",
     "new_run_folder",
@@ -26,13 +28,12 @@ import itertools
 import json
 import os
 import platform
-import re
 import stat
 import sys
 import tempfile
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,14 @@ from keras_morph.machine import cpu_name
 if TYPE_CHECKING:
     import keras
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")  # what `write_atomically` calls a file that is not whole yet
+TEMPORARY = ".keras-morph-"  # what a file is called, with a number behind it, that is not whole yet
+OF_A_RUN = ("config.json", "status.json", "checkpoint")  # one of these tells a run's folder
+RESULTS = (
+    "seed.keras",
+    "small.keras",
+    "structure.json",
+    "history.csv",
+)  # what a run writes, by names that others may use
 _SAID: set[str] = set()  # files that a warning has named
 
 
@@ -58,22 +66,51 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}.{path.name}")
     try:
         write(temporary)
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):  # the user's name for it
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove the temporary files that a killed process left in a folder, which nobody else may be writing to."""
-    for path in Path(folder).rglob(".*"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+def remove_leftovers(folder: str | os.PathLike[str], busy: Collection[Path] = ()) -> None:
+    """Remove the temporary files that a killed process left in a folder, but not in folders of others who are at work."""
+    for path in Path(folder).rglob(f"{TEMPORARY}*"):
+        if path.is_file() and not any(path.is_relative_to(place) for place in busy):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def check_run_folder(run: str | os.PathLike[str]) -> Path:
+    """A folder that a run can be in: a new one, or one that holds a run, or nothing that a run would overwrite.
+
+    Raises:
+        KerasMorphError: if it is none.
+    """
+    folder = Path(run)
+    try:
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        fine = bool(str(run)) and nearest.is_dir() and os.access(nearest, os.W_OK)
+        fine = fine and not nearest.resolve().is_relative_to("/proc")
+    except (OSError, ValueError):  # too long, or with a zero byte
+        fine = False
+    if not fine:
+        raise KerasMorphError(f"run: expected a folder that can be written. Received: {str(run)!r}.")
+    mine = any((folder / name).exists() for name in OF_A_RUN)
+    theirs = [name for name in RESULTS if (folder / name).exists()]
+    if theirs and not mine:
+        raise KerasMorphError(
+            f"run: expected a new folder, or that of a run. Received: {folder}, which holds {', '.join(theirs)} and no run; one "
+            "would overwrite that. Give another folder."
+        )
+    return folder
 
 
 @contextlib.contextmanager

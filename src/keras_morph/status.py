@@ -98,7 +98,8 @@ def running(folder: Path | None) -> Iterator[Running | None]:
         return
     run = Running(folder, outer)
     with _alone(folder), _signals(run):
-        remove_leftovers(folder)
+        within = {path.parent for path in folder.rglob("status.json")} - {folder}
+        remove_leftovers(folder, [each for each in within if is_running(each)])
         token = _RUNNING.set(run)
         try:
             run.write("running")

@@ -13,9 +13,9 @@ from keras_morph.cli.options import (
     Classes,
     ImageSize,
     among,
-    check_folder,
     check_name,
     check_number,
+    check_output,
 )
 from keras_morph.errors import KerasMorphError
 
@@ -60,7 +60,7 @@ def benchmark(
     check_number("--seconds", seconds, 0, above=True)
     check_name("--pixels", pixels, ("auto", *PIXELS))
     if output is not None:
-        check_folder("the folder of --output", output.parent)
+        check_output("--output", output, models)
 
     from keras_morph.benchmarking import benchmark as compare
     from keras_morph.cli.choices import images_for, load_model

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import check_folder
+from keras_morph.cli.options import check_output
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["compare"]
@@ -27,7 +27,7 @@ def compare(
         raise KerasMorphError(f"--picture expects a file name that ends in {', '.join(PICTURES)}. Received: {picture}.")
     for option, path in (("--csv", csv), ("--picture", picture)):
         if path is not None:
-            check_folder(option, path.parent)
+            check_output(option, path)
 
     from rich.console import Console
 

@@ -86,6 +86,10 @@ def _read(path: Path) -> dict[str, Any]:
         numbers = {name: figures[name] for name in FIGURES}
         if not all(value is None or isinstance(value, int | float) for value in numbers.values()):
             raise ValueError("a figure is no number")
+        if empty := [
+            name for name, value in numbers.items() if value is None and name not in ("val_accuracy", "seconds")
+        ]:
+            raise ValueError(f"{', '.join(empty)} is empty")
         return numbers | {name: str(figures[name]) for name in ("budget", "cost")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KerasMorphError(
@@ -161,7 +165,8 @@ def table(groups: Sequence[list[Row]], title: str = "") -> Table:
     options = [name for name in differing(rows) if not (several and name == "random_seed")]
     best = front(groups)
     made = Table(title=title or None, title_justify="left")
-    made.add_column("n" if several else "run", overflow="fold")
+    longest = max(len(row.name) for row in rows)
+    made.add_column("n" if several else "run", overflow="fold", min_width=1 if several else min(longest, 24))
     for column in ("budget", *options):
         made.add_column(column.replace("_", " "), no_wrap=True)
     for column in ("cost, %", "validation, %", "test, %", "parameters", "seconds", "front"):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import COSTS, Classes, ImageSize, among, check_folder, check_name
+from keras_morph.cli.options import COSTS, Classes, ImageSize, among, check_name, check_output
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["expand"]
@@ -23,7 +23,7 @@ def expand(
     """Widen a structure uniformly until a budget is used, and save a fresh model of it."""
     if output.suffix != ".keras":
         raise KerasMorphError(f"OUTPUT expects a file name that ends in .keras. Received: {output}.")
-    check_folder("the folder of OUTPUT", output.parent)
+    check_output("OUTPUT", output, [model, structure])
     check_name("--cost", cost, COSTS)
 
     from keras_morph.cli.choices import cost_of, load_model

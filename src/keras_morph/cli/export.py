@@ -33,7 +33,7 @@ def export(
     if int8 != (calibrate is not None):
         missing, given = ("--calibrate DATA", "--int8") if int8 else ("--int8", "--calibrate")
         raise KerasMorphError(f"{given} needs {missing}. Received: {given} alone.")
-    stem = output or Path(model.removesuffix(".keras").rpartition(":")[2])
+    stem = output or Path(model.removesuffix(".keras") if model.endswith(".keras") else model.rpartition(":")[2])
     if not stem.name:
         raise KerasMorphError(f"--output expects a file name without a suffix. Received: {str(output or '')!r}.")
     check_folder("the folder of --output", stem.parent)
@@ -42,5 +42,6 @@ def export(
     from keras_morph.cli.exporting import written
 
     found = load_model(model, input_shape=(image_size, image_size, 3), classes=classes)
-    for line in written(found, [stem.with_name(stem.name + SUFFIXES[name]) for name in formats], calibrate):
+    paths = {name: stem.with_name(stem.name + SUFFIXES[name]) for name in formats}
+    for line in written(found, paths, calibrate):
         print(line)

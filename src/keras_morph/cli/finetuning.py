@@ -38,15 +38,17 @@ def run(options: Finetune) -> None:
         seed=options.random_seed,
         stream=options.stream,
     )
-    shape = {"input_shape": dataset.image_shape, "classes": dataset.num_classes}
-    model = load_model(options.model, **shape)
-    teacher = None if options.teacher is None else load_model(options.teacher, **shape)
-    for each in (model, teacher):
-        if each is not None:
-            check_fits(each, dataset)
+    model, teacher = (
+        None if text is None else load_model(text, input_shape=dataset.image_shape, classes=dataset.num_classes)
+        for text in (options.model, options.teacher)
+    )
+    assert model is not None
+    for each in (model, *([] if teacher is None else [teacher])):
+        check_fits(each, dataset)
     pixels = pixels_of(options.pixels, model, dataset, named=is_named(options.model))
     dataset = dataset.in_pixels(pixels.pixels)
-    trained, share = model, options.distillation
+    trained: keras.Model = model
+    share = options.distillation
     validation = dataset.validation(options.batch_size)
     if teacher is not None:
         if share is None:

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import RUNTIMES_THAT_MEASURE, Classes, ImageSize, among, check_folder, check_number
+from keras_morph.cli.options import (
+    RUNTIMES_THAT_MEASURE,
+    Classes,
+    ImageSize,
+    among,
+    check_folder,
+    check_number,
+    check_output,
+)
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["measure"]
@@ -44,9 +52,7 @@ def measure(
         check_number(option, value, low)
     if runtime not in RUNTIMES_THAT_MEASURE:
         raise KerasMorphError(f"--runtime expects {', '.join(RUNTIMES_THAT_MEASURE)}. Received: {runtime!r}.")
-    if not output.name:
-        raise KerasMorphError(f"--output expects a file name. Received: {str(output)!r}.")
-    check_folder("the folder of --output", output.parent)
+    check_output("--output", output, [model])
 
     from keras_morph import measuring
     from keras_morph.cli.choices import load_model
@@ -63,6 +69,15 @@ def measure(
                 f"--runtime {runtime} expects files that were timed in it. Received: {folder / TIMINGS}, of "
                 f"{timings.conditions.runtime}; give that, or another --on."
             )
+        for option, asked, found in (
+            ("--threads", threads, timings.conditions.threads),
+            ("--batch-size", batch_size, timings.conditions.batch_size),
+        ):
+            if asked not in (found, 1):
+                raise KerasMorphError(
+                    f"{option} {asked} expects files that were timed so. Received: {folder / TIMINGS}, with {found}; leave it "
+                    "out, or time them again."
+                )
     else:
         files = measuring.export_structures(
             graph, folder, runtime=runtime, structures=structures, seconds=seconds / 2, progress=print

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,7 @@ __all__ = [
     "check_folder",
     "check_name",
     "check_number",
+    "check_output",
     "check_run_name",
     "command_of",
     "config_of",
@@ -157,7 +158,7 @@ def check_name(option: str, name: str, choices: Iterable[str]) -> None:
 def check_run_name(name: str | None) -> None:
     """A name that can be a folder's."""
     if name is not None and (
-        name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\") or len(name) > 200
+        name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\") or len(name.encode()) > 200
     ):
         raise KerasMorphError(f"--name expects a name for a folder, without slashes. Received: {name!r}.")
 
@@ -181,6 +182,15 @@ def check_folder(option: str, folder: Path) -> None:
         fine = False
     if not fine:
         raise KerasMorphError(f"{option} expects a folder that can be written. Received: {folder}.")
+
+
+def check_output(option: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:
+    """A file that can be written, and is none of those that are read."""
+    check_folder(f"the folder of {option}", path.parent)
+    if not path.name or path.is_dir():
+        raise KerasMorphError(f"{option} expects a file name. Received: {str(path)!r}, which is a folder.")
+    if any(Path(each).resolve() == path.resolve() for each in inputs if "\0" not in str(each)):
+        raise KerasMorphError(f"{option} expects another file than those that are read. Received: {path}.")
 
 
 def process_of(addresses: str | None, number: int | None) -> Process:
@@ -216,8 +226,8 @@ def plain(options: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def _resumed(options: Any, command: str) -> Any:
-    """The options of the run that `--resume` names.
+def _resumed(options: Any, command: str, given: Collection[str]) -> Any:
+    """The options of the run that `--resume` names, besides which none may be given.
 
     Raises:
         KerasMorphError: if there is no such run, or further options are given.
@@ -225,7 +235,7 @@ def _resumed(options: Any, command: str) -> Any:
     folder = options.resume
     fields = {field.name: field for field in dataclasses.fields(options)}
     here = {name: getattr(options, name) for name in OF_THE_PLACE if name in fields}
-    given = [name for name, field in fields.items() if name not in here and getattr(options, name) != field.default]
+    given = [name for name in fields if name in given and name not in here]
     if given:
         raise KerasMorphError(
             f"--resume takes all options from {folder / 'config.json'}. Expected: no others. Received: {', '.join(given)}."
@@ -237,8 +247,22 @@ def _resumed(options: Any, command: str) -> Any:
             f"{'a run of ' + str(config['command']) if 'command' in config else 'no config.json of one'}."
         )
     values = {name: value for name, value in config["options"].items() if name in fields}
+    for name, value in values.items():
+        if not _fits(value, fields[name].default):
+            raise KerasMorphError(
+                f"{folder / 'config.json'} cannot be read. Expected: {name} as {command} writes it. Received: {value!r}."
+            )
     paths = {name: Path(values[name]) for name in values if isinstance(fields[name].default, Path)}
     return type(options)(**values | paths | here)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value of `config.json` is one that an option with this default has."""
+    if default is None:
+        return value is None or isinstance(value, str | int | float | list)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, str) if isinstance(default, Path) else type(value) is type(default)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -254,15 +278,23 @@ def command_of(options: type[Any]) -> Callable[[Callable[[Any], None]], Callable
     """Make a function of a dataclass of options a command: its parameters are the fields, its help is the docstring."""
 
     def decorate(run: Callable[[Any], None]) -> Callable[..., None]:
-        def command(**values: Any) -> None:
-            given = options(**values)
-            if given.resume is not None:
-                given = _resumed(given, run.__name__)
-            given.check()
-            run(given)
+        def command(context: typer.Context, **values: Any) -> None:
+            found = options(**values)
+            if found.resume is not None:
+                sources = {name: context.get_parameter_source(name) for name in values}
+                by_hand = [
+                    name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"
+                ]
+                found = _resumed(found, run.__name__, by_hand)
+            found.check()
+            run(found)
 
+        own = inspect.signature(options)
+        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         command.__name__, command.__doc__ = run.__name__, options.__doc__
-        command.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]  # what Typer reads
+        command.__signature__ = own.replace(  # type: ignore[attr-defined]  # what Typer reads
+            parameters=[context, *own.parameters.values()], return_annotation=None
+        )
         return command
 
     return decorate

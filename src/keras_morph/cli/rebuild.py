@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_morph.cli.options import Classes, Grouped, ImageSize, check_folder
+from keras_morph.cli.options import Classes, Grouped, ImageSize, check_output
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["rebuild"]
@@ -23,7 +23,7 @@ def rebuild(
     """Rebuild a model from a structure file and save it."""
     if output.suffix != ".keras":
         raise KerasMorphError(f"OUTPUT expects a file name that ends in .keras. Received: {output}.")
-    check_folder("the folder of OUTPUT", output.parent)
+    check_output("OUTPUT", output, [model, structure])
 
     from keras_morph.cli.choices import load_model, wiring_of
     from keras_morph.costs.costs import FLOPs, ModelSize

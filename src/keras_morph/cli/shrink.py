@@ -1,5 +1,6 @@
 """The options of `keras-morph shrink MODEL --budget 50%`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,19 @@ from keras_morph.cli.options import (
 from keras_morph.errors import KerasMorphError
 
 __all__ = ["Shrink"]
+
+
+def _canonical(budget: str) -> str:
+    """The same text for `50%`, `50 %` and `50.0%`."""
+    return re.sub(
+        r"[\d.]+",
+        lambda number: f"{float(number[0]):g}" if _is_number(number[0]) else number[0],
+        re.sub(r"\s", "", budget),
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.count(".") < 2 and text != "."
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,7 @@ class Shrink:
                 raise KerasMorphError(
                     f"--budgets expects no --budget, and one round. Received: --budget {self.budget} --rounds {self.rounds}."
                 )
-            if not all(self.amounts) or len(set(self.amounts)) < len(self.amounts):
+            if not all(self.amounts) or len(set(map(_canonical, self.amounts))) < len(self.amounts):
                 raise KerasMorphError(
                     f"--budgets expects different budgets, such as 75%,50%. Received: {self.budgets}."
                 )

@@ -62,9 +62,9 @@ class Sweep(Shrink):
     def seeds(self) -> list[int]:
         """The random seeds of each combination."""
         texts = _parts("--random-seeds", self.random_seeds) if self.random_seeds else [str(self.random_seed)]
-        if not all(text.isdecimal() for text in texts):
+        if not all(text.isdecimal() for text in texts) or len(set(map(int, texts))) < len(texts):
             raise KerasMorphError(
-                f"--random-seeds expects whole numbers, such as 0,1,2. Received: {self.random_seeds}."
+                f"--random-seeds expects different whole numbers, such as 0,1,2. Received: {self.random_seeds}."
             )
         return [int(text) for text in texts]
 
@@ -123,8 +123,14 @@ def numbers_in(option: str, text: str) -> tuple[list[float], bool]:
         values = [float(each) for each in texts]
     except ValueError:
         values = []
-    if not values or (is_range and not (len(values) == 2 and 0 < values[0] < values[1])):
-        raise KerasMorphError(f"{option} expects numbers, such as 1e-3,2e-3, or a range 1e-4..1e-2. Received: {text}.")
+    if (
+        not values
+        or len(set(values)) < len(texts)
+        or (is_range and not (len(values) == 2 and 0 < values[0] < values[1]))
+    ):
+        raise KerasMorphError(
+            f"{option} expects different numbers, such as 1e-3,2e-3, or a range 1e-4..1e-2. Received: {text}."
+        )
     return values, is_range
 
 

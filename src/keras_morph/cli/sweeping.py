@@ -145,7 +145,8 @@ class _Sweep:
 
     def value(self, study: str, point: dict[str, Any], hopeless: Hopeless) -> float | None:
         """Mean over random seeds; None if a run failed, or was hopeless."""
-        point = {name: float(f"{each:.4g}") if isinstance(each, float) else each for name, each in point.items()}
+        searched = {single for plural, single in AXES.items() if ".." in (getattr(self.options, plural) or "")}
+        point = {name: float(f"{each:.4g}") if name in searched else each for name, each in point.items()}
         runs = [self._run(self.studies[study], point, seed) for seed in self.options.seeds]
         with ThreadPoolExecutor(len(runs)) as pool:
             done = list(pool.map(lambda run: self._carry_out(run, hopeless), runs))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_morph.channels import Call, ChannelGraph, Layer
+from keras_morph.channels import Call, ChannelGraph, Layer, Weight
 from keras_morph.costs import counting
 from keras_morph.costs.hardware import Hardware, hardware_named
 from keras_morph.errors import UncountedLayerWarning, UnsupportedModelError
@@ -41,6 +41,7 @@ __all__ = [
     "multiply_adds",
     "positions_of",
     "sides_of",
+    "times_multiplied",
     "working",
 ]
 
@@ -219,6 +220,23 @@ def sides_of(vectors: list[int]) -> tuple[int, int]:
     return tuple([*vectors, CONSTANT, CONSTANT][:2])  # type: ignore[return-value]
 
 
+def times_multiplied(graph: ChannelGraph, call: Call, layer: Layer, weight: Weight, cost: str) -> int:
+    """How often a call multiplies by each element of a weight, for one example.
+
+    Raises:
+        UnsupportedModelError: if that depends on a size that is unknown.
+    """
+    where = weight.multiplies or "outputs"
+    positions = positions_of(graph, call, layer, where, cost)
+    reads = {(each.shape[each.reads], each.vectors[each.reads]) for each in layer.weights if each.reads is not None}
+    sizes = {size for size, _ in reads}
+    if where == "outputs" or len(sizes) != 1 or any(vector >= 0 for _, vector in reads):
+        return positions
+    # What is read lies along another axis than the channels that are followed, such as the steps of a series of numbers.
+    tensor = graph.tensors[at_side(where, call.operands, call.outputs)]
+    return positions * (tensor.shape[tensor.axis] or 1) // sizes.pop()
+
+
 def positions_of(graph: ChannelGraph, call: Call, layer: Layer, where: str, cost: str) -> int:
     """Positions at a side of a call, such as H x W: "outputs", "inputs" (the last operand) or "first" (the first one).
 
@@ -239,7 +257,7 @@ def multiply_adds(graph: ChannelGraph, cost: str) -> list[tuple[float, int, int,
     """Rows of (multiply-adds per pair of channels, a, b, call)."""
     followed: list[tuple[float, int, int, int]] = [
         (
-            positions_of(graph, call, layer, weight.multiplies, cost) * weight.static_size,
+            times_multiplied(graph, call, layer, weight, cost) * weight.static_size,
             *sides_of(weight.sides),
             number,
         )
@@ -287,7 +305,7 @@ class ModelSize(Cost):
     unit = "parameters"
 
     def monomials(self, graph: ChannelGraph) -> Monomials:
-        rows = []
+        rows: list[tuple[float, int, int, int, int]] = []
         counted: set[int] = set()  # a weight that several layers hold counts once
         for number, layer in enumerate(graph.layers):
             owner = len(graph.calls) + number

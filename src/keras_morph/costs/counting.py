@@ -40,8 +40,14 @@ def fixed_multiply_adds(graph: ChannelGraph) -> list[tuple[int, int]]:
 
 def uncounted(graph: ChannelGraph) -> tuple[str, ...]:
     """Layers whose multiply-adds cannot be counted, such as `mix (Lambda)`: no cost of computing includes them."""
-    left_out = (layer for _, call, layer in _unfollowed(graph) if _of_call(graph, call, layer) is None)
-    names = (f"{layer.name} ({layer.kind})" for layer in left_out)
+    left_out = [(n, layer) for n, call, layer in _unfollowed(graph) if _of_call(graph, call, layer) is None]
+    left_out += [
+        (number, graph.layers[call.layer])  # how many channels it multiplies depends on the structure
+        for number, call in enumerate(graph.calls)
+        if graph.layers[call.layer].rule is not None
+        and _multiplies_by_constants(call, graph.layers[call.layer].operation)
+    ]
+    names = (f"{layer.name} ({layer.kind})" for _, layer in sorted(left_out, key=lambda each: each[0]))
     return tuple(dict.fromkeys(names))
 
 
@@ -52,18 +58,19 @@ def _unfollowed(graph: ChannelGraph) -> list[tuple[int, Call, Layer]]:
 
 def _of_call(graph: ChannelGraph, call: Call, layer: Layer) -> int | None:
     """Multiply-adds for one example; None where nobody can tell."""
-    count = _of_row_of_batch(call, layer)
+    results = [graph.tensors[number].shape for number in call.outputs]
+    count = _of_row_of_batch(call, layer, results)
     if not count:
         return count
     rows = graph.tensors[call.outputs[0]].rows
     return round(count * rows) if math.isfinite(rows) else None
 
 
-def _of_row_of_batch(call: Call, layer: Layer) -> int | None:
+def _of_row_of_batch(call: Call, layer: Layer, made: list[tuple[Any, ...]]) -> int | None:
     """Multiply-adds for one row of the batch; None where nobody can tell."""
     operation = layer.operation
     if not isinstance(operation, keras.Layer):
-        return 0  # an operation of keras.ops: it holds no weights
+        return 0 if call.arguments is None else _of_operation(operation, call.arguments, made[0])
     known = _COUNTED.setdefault(operation, {})
     tensors = call.arguments.keras_tensors
     key = repr([(tuple(x.shape), x.dtype) for x in tensors]), repr(sorted(map(repr, call.arguments.kwargs)))
@@ -162,21 +169,36 @@ def _of_graph(function: Any) -> int | None:
         if isinstance(operation, keras.Layer):
             count = _counted(operation, shapes, [tuple(x.shape) for x in node.outputs], None)
         else:
-            count = _of_operation(operation, node)
+            count = _of_operation(operation, node.arguments, node.outputs[0].shape)
         if count is None:
             return None
         total += count
     return total
 
 
-def _of_operation(operation: Any, node: Any) -> int | None:
-    """What an operation multiplies by a variable or another constant that its layer holds; products of two tensors count 0."""
-    operands = [x for x in tree.flatten((node.arguments.args, node.arguments.kwargs)) if hasattr(x, "shape")]
-    held = [x for x in operands if not isinstance(x, keras.KerasTensor)]
+def _operands(arguments: Any) -> tuple[list[Any], list[Any]]:
+    """What an operation is given, tensors and arrays, and the arrays and variables among it."""
+    operands = [x for x in tree.flatten((arguments.args, arguments.kwargs)) if hasattr(x, "shape")]
+    return operands, [x for x in operands if not isinstance(x, keras.KerasTensor)]
+
+
+def _multiplies_by_constants(call: Call, operation: Any) -> bool:
+    return type(operation).__name__ in PRODUCTS and call.arguments is not None and bool(_operands(call.arguments)[1])
+
+
+def _of_operation(operation: Any, arguments: Any, made: Any) -> int | None:
+    """What an operation multiplies by a variable or another constant that it is given; products of two tensors count 0.
+
+    Args:
+        operation: of `keras.ops`.
+        arguments: of its call.
+        made: shape of its result.
+    """
     kind = type(operation).__name__
+    operands, held = _operands(arguments)
     if not held or kind not in PRODUCTS:
         return 0
-    result = tuple(node.outputs[0].shape)[1:]
+    result = tuple(made)[1:]
     if kind == "Matmul":
         return _times(result, operands[0].shape[-1])
     if kind == "Conv":

@@ -24,7 +24,7 @@ import numpy as np
 
 from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.costs import counting
-from keras_morph.costs.costs import CONSTANT, Formula, Monomials, positions_of, working
+from keras_morph.costs.costs import CONSTANT, Formula, Monomials, positions_of, times_multiplied, working
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.closure import Closed
 
@@ -170,7 +170,7 @@ def _of_layers_that_multiply(graph: ChannelGraph) -> list[tuple[str, str, float,
         for weight in layer.weights:
             if weight.multiplies:
                 each, sides = _kind(layer, weight.static_size), _sides(weight)
-                macs = positions_of(graph, call, layer, weight.multiplies, "Latency") * weight.static_size
+                macs = times_multiplied(graph, call, layer, weight, "Latency") * weight.static_size
                 rows.append((each, "work", macs, *sides, number))
                 rows.append((each, "ragged", macs, *(sides[::-1] if sides[0] == CONSTANT else sides), number))
                 rows.append((each, "weights", weight.static_size, *sides, number))

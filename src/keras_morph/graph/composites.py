@@ -26,6 +26,7 @@ from keras_morph.keras_internals import (
     one_or_all,
     parts_of,
     pytorch_modules,
+    settings_of,
     tensors_of,
     to_snake_case,
 )
@@ -35,8 +36,6 @@ __all__ = ["local_names", "recorded_or_none", "recordings_in"]
 
 UNKNOWN_SIZES = (32, 6)  # stand for sizes that are unknown, where a recording is tried
 TOLERANCE = {"float32": 1e-4, "float64": 1e-8}  # of a trial, relative to the largest output; 0.05 in half precision
-
-SETTINGS = (bool, int, float, str, tuple, type(None))
 
 _RECORDINGS: Any = weakref.WeakKeyDictionary()  # layer -> {what it is called with: a graph, or why there is none}
 _TRIED: set[Any] = set()  # classes, what they were called with, and the steps of recordings that a trial has confirmed
@@ -70,9 +69,7 @@ def _recording(calls: Sequence[Any]) -> Any:
     if len(keys) > 1:
         return "is called in two ways"
     layer = calls[0].operation
-    # Numbers and switches that a layer keeps may be changed between two traces.
-    settings = [(name, value) for name, value in vars(layer).items() if name[0] != "_" and isinstance(value, SETTINGS)]
-    key = keys.pop(), repr(settings), tuple(map(id, layer.weights))
+    key = keys.pop(), repr(settings_of(layer)), tuple(map(id, layer.weights))
     known = _RECORDINGS.setdefault(layer, {})
     if key not in known:
         try:
@@ -151,8 +148,15 @@ class _Refused(Exception):
 
 
 def _key(call: Any) -> str:
+    """What a layer is called with, whatever the order of a dictionary."""
     args, kwargs = filled(call.arguments, _spec)
-    return repr((args, sorted(kwargs.items())))
+    return repr((_sorted(args), _sorted(kwargs)))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, _sorted(value[key])) for key in sorted(value, key=repr)]
+    return [_sorted(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _spec(tensor: Any) -> str:

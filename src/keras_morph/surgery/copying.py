@@ -33,6 +33,8 @@ def transfer(source: Any, target: Any) -> None:
         if one is other:
             continue
         other.trainable = one.trainable  # parents first: what a layer holds has the last word
+        for ours, theirs in zip(own_variables(one), own_variables(other), strict=False):
+            theirs.trainable = ours.trainable  # some may be frozen one by one, as LoRA does
         learns = all(getattr(each, "lora_enabled", False) for each in (one, other))
         if learns and getattr(one, "quantization_mode", None) is None:
             # Keras saves the kernel with what was learned added to it, and zeros that would never learn again.
@@ -88,9 +90,10 @@ class Held:
 
     def add(self, layer: Any, copy: Any) -> Any:
         """Remember a copy that is not called yet, and give it what was made before of the layers that it holds."""
-        if copy is not layer and isinstance(layer, keras.Layer) and graph_in(layer) is None:
+        if copy is not layer and isinstance(layer, keras.Layer):
             self.copies.setdefault(id(layer), (layer, copy))
-            for part, other in zip(held_by(layer), held_by(copy), strict=False):
+            parts = () if graph_in(layer) is not None else zip(held_by(layer), held_by(copy), strict=False)
+            for part, other in parts:
                 if type(part) is not type(other):
                     break  # what a layer makes when it is built has no copy yet
                 known = self.of(part)
@@ -125,13 +128,15 @@ class _Copies:
             config = {key: value for key, value in layer.get_config().items() if key != "layer"}
             # What is inside may be called elsewhere too.
             return type(layer)(self.of(layer.layer), **{**config, "name": name or layer.name})
+        if recorded is None and (known := self.held.of(layer)) is not None:  # inside of what was copied before
+            return known
         outer, self.recordings = self.recordings, {**self.recordings, **recordings_in(nodes_of(function))}
         if recorded is not None or (name is not None and rule_for(layer) is None):
             copy = self.functional(layer, function, name or layer.name)
         else:
             copy = self.of_its_class(layer)
         self.recordings = outer
-        return copy
+        return copy if recorded is not None else self.held.add(layer, copy)
 
     def functional(self, layer: Any, function: Any, name: str) -> keras.Model:
         """A functional model that does what is recorded of a layer, with copies under their local names.

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ from keras_morph.keras_internals import (
     functional_in,
     made_from,
     maker_of,
+    parts_of,
     recorded_arguments,
     remade,
     structs,
@@ -181,6 +183,12 @@ class _Rebuilding:
             for output, name in zip(outputs, names, strict=True)
         ]
 
+    @cached_property
+    def held_models(self) -> set[int]:
+        """Ids of what layers hold that we do not know."""
+        unknown = (layer.operation for layer in self.graph.layers if layer.rule is None)
+        return {id(part) for each in unknown if isinstance(each, layers.Layer) for part in parts_of(each, itself=False)}
+
     def act(self, step: Step | Nested) -> Any:
         return self.nest(step) if isinstance(step, Nested) else self.ways[step.way](step.call)
 
@@ -188,9 +196,14 @@ class _Rebuilding:
         """Call a nested model, which the first call makes."""
         scope, given = step.scope, [self.tensors[t] for t in step.scope.inputs]
         if step.key not in self.models:
-            self.models[step.key] = self.narrower(step) if step.copy is None else step.copy
-            if step.copy is not None:
-                self.wholes[step.key] = scope.model, step.copy
+            held = id(scope.model) in self.held_models  # by a layer that we do not know, so that all of it stays
+            known = self.held.of(scope.model) if held else None
+            whole = known or step.copy
+            self.models[step.key] = self.narrower(step) if whole is None else whole
+            if whole is not None:
+                self.wholes[step.key] = scope.model, whole
+            elif held:
+                self.held.add(scope.model, self.models[step.key])
         model = self.models[step.key]
         if step.key in self.wholes:  # its call takes what the seed's takes
             values = dict(zip(taken_by(scope.model, scope.function, scope.arguments), given, strict=True))
@@ -396,7 +409,9 @@ class _Rebuilding:
                 (vector,) = weight.sides
                 factors = layer.rule.rescale(len(self.graph.vectors[vector]), len(self.kept(vector)))
                 values = values * np.asarray(factors.get(weight.name, 1.0), values.dtype)
-            variable(copy, weight.name).assign(self.sliced(weight, values))
+            target = variable(copy, weight.name)
+            target.assign(self.sliced(weight, values))
+            target.trainable = variable(layer.operation, weight.name).trainable  # frozen one by one, or what holds it
 
     def sliced(self, weight: Weight, values: np.ndarray) -> np.ndarray:
         """A weight's entries for the channels that are alive."""

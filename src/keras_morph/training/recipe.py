@@ -216,8 +216,18 @@ def check_labelled(name: str, data: Any) -> None:
     """Arrays come with labels, as a tuple: `fit` would take a list or dictionary for the inputs of a model without any.
 
     Raises:
-        DataError: for a bare array, a list or dictionary of arrays, and a tuple of another length.
+        DataError: for a bare array, a list or dictionary of arrays, a tuple of another length, no examples, arrays of different
+            lengths, and nothing at all where the data are.
     """
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        lengths = [len(each) if np.ndim(each) else 0 for each in keras.tree.flatten(data) if hasattr(each, "__len__")]
+        if lengths and (not min(lengths) or min(lengths) < max(lengths)):
+            raise DataError(
+                f"{name} expects arrays of one length, with an example at least. Received: lengths of "
+                f"{', '.join(map(str, lengths))}."
+            )
+    if data is None and name == "data":
+        raise DataError("data expects (x, y), or a tf.data.Dataset, PyDataset or the like. Received: None.")
     if isinstance(data, (list, tuple, dict)) and not (isinstance(data, tuple) and len(data) in (2, 3)):
         received = f"a {type(data).__name__} of {len(data)}"
     elif hasattr(data, "shape") and hasattr(data, "dtype"):
@@ -234,7 +244,8 @@ def check_labels(data: Any, objective: Mapping[str, Any], model: keras.Model) ->
     """Labels as the loss takes them.
 
     Raises:
-        DataError: for one-hot labels where the loss expects class numbers, of a model of one answer per example.
+        DataError: for one-hot labels where the loss expects class numbers, and for others that are no numbers of a class, of a
+            model of one answer per example.
     """
     if not isinstance(data, tuple) or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
         return
@@ -244,6 +255,25 @@ def check_labels(data: Any, objective: Mapping[str, Any], model: keras.Model) ->
         raise DataError(
             f"Expected class numbers of shape (n,) for {name}. Received: labels of shape {np.shape(labels)}, which look "
             'one-hot; compile the model with loss="categorical_crossentropy", or give y.argmax(axis=1).'
+        )
+    classes, known = model.outputs[0].shape[1], getattr(labels, "dtype", None) is not None
+    if (
+        name != "sparse_categorical_crossentropy"
+        or not classes
+        or not known
+        or getattr(loss, "ignore_class", None) is not None
+    ):
+        return
+    values = np.asarray(ops.convert_to_numpy(labels))
+    if values.dtype.kind not in "iubf":
+        raise DataError(
+            f"Expected class numbers from 0 to {classes - 1} for {name}. Received: labels of type {values.dtype}."
+        )
+    wrong = values[(values < 0) | (values >= classes) | (values != np.round(values))] if values.size else values
+    if wrong.size:
+        raise DataError(
+            f"Expected class numbers from 0 to {classes - 1}, as {model.name} has {classes} outputs. Received: labels such as "
+            f"{wrong.flat[0]}."
         )
 
 

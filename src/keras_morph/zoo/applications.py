@@ -151,6 +151,17 @@ def _named(base_model: str | Callable[..., keras.Model]) -> tuple[str, Callable[
 def _backbone(name: str, function: Callable[..., keras.Model], input_shape: tuple[int, int, int]) -> keras.Model:
     parameters = inspect.signature(function).parameters
     options: dict[str, Any] = {"include_top": False, "weights": None, "input_shape": input_shape}
+    required = [
+        each.name
+        for each in parameters.values()
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    if missing := [each for each in required if each not in options]:
+        msg = (
+            f"{name}: expected a function that takes input_shape (and include_top, weights) and returns feature maps. Received: "
+            f"one that needs {', '.join(missing)} too."
+        )
+        raise KerasMorphError(msg)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         options = {option: value for option, value in options.items() if option in parameters}
     if "include_preprocessing" in parameters:
