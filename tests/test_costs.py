@@ -8,7 +8,7 @@ from keras import layers, ops
 
 import keras_morph as km
 from keras_morph.costs.costs import CONSTANT, Monomials
-from keras_morph.graph.closure import close
+from keras_morph.graph.closure import close, whole
 
 pytestmark = pytest.mark.once
 
@@ -160,6 +160,44 @@ def test_what_a_layer_multiplies_by_operations_is_counted(layer, shape, macs):
     model = keras.Model(image, layer(image))
     assert km.FLOPs()(model) == 2 * macs
     assert km.FLOPs().uncounted(km.trace(model)) == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "network", "flops"),
+    [
+        ((16,), lambda x: layers.LSTM(8)(layers.Reshape((16, 1))(x)), 16 * 2 * (1 + 8) * 4 * 8),
+        ((6,), lambda x: layers.Bidirectional(layers.GRU(4))(layers.Reshape((6, 1))(x)), 2 * 6 * 2 * (1 + 4) * 3 * 4),
+        ((5, 16), lambda x: layers.LSTM(8)(layers.Permute((2, 1))(x)), 16 * 2 * (5 + 8) * 4 * 8),
+        (
+            (8, 8),
+            lambda x: layers.Conv2DTranspose(4, 3, strides=2, padding="same")(ops.expand_dims(x, -1)),
+            8 * 8 * 2 * 9 * 4,
+        ),
+    ],
+    ids=["LSTM", "GRU", "Permute", "Conv2DTranspose"],
+)
+def test_what_reads_another_axis_than_the_channels_multiplies_at_every_step(shape, network, flops):
+    """As in a series of one number at each step, where the steps are taken for channels."""
+    x = keras.Input(shape)
+    assert km.FLOPs()(keras.Model(x, network(x))) == flops
+
+
+@pytest.mark.parametrize(
+    ("product", "macs"),
+    [
+        (lambda x: ops.conv(x, np.ones((3, 8, 5), "float32"), padding="same"), 4 * 3 * 8 * 5),
+        (lambda x: ops.matmul(np.ones((6, 4), "float32"), x), 6 * 4 * 8),
+        (lambda x: ops.einsum("btc,cd->btd", x, np.ones((8, 3), "float32")), 4 * 8 * 3),
+    ],
+    ids=["conv", "matmul", "einsum"],
+)
+def test_a_product_with_a_constant_is_counted_or_named(product, macs):
+    x = keras.Input((4, 8))
+    made = product(layers.Dense(8)(x))
+    model = keras.Model(x, layers.GlobalAveragePooling1D()(made))
+    cost, graph = km.FLOPs(), km.trace(model)
+    counted = cost.total(graph, whole(graph)) - 2 * 4 * 8 * 8
+    assert counted == 2 * macs or cost.uncounted(graph)
 
 
 def test_the_whole_network_costs_what_it_is_with_what_nothing_reads():

@@ -341,6 +341,13 @@ def test_a_folder_that_is_no_saved_model_is_left_alone(tmp_path):
 @pytest.mark.once
 def test_a_folder_in_place_of_a_file_is_left_alone(tmp_path):
     (tmp_path / "small.onnx").mkdir()
+    (tmp_path / "saved").mkdir()
+    for name in ("saved_model.pb", "notes.txt"):
+        (tmp_path / "saved" / name).write_text("mine")
+    with pytest.raises(km.KerasMorphError, match=r"nothing else in it\. .*notes\.txt"):
+        km.export(one(1.0), tmp_path / "saved")
+    with pytest.raises(km.KerasMorphError, match="the name of a folder"):
+        km.export(one(1.0), tmp_path / "net.onnx", format="saved_model")
     (tmp_path / "data.bin").write_bytes(b"mine")
     with pytest.raises(km.KerasMorphError, match=r"weights of .*data\.xml go to .*data\.bin"):
         km.export(one(1.0), tmp_path / "data.xml")

@@ -319,6 +319,10 @@ def test_what_an_earlier_call_wrote_is_gone(tmp_path, monkeypatch):
     for number in (13, 12):
         measuring.export_structures(network(), tmp_path, structures=number)
         assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.onnx"))) == number
+    (tmp_path / "777.json").write_text("mine")
+    with pytest.raises(km.KerasMorphError, match=r"Received: .*777\.json, which is something else"):
+        measuring.export_structures(network(), tmp_path, structures=12)
+    assert (tmp_path / "777.json").read_text() == "mine"
 
 
 @pytest.mark.once

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -166,9 +167,12 @@ def test_a_run_that_is_killed_again_and_again_is_an_undisturbed_one(undisturbed,
 @costly
 def test_a_finished_run_returns_its_result(undisturbed, capsys):
     result, folder = undisturbed
+    mine = folder / "structure.json"
+    before = mine.stat().st_mtime_ns
     again = shrink(folder, verbose=2)
     assert capsys.readouterr().out == f"{folder} is finished: its result is returned\n"
     assert_equal_runs(again, folder, result, folder)
+    assert mine.stat().st_mtime_ns == before  # what a finished run has written is the user's
 
 
 @costly
@@ -176,6 +180,21 @@ def test_a_run_of_other_arguments_is_not_gone_on_with(undisturbed, monkeypatch):
     _, folder = undisturbed
     with pytest.raises(km.KerasMorphError, match=r"holds a run with epochs=6.*Received: epochs=7"):
         shrink(folder, epochs=7)
+    with pytest.raises(km.KerasMorphError, match=r"with class_weight=None.*Received: class_weight=\{'0': 2\.0"):
+        shrink(folder, recipe=replace(RECIPE, class_weight={0: 2.0, 1: 1.0}))
+    with pytest.raises(km.KerasMorphError, match="holds a run with calibration="):
+        shrink(folder, recipe=replace(RECIPE, calibration=X[:8]))
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+    with pytest.raises(km.KerasMorphError, match="holds a run with loss="):
+        shrink(folder, recipe=replace(RECIPE, loss=loss))
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "X", X + 1)
+        with pytest.raises(km.KerasMorphError, match="holds a run with data="):
+            shrink(folder)
+        patch.setitem(globals(), "X", X)
+        patch.setitem(globals(), "tiny", lambda model=tiny: km.trace(model(), grouped="equal"))
+        with pytest.raises(km.KerasMorphError, match=r"holds a run with wiring=.*'whole'.*Received: wiring=.*'equal'"):
+            shrink(folder)
     monkeypatch.setitem(globals(), "tiny", lambda model=tiny: perturbed(model()))
     with pytest.raises(km.KerasMorphError, match="holds a run with teacher="):
         shrink(folder)
@@ -225,7 +244,7 @@ def test_a_process_that_is_killed_goes_on(undisturbed, tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert status(tmp_path)["state"] == "running"
     assert not is_running(tmp_path)
-    leftover = tmp_path / f".{32 * '0'}.small.keras"
+    leftover = tmp_path / f"{runs.TEMPORARY}0123.small.keras"
     leftover.write_bytes(b"half")
     result = shrink(tmp_path, callbacks=[Ending(signal.SIGKILL, 99)])
     assert not leftover.exists()

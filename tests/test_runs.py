@@ -1,6 +1,7 @@
 """A run's folder: no file is ever half written, and models are saved as if never compiled."""
 
 import datetime
+import errno
 import io
 import json
 import zipfile
@@ -43,6 +44,37 @@ def test_the_temporary_file_has_the_same_endings_and_folder(tmp_path):
     assert seen[0].parent == tmp_path
     assert seen[0].name.endswith(".model.weights.h5")
     assert names(tmp_path) == ["model.weights.h5"]
+
+
+def test_of_hidden_files_only_those_of_ours_are_removed(tmp_path):
+    (tmp_path / "busy").mkdir()
+    for name in (".d41d8cd98f00b204e9800998ecf8427e.cache", f"{runs.TEMPORARY}0123.a.npz", f"busy/{runs.TEMPORARY}4.b"):
+        (tmp_path / name).write_text("x")
+    runs.remove_leftovers(tmp_path, [tmp_path / "busy"])
+    assert names(tmp_path) == [".d41d8cd98f00b204e9800998ecf8427e.cache", "busy"]
+    assert names(tmp_path / "busy") == [f"{runs.TEMPORARY}4.b"]
+
+
+def test_an_error_names_the_users_file(tmp_path):
+    def write(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*report\.md"):
+        runs.write_atomically(tmp_path / "report.md", write)
+
+
+def test_a_run_is_begun_where_it_overwrites_nothing(tmp_path):
+    assert runs.check_run_folder(tmp_path / "new") == tmp_path / "new"
+    (tmp_path / "notes.txt").write_text("mine")
+    runs.check_run_folder(tmp_path)
+    (tmp_path / "seed.keras").write_text("mine")
+    with pytest.raises(KerasMorphError, match=r"new folder, or that of a run\. Received: .* seed\.keras"):
+        runs.check_run_folder(tmp_path)
+    (tmp_path / "status.json").write_text("{}")
+    runs.check_run_folder(tmp_path)
+    for bad in ("", tmp_path / "notes.txt", "/proc/x", "x" * 5000):
+        with pytest.raises(KerasMorphError, match="a folder that can be written"):
+            runs.check_run_folder(bad)
 
 
 @pytest.mark.parametrize("error", [DiskFullError, KeyboardInterrupt])

@@ -480,6 +480,92 @@ def test_copies_hold_one_layer_where_the_seed_does(name):
     assert len(small.trainable_weights) == len(model.trainable_weights)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Scaled(layers.Layer):
+    """What a layer that it holds makes, times a weight and a factor that its config does not tell."""
+
+    def __init__(self, layer=None, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.layer, self.factor = layer, factor
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return (x if self.layer is None else self.layer(x)) * self.scale * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_nested_model_that_an_unknown_layer_holds_too_is_one_in_copies(first):
+    inside = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(6, "tanh", name="a"), layers.Dense(8, name="b")], name="inside"
+    )
+    x, unknown = keras.Input((5,), name="features"), Scaled(inside, name="unknown")
+    y = layers.Dense(8, name="stem")(x)
+    y = unknown(inside(y)) if first else inside(unknown(y))
+    model = models.randomize(keras.Model(x, layers.Dense(2, name="head")(layers.Dense(40, name="free")(y))), seed=1)
+    structure = km.fit_budget(model, "80% ModelSize")
+    small = assert_exact(model, structure, inputs=example(model))
+    assert small.count_params() == km.ModelSize()(model, structure) < model.count_params()
+    assert km.masked(model, structure).count_params() == model.count_params()
+
+
+def test_settings_that_a_config_does_not_tell_are_kept():
+    x = keras.Input((5,), name="features")
+    model = keras.Model(x, layers.Dense(2)(Scaled(factor=3.0)(layers.Dense(8, "relu")(x))))
+    whole = km.rebuild(model, km.Structure.closed(km.trace(model), np.ones(km.trace(model).num_groups, bool)))
+    values = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
+    np.testing.assert_allclose(whole.predict(values, verbose=0), model.predict(values, verbose=0), rtol=1e-5)
+
+
+class Mixed(layers.Layer):
+    """Two branches with factors in a list, which may be changed between two traces."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.a, self.b, self.factors = layers.Dense(8), layers.Dense(8), [1.0, 2.0]
+
+    def call(self, x):
+        return self.a(x["x"]) * self.factors[0] + self.b(x["y"]) * self.factors[1]
+
+
+def test_a_recording_follows_what_its_layer_keeps_in_lists_and_not_the_order_of_names():
+    x, mixed = keras.Input((6,), name="features"), Mixed()
+    made = mixed({"y": mixed({"x": x, "y": x})[:, :6], "x": x})
+    model = keras.Model(x, layers.Dense(2, name="head")(made))
+    assert not any("two ways" in reason for reason in km.trace(model).pinned.values())
+    mixed.factors[1] = 5.0
+    values = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    graph = km.trace(model)
+    whole = km.rebuild(graph, km.Structure.closed(graph, np.ones(graph.num_groups, bool)))
+    expected = mixed({"y": mixed({"x": values, "y": values})[:, :6], "x": values})
+    expected = keras.ops.convert_to_numpy(model.get_layer("head")(expected))
+    np.testing.assert_allclose(whole.predict(values, verbose=0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_frozen_one_by_one_is_frozen_in_copies():
+    x = keras.Input((6,), name="features")
+    dense = [layers.Dense(8, name=name) for name in "abc"]
+    y = dense[2](dense[1](dense[0](x)))
+    model = keras.Model(x, layers.Dense(2, name="head")(y))
+    dense[1].enable_lora(2)
+    dense[2].bias.trainable = False
+    structure = km.fit_budget(model, "70%")
+    learns = [
+        [weight.path for weight in each.trainable_weights]
+        for each in (model, km.rebuild(model, structure), km.masked(model, structure))
+    ]
+    assert learns[0] == learns[1] == learns[2]
+    assert not {"b/kernel", "c/bias"} & set(learns[0])
+
+
 @pytest.mark.once
 def test_what_can_be_free_is_free(case):
     model, free = case

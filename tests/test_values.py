@@ -168,6 +168,12 @@ def test_labels_that_the_loss_does_not_take_are_named():
     model = models.build("plain")
     model.compile("sgd", "sparse_categorical_crossentropy")
     x, y = examples(model)
+    for labels, wrong in ((y + 30, "3"), (y - 9, "-"), (y + 0.5, "0.5"), (np.array(["a"] * len(y)), "type")):
+        with pytest.raises(km.DataError, match=f"class numbers from 0 to .*Received: .*{wrong}"):
+            km.shrink(model, "50%", (x, labels), epochs=3)
+    for data, received in (((x, y[:-1]), "lengths of"), ((x[:0], y[:0]), "lengths of 0, 0"), (None, "None")):
+        with pytest.raises(km.DataError, match=f"data expects.*Received: {received}"):
+            km.shrink(model, "50%", data, epochs=3)
     with pytest.raises(km.DataError, match="one-hot"):
         km.shrink(model, "70%", (x, keras.utils.to_categorical(y)), epochs=3)
     with pytest.raises(km.DataError, match="labels belong to it"):

@@ -38,7 +38,7 @@ from keras_morph.graph.identities import network_of
 from keras_morph.graph.structure import Structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.machine import cpu_name
-from keras_morph.runs import write_json
+from keras_morph.runs import write_json, write_text
 from keras_morph.runtimes import RUNTIMES, installed
 from keras_morph.search.selection import fit_budget
 from keras_morph.surgery.rebuilding import rebuild
@@ -60,7 +60,7 @@ SPREAD = 3.0  # of logarithms of scores within a layer; between layers their dev
 ROUNDS = 100  # in each process: enough for the shortest time
 CHECK, PROCESSES = 8.0, 10  # seconds of timing for one structure that was chosen, and processes that share them
 SHARES = (0.2, 1.0)  # of the FLOPs
-NOTE = "structures.json"  # beside the files: how many there are
+NOTE = "structures.txt"  # beside the files: how many there are
 
 
 @keras.saving.register_keras_serializable("keras_morph")
@@ -333,7 +333,7 @@ def _make_room(folder: Path, structures: int) -> None:
     """
     note, endings = folder / NOTE, (*SUFFIXES, ".json", ".bin")
     if note.exists():
-        for number in range(int(json.loads(note.read_text(encoding="utf-8"))["structures"])):
+        for number in range(min(1000, int(note.read_text(encoding="utf-8")))):
             for ending in endings:
                 (folder / f"{number:03}{ending}").unlink(missing_ok=True)
     if others := [each for each in sorted(folder.glob("[0-9][0-9][0-9].*")) if each.suffix in endings]:
@@ -341,7 +341,7 @@ def _make_room(folder: Path, structures: int) -> None:
             f"{folder} is where structures are written, as files 000, 001 and so on. Expected: a new folder, or one that was "
             f"written so. Received: {others[0]}, which is something else."
         )
-    write_json(note, {"structures": structures})
+    write_text(note, f"{structures}\n")
 
 
 def _format_of(runtime: str) -> str:
