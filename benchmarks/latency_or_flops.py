@@ -170,31 +170,30 @@ def table():
     return "\n".join([*lines, ""])
 
 
-def same_time(subject, cost, form, options):
-    """A row for each of --times: cut to this share of the latency, and to the FLOPs whose network takes no longer."""
+def same_time(subject, cost, form, options, asked_for):
+    """A row for each of some times: cut to this share of the latency, and to the FLOPs whose network takes no longer."""
     network = subject.network
-    by_latency = [subject.cut(km.Budget(f"{share}%", cost)) for share in options.times]
+    by_latency = [subject.cut(km.Budget(f"{share}%", cost)) for share in asked_for]
     _, *times = seconds_of([network, *by_latency], form, 30)
     by_flops = subject.cut_to_times([1.02 * each for each in times], form)  # what two timings of one file differ by
-    pairs = [(a, b, share) for a, (b, share) in zip(by_latency, by_flops, strict=True) if b is not None]
-    models = [network, *(model for a, b, _ in pairs for model in (a, b))]
-    least = seconds_of(models, form, 60)
-    for number, (a, b, share) in enumerate(pairs):
+    models = [network, *by_latency, *(b for b, _ in by_flops if b is not None)]
+    least = dict(zip(map(id, models), seconds_of(models, form, 60), strict=True))
+    for asked, a, (b, share) in zip(asked_for, by_latency, by_flops, strict=True):
         row = {
             "date": datetime.date.today().isoformat(),
             "network": options.network,
             "random_seed": subject.random_seed,
             "runtime": str(cost.conditions),
-            "time_asked": options.times[by_latency.index(a)],
-            "flops_asked": share,
+            "time_asked": asked,
+            "flops_asked": share or "",  # nothing, where none of STEPS is as fast
             "seed_accuracy": round(subject.right(network), 4),
-            "seed_us": round(1e6 * least[0], 1),
+            "seed_us": round(1e6 * least[id(network)], 1),
             "latency_accuracy": round(subject.right(a), 4),
-            "latency_us": round(1e6 * least[1 + 2 * number], 1),
+            "latency_us": round(1e6 * least[id(a)], 1),
             "latency_flops_share": round(km.FLOPs()(a) / km.FLOPs()(network), 4),
-            "flops_accuracy": round(subject.right(b), 4),
-            "flops_us": round(1e6 * least[2 + 2 * number], 1),
-            "flops_share": round(km.FLOPs()(b) / km.FLOPs()(network), 4),
+            "flops_accuracy": "" if b is None else round(subject.right(b), 4),
+            "flops_us": "" if b is None else round(1e6 * least[id(b)], 1),
+            "flops_share": "" if b is None else round(km.FLOPs()(b) / km.FLOPs()(network), 4),
             "test_images": len(subject.test[0]),
             "keras": keras.__version__,
             "command": command(),
@@ -215,20 +214,18 @@ def table_of_same_time():
     for key in dict.fromkeys(map(kind_of, rows)):
         here = [row for row in rows if kind_of(row) == key]
         cells = [spread([float(row["seed_accuracy"]) for row in here])]
-        for kind, flops in (("latency", "latency_flops_share"), ("flops", "flops_share")):
-            time, share = (
-                np.mean(values)
-                for values in (
-                    [float(row[f"{kind}_us"]) / float(row["seed_us"]) for row in here],
-                    [float(row[flops]) for row in here],
-                )
-            )
-            cells.append(f"{time:.1%}, {share:.0%}, {spread([float(row[f'{kind}_accuracy']) for row in here])}")
-        gains = [100 * (float(row["latency_accuracy"]) - float(row["flops_accuracy"])) for row in here]
+        pairs = [row for row in here if row["flops_us"]]
+        for kind, flops, rows_of_kind in (("latency", "latency_flops_share", here), ("flops", "flops_share", pairs)):
+            times = [float(row[f"{kind}_us"]) / float(row["seed_us"]) for row in rows_of_kind]
+            shares = [float(row[flops]) for row in rows_of_kind]
+            right = [float(row[f"{kind}_accuracy"]) for row in rows_of_kind]
+            cells.append(f"{np.mean(times):.1%}, {np.mean(shares):.0%}, {spread(right)}" if right else "")
+        if missing := len(here) - len(pairs):
+            cells[-1] += f" (of {missing}, none is as fast)"
+        gains = [100 * (float(row["latency_accuracy"]) - float(row["flops_accuracy"])) for row in pairs]
         error = f" ± {np.std(gains, ddof=1) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
-        lines.append(
-            f"| {key[0]} | {key[1]} | {key[2]}% | {len(here)} | {' | '.join(cells)} | {np.mean(gains):+.1f}{error} |"
-        )
+        gain = f"{np.mean(gains):+.1f}{error}" if gains else ""
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]}% | {len(here)} | {' | '.join(cells)} | {gain} |")
     return "\n".join([*lines, ""])
 
 
@@ -280,13 +277,13 @@ def main():
     for random_seed in options.random_seeds:
         start, load = time.perf_counter(), os.getloadavg()[0]
         if options.times:
-            if any(
-                r["random_seed"] == str(random_seed) and r["network"] == options.network for r in rows_at(SAME_TIME)
-            ):
+            known = {int(r["time_asked"]) for r in rows_at(SAME_TIME) if is_of(r, options, random_seed)}
+            times = [each for each in options.times if each not in known]
+            if not times:
                 continue
             subject = Subject(options, random_seed)
             cost = cost or km.MeasuredLatency(subject.network, runtime=options.runtime, cache=options.cache)
-            same_time(subject, cost, form, options)
+            same_time(subject, cost, form, options, times)
             write_section(PAGE, "same_time", table_of_same_time())
             continue
         done = {row["share"] for row in rows_at(RESULTS) if is_of(row, options, random_seed)}
@@ -338,7 +335,7 @@ def is_of(row, options, random_seed):
     """Whether a row is of this network, in this runtime, on this processor."""
     here = row["runtime"].startswith(f"{options.runtime} ") and row["runtime"].endswith(f", {cpu_name()}")
     mine = options.network, str(random_seed), options.tune
-    return here and (row["network"], row["random_seed"], int(row["tuned"] or 0)) == mine
+    return here and (row["network"], row["random_seed"], int(row.get("tuned") or 0)) == mine
 
 
 if __name__ == "__main__":
