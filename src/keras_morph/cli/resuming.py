@@ -1,5 +1,6 @@
 """What the command line says of runs that were ended in the middle, and of finished ones."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,5 +25,7 @@ def say_unfinished(command: str, options: Any) -> None:
         config = config_of(folder)
         same = config.get("command") == command and all(config["options"].get(name) == asked[name] for name in asked)
         if same and read_status(folder).get("state") in ("running", "failed") and not is_running(folder):
-            print(f"{folder} was not finished; to go on with it: keras-morph {command} --resume {folder}")
+            print(
+                f"{folder} was not finished; to go on with it: keras-morph {command} --resume {shlex.quote(str(folder))}"
+            )
             return

@@ -31,6 +31,7 @@ from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
 from keras_morph.costs.fitted import Coefficients
+from keras_morph.errors import KerasMorphError
 from keras_morph.datasets import Dataset, load
 from keras_morph.exporting import check_formats
 from keras_morph.families import folder_of, shrink_family
@@ -153,6 +154,11 @@ def _planned(options: Shrink) -> _Plan:
         cost = MeasuredLatency.of(Conditions(options.latency, "", options.threads, 1, ""), Coefficients({}), "")
     elif options.latency is not None:
         cost = MeasuredLatency.load(options.latency)
+        if options.threads not in (1, cost.conditions.threads):
+            raise KerasMorphError(
+                f"--threads {options.threads} expects a latency that was measured so. Received: {options.latency}, with "
+                f"{cost.conditions.threads}; leave it out, or measure again."
+            )
     if options.export is not None:
         check_formats(formats_of("--export", options.export), int8=options.int8)
     round_to = int(options.round_to) if options.round_to.isdecimal() else options.round_to
