@@ -31,8 +31,8 @@ from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
 from keras_morph.costs.fitted import Coefficients
-from keras_morph.errors import KerasMorphError
 from keras_morph.datasets import Dataset, load
+from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import check_formats
 from keras_morph.families import folder_of, shrink_family
 from keras_morph.graph.tracing import trace
