@@ -138,6 +138,7 @@ def files(tmp_path_factory):
     with zipfile.ZipFile(folder / "no_images.zip", "w") as archive:
         archive.writestr("train/cat/notes.txt", "none")
     (folder / "damaged.zip").write_bytes(b"PK\x03\x04 and no more")
+    (folder / "damaged.tflite").write_bytes(b"no network")
     assert graph.num_groups > 0
     return folder
 
@@ -619,6 +620,7 @@ MISTAKES = [
     (["export", "DigitsResNet", "--classes", "0"], ["classes", "0"]),
     (["benchmark", "{}/nowhere.keras"], ["nowhere.keras", "does not exist"]),
     (["benchmark", "{}/small.keras", "--runtimes", "onnx"], ["--runtimes", "'onnx'", "onnxruntime"]),
+    (["benchmark", "{}/damaged.tflite", "--runtimes", "litert"], ["damaged.tflite", "can be timed"]),
     (["benchmark", "{}/small.keras", "--threads", "0"], ["--threads", "0"]),
     (["benchmark", "{}/small.keras", "--batch-size", "0"], ["--batch-size", "0"]),
     (["benchmark", "{}/small.keras", "--seconds", "0"], ["--seconds", "0"]),

@@ -82,9 +82,12 @@ def benchmark(
         seconds=seconds,
         progress=lambda line: print(line, file=sys.stderr),
     )
+    if not result.rows:
+        reasons = "; ".join(f"{runtime}: {reason}" for runtime, reason in result.failures.items())
+        raise KerasMorphError(f"MODELS: expected some that can be timed. Received: {', '.join(models)}; {reasons}")
+    print(result.markdown())
     if output is not None:
         write_text(output, result.json() + "\n")
-    print(result.markdown())
 
 
 def _name(text: str, models: list[str]) -> str:
