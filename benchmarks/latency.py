@@ -58,6 +58,16 @@ def vit():
     return keras.Model(image, layers.Dense(10, activation="softmax", name="head")(x), name="ViT")
 
 
+def with_random_weights(model):
+    """A model as if it were trained: where weights are zero, as biases are at first, constants that a cut leaves are too."""
+    random = np.random.default_rng(3)
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        noise = random.normal(0, 0.02, value.shape).astype(value.dtype)
+        weight.assign(value + (np.abs(noise) if "variance" in weight.name else noise))
+    return model
+
+
 NETWORKS = {
     "ResNet20": lambda: km.zoo.build("ResNet20", input_shape=(32, 32, 3), classes=10),
     "MobileNetV2": lambda: km.zoo.build("MobileNetV2", input_shape=(96, 96, 3), classes=10),
@@ -71,7 +81,7 @@ def written(graph, structures, folder, form):
     paths = [folder / f"{number:03}{FORMATS[form].suffix}" for number in range(len(structures))]
     for number, (path, structure) in enumerate(zip(paths, structures, strict=True)):
         if not path.with_suffix(".json").exists():
-            write_unchecked([km.rebuild(graph, structure, weights=False)], [path], form)
+            write_unchecked([km.rebuild(graph, structure)], [path], form)
             structure.save(path.with_suffix(".json"))
             print(f"{folder.name} {number + 1}/{len(paths)}", flush=True)
     return paths
@@ -147,7 +157,7 @@ def main():
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp())
     form = next(name for name, row in FORMATS.items() if row.runtime == options.runtime)
-    graph = km.trace(NETWORKS[options.network]())
+    graph = km.trace(with_random_weights(NETWORKS[options.network]()))
 
     start, load = time.perf_counter(), os.getloadavg()[0]
     drawn = telling_structures(graph, options.fit)

@@ -133,7 +133,7 @@ class Subject:
         scores = km.contribution_scores(self.network, self.images)
         budgets = [km.Budget(f"{share}%", per_cost=1) for share in STEPS]
         structures = [km.fit_budget(self.network, budget, scores=scores) for budget in budgets]
-        least = seconds_of([km.rebuild(self.network, each, weights=False) for each in structures], form, 60)
+        least = seconds_of([km.rebuild(self.network, each) for each in structures], form, 60)
         found = []
         for seconds in times:
             place = next((place for place, each in enumerate(least) if each <= seconds), None)

@@ -267,6 +267,22 @@ def test_a_busy_machine_is_timed_again(monkeypatch):
 
 
 @pytest.mark.once
+def test_what_is_timed_is_what_is_handed_out(monkeypatch):
+    """With the seed's weights: constants that a cut leaves are operations of their own, unless they are zero."""
+    seed = models.randomize(network(), seed=1)
+    graph, written = km.trace(seed), []
+    here = km.MeasuredLatency.of(replace(CONDITIONS, device=cpu_name()), KNOWN, "")
+    monkeypatch.setattr(measuring.MeasuredLatency, "_runs_here", lambda _: True)
+    monkeypatch.setattr(measuring, "write_unchecked", lambda found, *_: written.extend(found))
+    monkeypatch.setattr(measuring, "time_files_apart", lambda *_, **__: timing.Timings(CONDITIONS, [(1.0,), (0.5,)]))
+    structure = km.fit_budget(graph, "50%")
+    with here.clock(graph) as measured:
+        measured(structure)
+    for ours, theirs in zip(written[-1].get_weights(), km.rebuild(graph, structure).get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.once
 def test_those_are_timed_that_tell_the_most():
     """Any first ones of them foretell others better than as many random ones, where times are noisy."""
     graph = km.trace(network())

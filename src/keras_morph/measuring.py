@@ -188,7 +188,9 @@ class MeasuredLatency(Cost):
             whole = [self(graph)]  # as foretold, and as it was measured so far
 
             def measured(structure: Structure) -> tuple[float, float]:
-                write_unchecked([rebuild(graph, structure, weights=False)], paths[1:], name)
+                write_unchecked(
+                    [rebuild(graph, structure)], paths[1:], name
+                )  # with the constants that its weights make
                 small = np.inf
                 for _ in range(SESSIONS):
                     found = time_files_apart(paths, **options, seconds=CHECK, processes=PROCESSES).least
@@ -316,7 +318,7 @@ def export_structures(
     while len(paths) < structures and (len(paths) < LEAST or time.perf_counter() - start < seconds):
         chosen = drawn[len(paths) : len(paths) + at_once]
         new = [folder / f"{len(paths) + number:03}{FORMATS[name].suffix}" for number in range(len(chosen))]
-        write_unchecked([rebuild(graph, structure, weights=False) for structure in chosen], new, name)
+        write_unchecked([rebuild(graph, structure) for structure in chosen], new, name)
         for path, structure in zip(new, chosen, strict=True):
             structure.save(path.with_suffix(".json"))
         paths += new
