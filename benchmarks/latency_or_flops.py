@@ -104,7 +104,7 @@ class Subject:
 
     def __init__(self, options, random_seed):
         if options.network == "EfficientNetLite0":
-            trial = lite.Trial(lite.options_of(["--data", options.data]), random_seed)
+            trial = lite.Trial(lite.options_of(["--data", options.data, "--learning", "0.4"]), random_seed)
             self.network, self.images = trial.fine_tuned(), trial.images(options.images)[0]
             self.size, self.accuracy = lite.SIZE, lite.accuracy
         elif options.network in TRAINED_HERE:
