@@ -378,6 +378,8 @@ BASES = {
     "compare": ["."],
     "inspect": [MODEL],
     "rebuild": [MODEL, "structure.json", "out.keras"],
+    "expand": [MODEL, "structure.json", "out.keras"],
+    "finetune": [MODEL, "--limit", "60", "--epochs", "1"],
     "report": [MODEL, MODEL],
     "export": [MODEL],
     "measure": [MODEL],
@@ -389,6 +391,7 @@ WORK = (  # what takes long, and is not done here: what comes to it was accepted
     "keras_morph.cli.shrinking.shrink_model",
     "keras_morph.cli.shrinking.shrink_family",
     "keras_morph.cli.sweeping.search",
+    "keras_morph.cli.finetuning.fit_resumably",
     "keras_morph.exporting.export_all",
     "keras_morph.measuring.export_structures",
     "keras_morph.benchmarking._files",
@@ -404,6 +407,8 @@ def option_cases():
     for registered in app.registered_commands:
         base, position = BASES[registered.callback.__name__], 0
         for parameter in inspect.signature(registered.callback).parameters.values():
+            if parameter.annotation is typer.Context:
+                continue
             kind = parameter.annotation.__origin__
             if isinstance(parameter.annotation.__metadata__[0], typer.models.ArgumentInfo):
                 for value in NONSENSE:
