@@ -419,8 +419,11 @@ def option_cases():
                     yield [registered.callback.__name__, *base, "--" + parameter.name.replace("_", "-"), value]
 
 
-def judge_command(arguments, folder):
-    """One line and exit code 2 or 1, or a result; nothing is written but into the folder where the command runs."""
+def judge_command(arguments, folder, within=None):
+    """One line and exit code 2 or 1, or a result; nothing is written but into the folder where the command runs.
+
+    Or into one above it, if that is given: `--log-dir ../..` is a user's wish.
+    """
     out, err, outside = io.StringIO(), io.StringIO(), []
 
     def stop(*_, **__):
@@ -433,7 +436,7 @@ def judge_command(arguments, folder):
         stack.enter_context(mock.patch("tempfile.tempdir", str(folder)))  # what is only there for a while may be there
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        stack.enter_context(written(outside, folder))
+        stack.enter_context(written(outside, within or folder))
         stack.enter_context(watched())
         try:
             main(arguments)

@@ -40,10 +40,11 @@ def test_a_judge_that_sees_a_fault_says_which_case_it_was(tmp_path, monkeypatch)
 
 
 def test_options_at_nonsense_values(tmp_path):
-    km.fit_budget(for_digits(), "50%").save(tmp_path / "structure.json")
+    folder = tmp_path / "some" / "folders" / "below"
+    km.fit_budget(for_digits(), "50%").save(folder / "structure.json")
     cases = list(hostile.option_cases())
     for arguments in random.Random("options 7").sample(cases, 40):
-        hostile.judge_command(arguments, tmp_path)
+        hostile.judge_command(arguments, folder, within=tmp_path)
 
 
 def test_what_is_written_outside_is_seen(tmp_path):
