@@ -31,6 +31,7 @@ __all__ = [
     "base_model_of",
     "check_fits",
     "cost_of",
+    "dataset_of",
     "image_size_of",
     "images_for",
     "is_named",
@@ -196,6 +197,18 @@ def images_for(model: Any, data: str, pixels: str = "auto") -> Dataset:
         return dataset if pixels == "auto" else dataset.in_pixels(PIXELS[pixels])
     check_fits(model, dataset)
     return dataset.in_pixels(pixels_of(pixels, model, dataset, named=False).pixels)
+
+
+def dataset_of(options: Any) -> Dataset:
+    """The data that the options of a run name, and the random seed set for all that comes."""
+    keras.utils.set_random_seed(options.random_seed)
+    return load(
+        options.data,
+        image_size=options.image_size,
+        limit=options.limit,
+        seed=options.random_seed,
+        stream=options.stream,
+    )
 
 
 def check_fits(model: keras.Model, dataset: Dataset) -> None:

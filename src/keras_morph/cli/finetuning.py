@@ -4,12 +4,20 @@ import time
 
 import keras
 
-from keras_morph.cli.choices import accuracy_of, check_fits, is_named, load_model, loss_of, optimizer_of, pixels_of
+from keras_morph.cli.choices import (
+    accuracy_of,
+    check_fits,
+    dataset_of,
+    is_named,
+    load_model,
+    loss_of,
+    optimizer_of,
+    pixels_of,
+)
 from keras_morph.cli.finetune import Finetune
 from keras_morph.cli.options import plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.costs.costs import FLOPs, ModelSize
-from keras_morph.datasets import load
 from keras_morph.runs import describe_environment, going_on, new_run_folder, save_model, write_json
 from keras_morph.status import running
 from keras_morph.training.callbacks import EpochLog
@@ -30,14 +38,7 @@ def run(options: Finetune) -> None:
     optimizer = optimizer_of(options.optimizer)
     if options.resume is None:
         say_unfinished("finetune", options)
-    keras.utils.set_random_seed(options.random_seed)
-    dataset = load(
-        options.data,
-        image_size=options.image_size,
-        limit=options.limit,
-        seed=options.random_seed,
-        stream=options.stream,
-    )
+    dataset = dataset_of(options)
     model, teacher = (
         None if text is None else load_model(text, input_shape=dataset.image_shape, classes=dataset.num_classes)
         for text in (options.model, options.teacher)

@@ -16,6 +16,7 @@ from keras_morph.cli.choices import (
     accuracy_of,
     check_fits,
     cost_of,
+    dataset_of,
     is_named,
     load_model,
     loss_of,
@@ -31,7 +32,7 @@ from keras_morph.cli.shrink import Shrink
 from keras_morph.costs.budget import Budget, parse_budget
 from keras_morph.costs.costs import Cost, FLOPs, ModelSize
 from keras_morph.costs.fitted import Coefficients
-from keras_morph.datasets import Dataset, load
+from keras_morph.datasets import Dataset
 from keras_morph.errors import KerasMorphError
 from keras_morph.exporting import check_formats
 from keras_morph.families import folder_of, shrink_family
@@ -77,14 +78,7 @@ def run(options: Shrink) -> None:
     plan = _planned(options)
     if options.resume is None:
         say_unfinished("shrink", options)
-    keras.utils.set_random_seed(options.random_seed)
-    dataset = load(
-        options.data,
-        image_size=options.image_size,
-        limit=options.limit,
-        seed=options.random_seed,
-        stream=options.stream,
-    )
+    dataset = dataset_of(options)
     seed = load_model(options.model, input_shape=dataset.image_shape, classes=dataset.num_classes)
     reaches = [] if options.measures else _reaches(options, plan, seed)
     check_fits(seed, dataset)
