@@ -96,7 +96,8 @@ differences between rows of one random seed, which may come from two processors.
   in one shot, ranked over all layers in 400 small steps as in its own scripts for CIFAR, which train with a regularizer from
   trained weights, for longer, and by SGD: here all begin fresh and have Adam. The network is the same: Keras's weights are
   carried into PyTorch and back, and outputs agree. The strength of its regularizers is the best of those in the command, chosen
-  as the rate is, of several that are level the first; ours is controlled by `shrink`.
+  as the rate is, of several that are level the first (on ResNet20 not all pairs of rate and strength were run); ours is
+  controlled by `shrink`.
 - *training compute*: images seen, times 3 times the FLOPs of the network as it is then, against the dense arm's. *full*: epochs
   at full width. *FLOPs*: what the result costs, in percent of the whole network.
 - *before the cut*: validation accuracy there; *after it*: of the smaller network before any fine-tuning, with

@@ -67,7 +67,8 @@ def test_a_run_is_begun_where_it_overwrites_nothing(tmp_path):
     assert runs.check_run_folder(tmp_path / "new") == tmp_path / "new"
     (tmp_path / "notes.txt").write_text("mine")
     runs.check_run_folder(tmp_path)
-    (tmp_path / "seed.keras").write_text("mine")
+    for name in ("seed.keras", "config.json"):
+        (tmp_path / name).write_text("mine")
     with pytest.raises(KerasMorphError, match=r"new folder, or that of a run\. Received: .* seed\.keras"):
         runs.check_run_folder(tmp_path)
     (tmp_path / "status.json").write_text("{}")

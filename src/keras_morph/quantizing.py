@@ -56,9 +56,8 @@ def quantize_onnx(path: Path, arrays: Sequence[np.ndarray]) -> None:
 
     with TemporaryDirectory(dir=path.parent) as folder:
         prepared = Path(folder) / path.name
-        quant_pre_process(
-            path, prepared, skip_symbolic_shape=True
-        )  # BatchNormalization becomes a part of its convolution
+        # BatchNormalization becomes a part of its convolution.
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
         names = [each.name for each in onnx.load(prepared, load_external_data=False).graph.input]
         quantize_static(prepared, path, _Reader(names), per_channel=True)
 

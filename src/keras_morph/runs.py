@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     import keras
 
 TEMPORARY = ".keras-morph-"  # what a file is called, with a number behind it, that is not whole yet
-OF_A_RUN = ("config.json", "status.json", "checkpoint")  # one of these tells a run's folder
+OF_A_RUN = ("status.json", "checkpoint/last.npz")  # one of these tells a run's folder; config.json may be anybody's
 RESULTS = (
     "seed.keras",
     "small.keras",
     "structure.json",
     "history.csv",
-)  # what a run writes, by names that others may use
+)  # what a run writes, by names that others use, too
 _SAID: set[str] = set()  # files that a warning has named
 
 

@@ -37,15 +37,7 @@ __all__ = ["Shrink"]
 
 def _canonical(budget: str) -> str:
     """The same text for `50%`, `50 %` and `50.0%`."""
-    return re.sub(
-        r"[\d.]+",
-        lambda number: f"{float(number[0]):g}" if _is_number(number[0]) else number[0],
-        re.sub(r"\s", "", budget),
-    )
-
-
-def _is_number(text: str) -> bool:
-    return text.count(".") < 2 and text != "."
+    return re.sub(r"\s+|(?<=\d)\.0+(?=\D|$)", "", budget)
 
 
 @dataclass(frozen=True)

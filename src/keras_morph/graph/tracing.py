@@ -368,7 +368,9 @@ class _Tracer:
         """Of weights that another layer holds too, as two TimeDistributed around one layer, the same channels stay."""
         for weight in layer.weights:
             other, known = self.held.setdefault(id(variable(layer.operation, weight.name)), (name, weight))
-            for one, two in zip(weight.vectors, known.vectors, strict=True) if known is not weight else ():
+            if known is weight:
+                continue
+            for one, two in zip(weight.vectors, known.vectors, strict=True):
                 sides = [self.graph.vectors[vector] for vector in (one, two) if vector >= 0]
                 if len(sides) == 2 and weight.whole == known.whole:
                     self.graph.tie(*sides)
