@@ -119,6 +119,13 @@ def test_a_row_whose_layer_was_registered_again_is_replaced(table):
     assert table[Sloped].mode == "uniform"
 
 
+def test_api_lists_each_public_name_with_what_it_says_of_itself():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(km.__all__)
+    said = {name: getattr(km, name).__doc__.strip().splitlines()[0] for name, _ in rows if name != "HARDWARE"}
+    assert {name: text.replace("\\|", "|") for name, text in rows if name != "HARDWARE"} == said
+
+
 def test_data_says_what_is_chosen(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, names = run("data.md")
