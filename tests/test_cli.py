@@ -31,6 +31,7 @@ from keras_morph.runs import save_model
 from keras_morph.runtimes import RUNTIMES
 from keras_morph.saving import open_model
 from keras_morph.timing import Conditions
+from keras_morph.training.recipe import SCORES
 
 pytestmark = pytest.mark.once
 
@@ -181,6 +182,7 @@ def test_help_describes_every_option(name):
         (options.OPTIMIZERS, choices.OPTIMIZERS),
         (options.PIXELS, km.datasets.PIXELS),
         (options.SCHEDULES, choices.SCHEDULES),
+        (options.SCORES, SCORES),
     ],
 )
 def test_the_help_knows_the_names_without_keras(shown, known):

@@ -22,7 +22,7 @@ from keras_morph.channels import Wiring
 from keras_morph.runs import save_model
 from keras_morph.training import batches, distilling
 from keras_morph.training.guards import is_trained
-from keras_morph.training.recipe import ends_in_softmax
+from keras_morph.training.recipe import SCORES, ends_in_softmax
 
 OTHER_BACKEND = "tensorflow" if keras.backend.backend() != "tensorflow" else "jax"
 EPOCHS = 6
@@ -193,6 +193,29 @@ def test_a_regularizer_that_is_asked_for_also_chooses_else_contributions_do(name
     by_images = km.fit_budget(progress.learner, per_cost, scores=km.contribution_scores(progress.learner, x))
     assert by_scores != by_images
     assert progress.structure == (by_scores if named else by_images)
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_that_are_named_choose_whatever_gives_the_penalty(name):
+    model, (x, y) = residual(), stripes(64, seed=0)
+    budget = km.Budget("50%", round_to=1)
+    recipe = km.Recipe(epochs=3, batch_size=32, calibration=x, scores=name)
+    progress = pipeline.begin(model, budget, (x, y), regularizer=km.Gamma(), recipe=recipe, verbose=0)
+    progress = pipeline.choose(pipeline.learn(progress))
+    given = {"taylor": ((x, y),), "fpgm": (), "whc": ()}.get(name, (x,))
+    scores = getattr(km, f"{name}_scores")(progress.learner, *given)
+    wanted = budget.per_unit_of_cost() if name in ("contribution", "obs", "taylor") else budget
+    assert progress.structure == km.fit_budget(progress.learner, wanted, scores=scores)
+    assert progress.structure != km.fit_budget(progress.learner, budget)
+
+
+def test_scores_are_known_by_name():
+    with pytest.raises(
+        km.KerasMorphError, match=r"Expected scores of contribution, obs, .*Received: scores='magnitude'"
+    ):
+        km.Recipe(scores="magnitude")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from keras_morph.keras_internals import batches_seen, seed_shared
 from keras_morph.runs import check_run_folder, save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.keeping import fit_measured
-from keras_morph.search.scores import contribution_scores
+from keras_morph.search.scores import contribution_scores, scores_named
 from keras_morph.search.selection import fit_budget
 from keras_morph.status import read_status, running
 from keras_morph.surgery.copying import cloned
@@ -215,6 +215,11 @@ def begin(
     folder = None if run is None else check_run_folder(run)
     for each in (data, validation_data):
         check_labels(each, objective, graph.model)
+    if recipe.scores == "taylor" and objective.get("loss") is None:
+        raise KerasMorphError(
+            f"scores: taylor expects a loss. Received: {graph.model.name}, which has steps of its own and was compiled with "
+            "none; give Recipe(loss=...), or other scores."
+        )
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
     kind, examples = ("training", data) if validation_data is None else ("validation", validation_data)
     if known and hasattr(examples, "set_epoch"):
@@ -486,6 +491,7 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
+PER_COST = ("contribution", "obs", "taylor")  # better by what a channel costs: docs/recovery.md
 SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 
@@ -518,12 +524,16 @@ def learn(progress: Progress) -> Progress:
 def choose(progress: Progress) -> Progress:
     """The channels that meet the budget, as measured where its cost can be.
 
-    They are chosen by `contribution_scores` per unit of cost, or by the scores of a regularizer that was asked for.
+    They are chosen by the recipe's scores; where it names none by contributions per unit of cost, or by the scores of a
+    regularizer that was asked for.
     """
-    budget, scores = progress.budget, None
-    if not (progress.by_regularizer and progress.learned):
-        budget = budget.per_unit_of_cost()
-        scores = contribution_scores(progress.learner.graph, _calibration(progress))
+    budget, scores, name = progress.budget, None, progress.recipe.scores
+    if name is None and not (progress.by_regularizer and progress.learned):
+        name = "contribution"
+    if name is not None:
+        graph, loss = progress.learner.graph, progress.training.objective.get("loss")
+        scores = scores_named(name, graph, _calibration(progress), progress.training.data, loss)
+        budget = budget.per_unit_of_cost() if name in PER_COST else budget
     structure = fit_measured(progress.learner, budget, scores=scores, say=progress.training.say)
     return replace(progress, structure=structure)
 

@@ -29,6 +29,7 @@ __all__ = [
     "RUNTIMES",
     "RUNTIMES_THAT_MEASURE",
     "SCHEDULES",
+    "SCORES",
     "SUFFIXES",
     "Classes",
     "Grouped",
@@ -56,6 +57,7 @@ __all__ = [
 
 # Names of what only Keras can make; a test holds them against the tables that make it.
 ALGORITHMS = ("GroupLasso", "Gamma", "LogisticSigmoid")
+SCORES = ("contribution", "obs", "taylor", "flap", "minitron", "fpgm", "whc")
 BASE_MODELS = (
     *("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2", "VGG16", "VGG19", "Xception"),
     *("InceptionV3", "InceptionResNetV2", "MobileNet", "MobileNetV2", "DenseNet121", "DenseNet169", "DenseNet201"),

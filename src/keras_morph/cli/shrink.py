@@ -16,6 +16,7 @@ from keras_morph.cli.options import (
     OPTIMIZERS,
     PIXELS,
     RUNTIMES_THAT_MEASURE,
+    SCORES,
     Grouped,
     Name,
     PixelRange,
@@ -74,6 +75,12 @@ class Shrink:
             help="gives the penalty and the scores that choose; by default GroupLasso's penalty for a fresh network, and "
             "images choose",
             **among(ALGORITHMS),
+        ),
+    ] = None
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="choose the channels; by default contributions, or what --regularizer has learned", **among(SCORES)
         ),
     ] = None
     threshold: Annotated[
@@ -176,6 +183,8 @@ class Shrink:
                 )
         check_run_name(self.name)
         check_name("--pixels", self.pixels, ("auto", *PIXELS))
+        if self.scores is not None:
+            check_name("--scores", self.scores, SCORES)
         check_number("--learning-rate", self.learning_rate, 0, above=True)
         if self.resume is None:
             check_folder("--log-dir", self.log_dir)

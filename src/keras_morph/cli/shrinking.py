@@ -264,6 +264,7 @@ def _recipe(options: Shrink, plan: _Plan, seed: keras.Model) -> Recipe:
         batch_size=options.batch_size,
         rounds=options.rounds,
         strength=options.strength,
+        scores=options.scores,
         distillation=options.distillation,
         learning=options.learning,
     )

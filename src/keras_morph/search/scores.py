@@ -36,6 +36,7 @@ __all__ = [
     "fpgm_scores",
     "minitron_scores",
     "obs_scores",
+    "scores_named",
     "taylor_scores",
     "whc_scores",
 ]
@@ -43,6 +44,28 @@ __all__ = [
 
 LARGEST = 2048  # channels of a weight that obs_scores lets go one by one: each takes time by their square
 SMALLEST = 1e-9  # ridge: without any, what is said twice could not be inverted
+
+
+def scores_named(name: str, model: Any, images: Any, data: Any, loss: Any) -> np.ndarray:
+    """The scores of one of `SCORES`.
+
+    Args:
+        name: which.
+        model: as in all of them.
+        images: without labels, for those that need some.
+        data, loss: as in `taylor_scores`.
+    """
+    if name == "taylor":
+        return taylor_scores(model, data, loss=loss)
+    if name in ("fpgm", "whc"):
+        return {"fpgm": fpgm_scores, "whc": whc_scores}[name](model)
+    by_images = {
+        "contribution": contribution_scores,
+        "obs": obs_scores,
+        "flap": flap_scores,
+        "minitron": minitron_scores,
+    }
+    return by_images[name](model, images)
 
 
 def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 64, batches: int = 16) -> np.ndarray:

@@ -16,6 +16,7 @@ from keras_morph.training.batches import Batches
 from keras_morph.training.steps import has_own_steps, jit_compiles
 
 __all__ = [
+    "SCORES",
     "Recipe",
     "answers_classes",
     "check_callbacks",
@@ -28,6 +29,8 @@ __all__ = [
     "failures_of",
     "fit_on",
 ]
+
+SCORES = ("contribution", "obs", "taylor", "flap", "minitron", "fpgm", "whc")  # functions of `search/scores.py`
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Recipe:
             once, and what that loses is regressed back by `recover`. The rest fine-tunes.
         rounds: how often the seed is shrunk; between two rounds it is expanded to its cost, with fresh weights.
         strength: factor of the penalty; by default a controller moves it.
+        scores: what chooses the channels: "contribution", "obs", "taylor", "flap", "minitron", "fpgm" or "whc", as in
+            `contribution_scores` and so on, the first three per unit of cost. By default contributions, or what a regularizer
+            that is asked for has learned.
         distillation: share of the seed's answers in the loss of fine-tuning, 0 to 1. By default that in which a trained
             classifier (one output, a softmax or a cross-entropy from logits) is right, on validation data or else
             training data, up to 0.9; where nobody can tell 0.5; of others 0.
@@ -82,6 +88,7 @@ class Recipe:
     fading: float = 0.0
     rounds: int = 1
     strength: float | None = None
+    scores: str | None = None
     distillation: float | None = None
     calibration: Any = field(default=None, repr=False, compare=False)
     jit_compile: bool | str = "auto"
@@ -104,6 +111,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and np.isfinite(value)):
                 raise KerasMorphError(f"Expected {name} from {low} to {high}. Received: {name}={value}.")
+        if self.scores not in (None, *SCORES):
+            raise KerasMorphError(f"Expected scores of {', '.join(SCORES)}, or None. Received: scores={self.scores!r}.")
 
     def make_optimizer(self, rate: Any) -> keras.optimizers.Optimizer:
         """An optimizer with this learning rate or schedule."""
