@@ -134,6 +134,56 @@ def test_where_nothing_is_lost_nothing_changes(name):
     assert_equal_outputs(models.outputs(small, x), models.outputs(masked, x), tolerance=1e-4)
 
 
+def names_alike(apart):
+    """`enc/dense` beside `enc_dense`: inside a nested model, which is taken apart where one of its outputs is dead."""
+    tokens, x = keras.Input((6,)), keras.Input((6,))
+    inside = layers.Dense(6, activation="tanh", name="dense")(tokens)
+    enc = keras.Model(tokens, [inside, layers.Dense(4, name="other")(inside)] if apart else [inside], name="enc")
+    first = keras.tree.flatten(enc(x))[0]
+    return models.randomize(keras.Model(x, layers.Dense(6, name="enc_dense")(first)), seed=1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_layers_are_fitted_to_those_that_they_stand_for_though_names_are_alike(apart):
+    model, x = names_alike(apart), images(200, 6)
+    whole = km.Structure.closed(km.trace(model), np.ones(km.trace(model).num_groups, bool))
+    assert_equal_outputs([predicted(recovered(model, whole, x), x)], [predicted(model, x)], tolerance=1e-4)
+    half = km.fit_budget(model, km.Budget("50%", round_to=1))
+    small, plain = recovered(model, half, x), km.rebuild(model, half)
+    wanted = predicted(model, x)
+    assert np.square(predicted(small, x) - wanted).mean() < 0.8 * np.square(predicted(plain, x) - wanted).mean()
+
+
+def test_numbers_as_large_as_time_stamps_are_no_trouble():
+    x = images(300, 40)
+    x[:, :20] = (1.7e9 * (1 + np.random.default_rng(1).random(20))).astype("float32")
+    features = keras.Input((40,))
+    y = layers.Dense(16, activation="relu")(layers.BatchNormalization(name="norm")(features))
+    model = keras.Model(features, layers.Dense(2)(y))
+    model.get_layer("norm").moving_mean.assign(x.mean(0, dtype="float64").astype("float32"))
+    small = km.prune(model, "50%", calibration=x)
+    assert np.isfinite(predicted(small, x)).all()
+    assert ops.convert_to_numpy(small.get_layer("norm").moving_variance).min() >= 0
+
+
+@pytest.mark.parametrize(
+    "constraint", [keras.constraints.NonNeg(), keras.constraints.MaxNorm(1.0)], ids=["sign", "norm"]
+)
+def test_kernels_keep_to_their_constraints(constraint):
+    features = keras.Input((8,))
+    y = layers.Dense(16, activation="relu", kernel_constraint=constraint, name="hidden")(features)
+    model = keras.Model(features, layers.Dense(3, kernel_constraint=constraint, name="head")(y))
+    models.randomize(model, seed=3)
+    for layer in model.layers[1:]:
+        layer.kernel.assign(constraint(layer.kernel))
+    x, structure = images(300, 8), cut(model, "hidden", range(9))
+    small, plain = recovered(model, structure, x), km.rebuild(model, structure)
+    for layer in small.layers[1:]:
+        np.testing.assert_allclose(_values(constraint(layer.kernel)), _values(layer.kernel), atol=1e-6)
+    wanted = predicted(model, x)
+    assert np.square(predicted(small, x) - wanted).mean() < np.square(predicted(plain, x) - wanted).mean()
+
+
 # Every layer that is fitted.
 
 READERS = {

@@ -248,6 +248,15 @@ def test_layers_that_were_taken_out_of_a_nested_model_are_there():
     assert rows["backbone/c1"].width_after == expected["backbone/c1"].width_after > 0
 
 
+def test_rows_are_of_their_layers_though_names_are_alike():
+    tokens, x = keras.Input((6,)), keras.Input((6,))
+    enc = keras.Model(tokens, keras.layers.Dense(10, name="dense")(tokens), name="enc")
+    seed = keras.Model(x, keras.layers.Dense(2, name="out")(keras.layers.Dense(20, name="enc_dense")(enc(x))))
+    found = km.report(seed, km.rebuild(seed, {"enc/dense": 3, "enc_dense": 15}))
+    assert [(row.layer, row.width_after) for row in found.rows] == [("enc/dense", 3), ("enc_dense", 15), ("out", 2)]
+    assert sum(row.flops_after for row in found.rows) == found.totals["FLOPs"][1]
+
+
 def test_an_expanded_structure_is_reported_as_what_is_rebuilt_from_it():
     seed = km.zoo.digits_resnet()
     wider = km.expand(seed, km.fit_budget(seed, "30%"), km.FLOPs(), "100%")

@@ -355,6 +355,14 @@ def one_layer_over_two_lengths():
     return keras.Model([long, short, one], layers.Dense(2, name="head")(x))
 
 
+def reshapes_by_default_names():
+    """One Reshape for two tensors, which may keep different counts, beside another that Keras has called `reshape_1`."""
+    x, shared = keras.Input((5,)), layers.Reshape((2, 8), name="reshape")
+    a, b = (shared(layers.Dense(16, name=name)(x)) for name in "ab")
+    c = layers.Reshape((4, 2), name="reshape_1")(layers.Dense(8, name="c")(x))
+    return keras.Model(x, [layers.Dense(3, name=f"head_{name}")(y) for name, y in zip("abc", (a, b, c), strict=True)])
+
+
 CASES = {
     "add of a mask": (embedded(layers.Add()), ["recurrent"]),
     "average of a mask": (embedded(layers.Average()), ["recurrent"]),
@@ -369,6 +377,7 @@ CASES = {
     "steps in the batch": (steps_by_hand, ["conv", "vector", "recurrent"]),
     "two sizes": (two_sizes, ["backbone/conv", "backbone/last"]),
     "shared reshape": (shared_reshape, ["conv_a", "gate_a", "conv_b", "gate_b"]),
+    "reshapes by default names": (reshapes_by_default_names, ["a", "b", "c"]),
     "odd names": (odd_names, ["side"]),
     "decoder": (decoder, ["project", "up"]),
     "res2net": (res2net, ["stem", "conv0", "conv1", "merge"]),
@@ -628,7 +637,22 @@ def masked_lstm():
     return keras.Model(steps, layers.LSTM(6)(layers.Masking()(steps)))
 
 
+def larger_batches(grow):
+    """6 x 8 behind what enlarges the batch."""
+
+    def network():
+        features = keras.Input((6,))
+        return keras.Model(features, layers.Dense(8)(grow(features)))
+
+    return network
+
+
 FIXED = [
+    (larger_batches(lambda x: ops.repeat(x, 3, axis=0)), 3 * 2 * 6 * 8),
+    (larger_batches(lambda x: ops.tile(x, (3, 1))), 3 * 2 * 6 * 8),
+    (larger_batches(lambda x: ops.take(x, [0, 0, 0], axis=0)), 3 * 2 * 6 * 8),
+    (larger_batches(lambda x: ops.concatenate([x, -x], axis=0)), 2 * 2 * 6 * 8),
+    (larger_batches(lambda x: layers.Concatenate(axis=0)([x, ops.repeat(x, 2, axis=0)])), 3 * 2 * 6 * 8),
     (wrapped, 2 * 5 * 36 * 9 * 3 * 4),
     (lora, 2 * (8 * 5 + 5 * 8 + 5 * 2 + 2 * 8)),
     (quantized, 2 * (8 * 5 + 5 * 3)),

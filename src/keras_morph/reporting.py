@@ -16,6 +16,7 @@ from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, ModelSize
 from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.graph.closure import Closed, close, whole
+from keras_morph.graph.identities import counterparts
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.runs import write_atomically, write_json, write_text
@@ -366,8 +367,9 @@ def report(
     else:
         before, after = graph_of(seed), graph_of(small)
         left, widths = whole(after), after.widths
-    first, widths = _costs(before, whole(before)), _as_in(before, widths)
-    second = {name: (total, _as_in(before, parts)) for name, (total, parts) in _costs(after, left).items()}
+    seeds = counterparts(before, after)
+    first, widths = _costs(before, whole(before)), _as_in(seeds, widths)
+    second = {name: (total, _as_in(seeds, parts)) for name, (total, parts) in _costs(after, left).items()}
     rows = tuple(
         LayerRow(
             layer.name,
@@ -388,7 +390,7 @@ def report(
     found = Report(before.model.name, rows, totals, tuple(history), results, FLOPs().uncounted(before))
     if cost is not None:
         total, parts = _cost(cost, after, left)
-        found = _with_predictions(found, cost, _cost(cost, before, whole(before)), (total, _as_in(before, parts)))
+        found = _with_predictions(found, cost, _cost(cost, before, whole(before)), (total, _as_in(seeds, parts)))
     return replace(found, times=(*found.times, *_measured(benchmark)))
 
 
@@ -422,10 +424,9 @@ def _measured(benchmark: Benchmark | None) -> list[Time]:
     ]
 
 
-def _as_in(graph: ChannelGraph, values: Mapping[str, Any]) -> dict[str, Any]:
+def _as_in(seeds: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of layers by their names in the seed: those of a nested model may have been taken out of it."""
-    names = {layer.name.replace("/", "_"): layer.name for layer in graph.layers}
-    return {names.get(name.replace("/", "_"), name): value for name, value in values.items()}
+    return {seeds.get(name, name): value for name, value in values.items()}
 
 
 def _costs(graph: ChannelGraph, closed: Closed) -> dict[str, Shares]:

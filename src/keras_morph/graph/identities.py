@@ -10,7 +10,7 @@ from typing import Any
 from keras_morph.channels import ChannelGraph
 from keras_morph.keras_internals import to_snake_case
 
-__all__ = ["connections", "fingerprint", "fingerprint_of", "identities", "network_of"]
+__all__ = ["connections", "counterparts", "fingerprint", "fingerprint_of", "identities", "network_of"]
 
 
 def fingerprint(graph: ChannelGraph) -> str:
@@ -33,6 +33,25 @@ def fingerprint_of(graph: ChannelGraph, names: Mapping[str, str]) -> str:
         tensors |= {number: f"{name}:{position}" for position, number in enumerate(call.outputs)}
         calls.append(name)
     return _hash([layers, sorted(calls)])
+
+
+def counterparts(graph: ChannelGraph, after: ChannelGraph) -> dict[str, str]:
+    """Layers of a rebuilt model -> those of the seed that they stand for.
+
+    A rebuilt layer has the seed's name, but where a nested model was taken apart: `enc/dense` is `enc_dense` then, or, where
+    a layer of the seed is called so, `enc_dense_1`. Where two of the seed may be meant, it is none.
+    """
+    theirs, ours = {layer.name for layer in graph.layers}, {layer.name for layer in after.layers}
+    flat: dict[str, list[str]] = {}
+    for name in theirs - ours:
+        flat.setdefault(name.replace("/", "_"), []).append(name)
+    found = {name: name for name in ours & theirs}
+    for name in sorted(ours - theirs):
+        whole = name.replace("/", "_")
+        meant = flat.get(whole) or flat.get(re.sub(r"_\d+$", "", whole), [])
+        if len(meant) == 1:
+            found[name] = meant[0]
+    return found
 
 
 def network_of(graph: ChannelGraph) -> str:

@@ -380,9 +380,8 @@ class _Tracer:
 
     def signal(self, number: int) -> Signal:
         tensor = self.tensors[number]
-        return Signal(
-            self.graph.vectors[tensor.vector], tensor.axis, tensor.shape, tensor.zeroed, tensor.masked, tensor.steady
-        )
+        ids = self.graph.vectors[tensor.vector]
+        return Signal(ids, tensor.axis, tensor.shape, tensor.zeroed, tensor.masked, tensor.steady, tensor.rows)
 
     def place(self, source: Any, spec: Any, tensor: Tensor) -> int:
         """Add a tensor, which one of Keras's own stands for; its number."""

@@ -123,7 +123,7 @@ def _taken(flow: Flow) -> Routed:
     if indices.ndim != 1:
         return fresh(flow, "takes by an index of another rank than 1")
     if axis != signal.axis:
-        return replace(same(flow), mode="uniform")
+        return replace(same(flow), mode="uniform", rows=1.0 if axis else len(indices) / signal.rows)
     return _picked(flow, [indices % len(signal.ids)], axis)
 
 
@@ -151,7 +151,7 @@ def _repeated(flow: Flow) -> Routed:
     if operation.axis is None or not isinstance(operation.repeats, int):
         return fresh(flow, "repeats elements one by one")
     if operation.axis % signal.rank != signal.axis:
-        return same(flow)
+        return replace(same(flow), rows=operation.repeats if operation.axis % signal.rank == 0 else 1.0)
     return _picked(flow, [np.repeat(np.arange(len(signal.ids)), operation.repeats)], signal.axis)
 
 
@@ -169,7 +169,8 @@ def _tiled(flow: Flow) -> Routed:
     signal, repeats = flow.inputs[0], np.atleast_1d(flow.operation.repeats)
     rank = len(flow.output_shapes[0])
     if rank != signal.rank or (len(repeats) == rank and repeats[0] != 1):
-        return fresh(flow, "repeats examples, or adds an axis")
+        examples = float(repeats[0]) if len(repeats) == rank == signal.rank else 1.0
+        return replace(fresh(flow, "repeats examples, or adds an axis"), rows=examples)
     times = int(repeats[signal.axis - rank]) if len(repeats) >= rank - signal.axis else 1
     if times == 1:
         return same(flow)

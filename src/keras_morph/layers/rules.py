@@ -47,7 +47,7 @@ class Signal:
     """An operand or result as a row sees it: the ids along its channel axis, that axis, and the static shape.
 
     `zeroed`, `steady` and `masked` as in `Tensor`: dead channels are exactly zero there, or at least the same number at
-    every position; it may carry a Keras mask.
+    every position; it may carry a Keras mask. `rows` too: rows of the batch axis per example.
     """
 
     ids: Ids
@@ -56,6 +56,7 @@ class Signal:
     zeroed: bool = False
     masked: bool = False
     steady: bool = False
+    rows: float = 1.0
 
     @property
     def rank(self) -> int:
@@ -354,7 +355,11 @@ def joined(flow: Flow) -> Routed:
         return fresh(flow, "joins operands whose channels lie along different axes")
     if flow.operation.axis % first.rank == first.axis:
         return Routed([(np.concatenate([signal.ids for signal in flow.inputs]), first.axis)])
-    return replace(merged(flow), mode="strict")
+    together = replace(merged(flow), mode="strict")
+    if flow.operation.axis % first.rank:
+        return together
+    rows = [signal.rows for signal in flow.inputs]  # along the batch axis
+    return replace(together, rows=sum(rows) / max(rows))
 
 
 def follow_reshape(

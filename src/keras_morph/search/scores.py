@@ -327,9 +327,11 @@ class _Read:
         total, squares, sizes = [np.zeros(1)] * 3
         for x in self:
             images, sizes = images + len(x), sizes + np.square(np.abs(x).mean(1)).sum(0)
-            count, total, squares = count + x[..., 0].size, total + x.sum((0, 1)), squares + np.square(x).sum((0, 1))
+            count, total = count + x[..., 0].size, total + x.sum((0, 1))
         self.mean = total / count
-        self.variances = np.maximum(squares / count - np.square(self.mean), 0.0)
+        for x in self:  # in a second pass: means may be huge
+            squares = squares + np.square(x - self.mean).sum((0, 1))
+        self.variances = squares / count
         self.sizes = np.sqrt(sizes / images)
 
     def __iter__(self) -> Iterator[np.ndarray]:

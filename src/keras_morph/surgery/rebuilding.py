@@ -142,7 +142,7 @@ class _Rebuilding:
         self.models: dict[tuple, Any] = {}
         self.wholes: dict[tuple, tuple[Any, Any]] = {}
         self.held = Held()
-        self.taken: dict[str, dict[str, str]] = {}
+        self.taken: dict[str, dict[str, tuple[str, int]]] = {}  # prefix -> name there -> whose
         self.folds: Counter[str] = Counter()  # of each merge
         self.prefix = ""
         self.constants, self.dead = Constants(graph), DeadValues(graph)
@@ -218,7 +218,7 @@ class _Rebuilding:
         sources, results = (first.outputs, last.inputs) if scope.stepped else (scope.inputs, scope.outputs)
         inputs = [self.input_like(*ends) for ends in zip(sources, scope.inputs, scope.function.inputs, strict=True)]
         again = sum(model == id(scope.model) for model, *_ in self.models)
-        name, outer = self.local(f"{scope.name}_{again}" if again else scope.name), (self.tensors, self.prefix)
+        name, outer = self.local(scope.name, again), (self.tensors, self.prefix)
         self.tensors, self.prefix = dict(zip(sources, inputs, strict=True)), f"{scope.name}/"
         replay(step.steps, self.tensors, self.act)
         outputs = [self.tensors[t] for t in results]
@@ -232,14 +232,21 @@ class _Rebuilding:
         shape[tensor.axis] = self.closed.counts[tensor.vector] or shape[tensor.axis]
         return keras.Input(batch_shape=shape, dtype=self.tensors[given].dtype)
 
-    def local(self, name: str) -> str:
-        """A name in the model that is being made; what is inside a nested one that was taken apart keeps both names."""
-        if not self.taken:
-            self.taken[""] = {layer.name: layer.name for layer in self.graph.layers if "/" not in layer.name}
-        taken = self.taken.setdefault(self.prefix, {})
-        short = unique = name.removeprefix(self.prefix).replace("/", "_")
+    def local(self, name: str, again: int = 0) -> str:
+        """A name in the model that is being made; what is inside a nested one that was taken apart keeps both names.
+
+        Args:
+            name: in the seed, or of something new.
+            again: how often it was made before: its first copy has the seed's name, which no other takes.
+        """
+        if self.prefix not in self.taken:
+            inside = (layer.name for layer in self.graph.layers if layer.name.startswith(self.prefix))
+            owners = {each.removeprefix(self.prefix): (each, 0) for each in inside}
+            self.taken[self.prefix] = {own: owner for own, owner in owners.items() if "/" not in own}
+        taken = self.taken[self.prefix]
+        unique = short = name.removeprefix(self.prefix).replace("/", "_") + (f"_{again}" if again else "")
         number = 0
-        while taken.setdefault(unique, name) != name:
+        while taken.setdefault(unique, (name, again)) != (name, again):
             number += 1
             unique = f"{short}_{number}"
         return unique
@@ -347,7 +354,7 @@ class _Rebuilding:
         operands = [values[source] for source in call.sources]
         self.folds[operation.name] += 1
         again = self.folds[operation.name] - 1
-        name = self.local(f"{operation.name}_constant{f'_{again}' if again else ''}")
+        name = self.local(f"{operation.name}_constant", again)
         return self.unmasked(call, [fold(operation, operands, lambda: self.copy(call)(live), name)])
 
     def live_or_constant(self, call: Call, number: int) -> Any:
@@ -385,7 +392,7 @@ class _Rebuilding:
             raise _without_config(layer) from error
 
     def narrowed(self, layer: Layer, config: dict | None, again: int) -> Any:
-        name = self.local(f"{layer.name}_{again}" if again else layer.name)
+        name = self.local(layer.name, again)
         if config is None:
             return remade(layer.operation, name, lenient=True)
         try:

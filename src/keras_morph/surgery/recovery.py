@@ -23,6 +23,7 @@ from keras_morph.channels import Call, ChannelGraph, Layer
 from keras_morph.errors import UnknownLayerWarning
 from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.examples import image_batches
+from keras_morph.graph.identities import counterparts
 from keras_morph.graph.streaming import Stream
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import trace, trace_as
@@ -144,11 +145,11 @@ class _Pairing:
 
     def __init__(self, graph: ChannelGraph, closed: Closed, after: ChannelGraph) -> None:
         self.graph, self.closed, self.after = graph, closed, after
-        # What is inside a nested model may have another prefix in the smaller one.
-        originals = {layer.name.replace("/", "_"): number for number, layer in enumerate(graph.layers)}
+        numbers = {layer.name: number for number, layer in enumerate(graph.layers)}
+        originals = {ours: numbers[theirs] for ours, theirs in counterparts(graph, after).items()}
         self.theirs: dict[int, Call] = {}  # layer of the smaller model -> call of the seed
         for number, layer in enumerate(after.layers):
-            original = originals.get(layer.name.replace("/", "_"), -1)
+            original = originals.get(layer.name, -1)
             if original >= 0 and len(graph.layer_calls[original]) == len(after.layer_calls[number]) == 1:
                 self.theirs[number] = graph.calls[graph.layer_calls[original][0]]
         self.readers: dict[int, list[Call]] = {}
@@ -229,7 +230,8 @@ def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
     groups, unknowns, outputs = kernel.shape
     squares, products = np.zeros((groups, unknowns, unknowns)), np.zeros((groups, unknowns, outputs))
     mean, error = np.zeros((groups, 1, unknowns)), np.zeros((groups, 1, outputs))
-    random, n = np.random.default_rng(0), 0
+    centered = operation.use_bias or pair.norm is not None
+    random, n, origin = np.random.default_rng(0), 0, np.zeros((groups, 1, unknowns))
     for number, (x, y) in enumerate(zip(given, had, strict=True)):
         places = _Places(operation, x, len(given), random)
         p, q = places.patches(operation, x), places.patches(original, y)
@@ -238,22 +240,41 @@ def _fit(pair: _Pair, now: Stream, before: Stream, ridge: float) -> None:
             wanted = wanted + _values(original.bias)[pair.kept]
         wanted = wanted + missing.at(places, number)
         e = _split(wanted - _results(p, kernel) - bias, groups)
+        if centered and not number:
+            origin = p.mean(1, keepdims=True)  # near the mean, which may be huge
+        p = p - origin
         n += p.shape[1]
         mean, error = mean + p.sum(1, keepdims=True), error + e.sum(1, keepdims=True)
         squares, products = squares + p.transpose(0, 2, 1) @ p, products + p.transpose(0, 2, 1) @ e
     mean, error, squares, products = mean / n, error / n, squares / n, products / n
-    if operation.use_bias or pair.norm is not None:
+    if centered:
         squares = squares - mean.transpose(0, 2, 1) @ mean
         products = products - mean.transpose(0, 2, 1) @ error
     held = ridge * np.einsum("gii->g", squares) / unknowns
     held = np.where(held > 0, held, 1.0)  # where nothing varies, nothing changes
     change = np.linalg.solve(squares + held[:, None, None] * np.eye(unknowns), products)
+    change = _within(_kernel(operation), kernel, change, squares, products)
     _kernel(operation).assign((kernel + change).transpose(1, 0, 2).reshape(_kernel(operation).shape))
-    constant = (error - mean @ change).ravel()
+    constant = (error - (origin + mean) @ change).ravel()
     if operation.use_bias:
         operation.bias.assign(bias + constant)
+        if operation.bias.constraint is not None:
+            operation.bias.assign(operation.bias.constraint(operation.bias))
     elif pair.norm is not None:
         pair.norm.moving_mean.assign(_values(pair.norm.moving_mean) - constant)
+
+
+def _within(
+    variable: Any, kernel: np.ndarray, change: np.ndarray, squares: np.ndarray, products: np.ndarray
+) -> np.ndarray:
+    """A change after which a kernel keeps to its constraint: what the constraint leaves of it where that is better than none."""
+    if variable.constraint is None:
+        return change
+    wanted = (kernel + change).transpose(1, 0, 2).reshape(variable.shape).astype(variable.dtype)
+    kept = _values(variable.constraint(ops.convert_to_tensor(wanted)))
+    change = kept.reshape(kernel.shape[1], len(kernel), -1).transpose(1, 0, 2) - kernel
+    gained = 2 * np.sum(change * products) - np.sum(change * (squares @ change))
+    return change if gained > 0 else np.zeros_like(change)
 
 
 class _Missing:
@@ -296,6 +317,8 @@ def _restate(operation: Any, given: list[Any]) -> None:
     """
     if operation.beta is None or not operation.trainable:
         return
+    if operation.beta.constraint is not None or getattr(operation.gamma, "constraint", None) is not None:
+        return
     mean, variance = _moments(operation, given)
     gamma = 1.0 if operation.gamma is None else _values(operation.gamma)
     scale = gamma / np.sqrt(_values(operation.moving_variance) + operation.epsilon)
@@ -323,13 +346,15 @@ def _same_images(*tensors: list[Any]) -> list[list[Any]]:
 
 def _moments(operation: Any, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each channel."""
-    n, total, squares = 0, np.zeros(1), np.zeros(1)
-    for batch in batches:
-        x = np.moveaxis(_values(batch), operation.axis, -1)
-        x = x.reshape(-1, x.shape[-1])
-        n, total, squares = n + len(x), total + x.sum(0), squares + np.square(x).sum(0)
-    mean = total / n
-    return mean, squares / n - np.square(mean)
+
+    def rows() -> Iterator[np.ndarray]:
+        for batch in batches:
+            x = np.moveaxis(_values(batch), operation.axis, -1)
+            yield x.reshape(-1, x.shape[-1])
+
+    n = sum(map(len, rows()))
+    mean = sum(x.sum(0) for x in rows()) / n
+    return mean, sum(np.square(x - mean).sum(0) for x in rows()) / n  # in two passes: means may be huge
 
 
 def _values(x: Any) -> np.ndarray:

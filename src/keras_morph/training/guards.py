@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_morph.errors import ChanceWarning, DivergedError
+from keras_morph.errors import ChanceWarning, DataError, DivergedError
 from keras_morph.graph.examples import batches_in, entries, evenly
 from keras_morph.keras_internals import sync_weights
 from keras_morph.training.learner import StructureLearner
@@ -29,6 +29,7 @@ class StopDiverging(keras.callbacks.Callback):
 
     Raises:
         DivergedError: names epoch, step, loss, and what to try.
+        DataError: if only the loss on validation data is no number.
 
     Example:
         >>> model.compile("sgd", "sparse_categorical_crossentropy")
@@ -58,16 +59,24 @@ class StopDiverging(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
         self._check(None, logs.get("loss"))
-        self._check(None, logs.get("val_loss"), "val_loss")
         # The penalty may grow as the strength does.
         loss = (logs.get("loss") or 0.0) - (logs.get("penalty") or 0.0)
         self.first = self.first or max(1.0, loss)
         if loss > TOO_LARGE * self.first:
             self._stop(None, "loss", loss)
         sync_weights(self.model)
-        for weight in self.model.trainable_variables:
-            if not np.all(np.isfinite(ops.convert_to_numpy(weight))):
+        lost = [weight for weight in self.model.weights if not np.all(np.isfinite(ops.convert_to_numpy(weight)))]
+        for weight in lost:
+            if weight.trainable:
                 self._stop(None, weight.path, "NaN or infinity")
+        value = logs.get("val_loss")
+        if value is not None and not np.isfinite(value) and not lost:
+            raise DataError(
+                f"validation_data gives a val_loss of {float(value)} in epoch {epoch + 1}, where the training's loss and all "
+                "weights are finite. Expected: finite inputs and labels. Look for NaN or very large numbers in them."
+                + self._where()
+            )
+        self._check(None, value, "val_loss")
 
     def get_state(self) -> dict[str, Any]:
         return {"first": self.first}
@@ -91,8 +100,11 @@ class StopDiverging(keras.callbacks.Callback):
             f"The training diverged in {place}. Expected: a finite {name}. Received: {received}. "
             + ("Look for NaN in the data and the model's weights. " if first else "")
             + f"Try {', or '.join(tried)}."
-            + ("" if self.kept is None else f" The state before is kept in {self.kept}.")
+            + self._where()
         )
+
+    def _where(self) -> str:
+        return "" if self.kept is None else f" The state before is kept in {self.kept}."
 
 
 def is_trained(model: keras.Model) -> bool:
