@@ -90,7 +90,7 @@ MISTAKES = {
     "tracing what is no model": (
         lambda: km.trace("ResNet50"),
         km.UnsupportedModelError,
-        ["ResNet50", "Expected", "str"],
+        ["'ResNet50'", "Expected a Keras model"],
     ),
     "learning of a subclass": (lambda: km.StructureLearner(Subclassed()), km.UnsupportedModelError, ["subclassed"]),
     "the cost of a subclass": (lambda: km.FLOPs()(Subclassed()), km.UnsupportedModelError, ["subclassed"]),
@@ -249,6 +249,28 @@ MISTAKES = {
         ),
         km.DataError,
         ["validation_data expects (x, y)", "(4, 6, 6, 3)"],
+    ),
+    "validation data that can be read once": (
+        lambda: km.shrink(
+            models.build("plain"), "50%", data=data(6, 6, 3), validation_data=(batch for batch in [data(6, 6, 3)])
+        ),
+        km.DataError,
+        ["validation_data: expected what can be read in every epoch", "a generator"],
+    ),
+    "lists of numbers": (
+        lambda: km.shrink(models.build("plain"), "50%", data=tuple(part.tolist() for part in data(6, 6, 3))),
+        km.DataError,
+        ["data expects arrays", "np.array"],
+    ),
+    "a file instead of a model": (
+        lambda: km.shrink("seed.keras", "50%", data=data(6, 6, 3)),
+        km.UnsupportedModelError,
+        ["'seed.keras'", "load_model"],
+    ),
+    "a file that is not there, to be timed": (
+        lambda: km.benchmark({"one": models.build("plain"), "other": "nowhere.keras"}, runtimes=["keras"]),
+        km.KerasMorphError,
+        ["nowhere.keras", "does not exist"],
     ),
     "images and labels as a list": (
         lambda: km.shrink(models.build("plain"), "50%", data=list(data(6, 6, 3))),

@@ -82,11 +82,21 @@ def test_what_does_not_fit_on_a_terminal_is_paged(height, paged, capsys, monkeyp
     pages = []
     monkeypatch.setattr(pydoc, "pager", pages.append)
     monkeypatch.setattr(
-        inspecting, "Console", lambda: Console(force_terminal=True, width=100, height=height, legacy_windows=False)
+        inspecting, "console", lambda: Console(force_terminal=True, width=100, height=height, legacy_windows=False)
     )
     text = printed(capsys, "test_inspect:residual")
     assert len(pages) == paged
     assert "conv2" in (pages[0] if paged else text)
+
+
+def test_names_that_look_like_markup_are_shown_in_lines_wide_enough_for_all_columns(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    image = keras.Input((4, 4, 2))
+    odd = layers.Conv2D(3, 3, name="odd[bold]name[")
+    inspecting.show(inspecting.gather(km.trace(keras.Model(image, odd(image)))))
+    text = capsys.readouterr().out
+    assert "odd[bold]name[" in text
+    assert "pinned" in text
 
 
 def test_what_is_written_to_a_file_is_never_paged(capsys, monkeypatch):

@@ -50,6 +50,8 @@ def test_of_hidden_files_only_those_of_ours_are_removed(tmp_path):
     (tmp_path / "busy").mkdir()
     for name in (".d41d8cd98f00b204e9800998ecf8427e.cache", f"{runs.TEMPORARY}0123.a.npz", f"busy/{runs.TEMPORARY}4.b"):
         (tmp_path / name).write_text("x")
+    (tmp_path / f"{runs.TEMPORARY}5").mkdir()  # an export's
+    (tmp_path / f"{runs.TEMPORARY}5" / "small.tflite").write_text("x")
     runs.remove_leftovers(tmp_path, [tmp_path / "busy"])
     assert names(tmp_path) == [".d41d8cd98f00b204e9800998ecf8427e.cache", "busy"]
     assert names(tmp_path / "busy") == [f"{runs.TEMPORARY}4.b"]

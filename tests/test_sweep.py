@@ -209,6 +209,12 @@ def test_the_front_holds_what_no_other_beats(tmp_path):
     rows = rows_of([tmp_path])
     assert [group[0].name for group in front(grouped(rows))] == ["a", "c"]
     assert [goodness(row) for row in rows] == [accuracy for _, accuracy in places.values()]
+    (tmp_path / "f").mkdir()  # of another command
+    for name, text in (("results.json", "{}"), ("config.json", '{"command": "finetune", "options": {}}')):
+        (tmp_path / "f" / name).write_text(text)
+    assert len(rows_of([tmp_path])) == 5
+    with pytest.raises(km.KerasMorphError, match="another command's"):
+        rows_of([tmp_path / "f"])
     (tmp_path / "a" / "results.json").write_text('{"cost_share": "much"}')
     with pytest.raises(km.KerasMorphError, match="cannot be read"):
         rows_of([tmp_path])

@@ -198,6 +198,8 @@ def _check(
             raise KerasMorphError(
                 f"runtimes: expected {runtime_of(model)} among them, which serves {name}. Received: {', '.join(runtimes)}."
             )
+        if isinstance(model, (str, os.PathLike)) and not Path(model).exists():
+            raise KerasMorphError(f"models: expected a network's file. Received: {model}, which does not exist.")
     if data is not None and not (isinstance(data, (tuple, list)) and len(data) == 2 and len(data[0]) == len(data[1])):
         raise DataError("data: expected examples and as many labels, (x, y). Received: something else.")
 

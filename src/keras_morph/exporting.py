@@ -232,9 +232,7 @@ def _written(
         files = {}
         for name, path in targets.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            files[name] = (
-                Path(folders.enter_context(TemporaryDirectory(dir=path.parent, prefix=".export-"))) / path.name
-            )
+            files[name] = Path(folders.enter_context(TemporaryDirectory(dir=path.parent, prefix=TEMPORARY))) / path.name
         here = backend == keras.backend.backend()
         if here:
             reasons = write_here(model, files, calibration)

@@ -210,7 +210,8 @@ def begin(
     recipe = replace(recipe, calibration=lasting(graph, recipe.calibration))
     if recipe.calibration is not None:
         image_batches(graph, recipe.calibration)  # raises now if the model does not take them
-    check_repeatable(data)
+    check_repeatable("data", data)
+    check_repeatable("validation_data", validation_data)
     known, objective = is_trained(graph.model), recipe.objective(graph.model)
     folder = None if run is None else check_run_folder(run)
     for each in (data, validation_data):

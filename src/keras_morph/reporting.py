@@ -20,7 +20,7 @@ from keras_morph.graph.identities import counterparts
 from keras_morph.graph.structure import Structure, graph_and_structure
 from keras_morph.graph.tracing import graph_of
 from keras_morph.runs import write_atomically, write_json, write_text
-from keras_morph.showing import html_table
+from keras_morph.showing import console, html_table
 
 __all__ = ["LayerRow", "Report", "Time", "report"]
 
@@ -156,7 +156,6 @@ class Report:
 
     def text(self, width: int = 120) -> str:
         """Two tables for a terminal, and lines on times."""
-        from rich.console import Console
         from rich.table import Table
 
         layers = Table(title=f"{self.model}, layer by layer", title_justify="left")
@@ -169,11 +168,11 @@ class Report:
             totals.add_column(name, justify="left" if name == "cost" else "right")
         for cells in self._totals():
             totals.add_row(*cells)
-        console = Console(width=width, file=io.StringIO(), force_terminal=False)
-        console.print(layers, totals)
+        screen = console(width=width, file=io.StringIO(), force_terminal=False)
+        screen.print(layers, totals)
         for each in self.times:
-            console.print(str(each), highlight=False, markup=False, soft_wrap=True)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+            screen.print(str(each), soft_wrap=True)
+        return screen.file.getvalue()  # type: ignore[attr-defined]
 
     def markdown(self) -> str:
         """The same as Markdown."""

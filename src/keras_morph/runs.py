@@ -28,6 +28,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import stat
 import sys
 import tempfile
@@ -81,11 +82,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 
 
 def remove_leftovers(folder: str | os.PathLike[str], busy: Collection[Path] = ()) -> None:
-    """Remove the temporary files that a killed process left in a folder, but not in folders of others who are at work."""
-    for path in Path(folder).rglob(f"{TEMPORARY}*"):
-        if path.is_file() and not any(path.is_relative_to(place) for place in busy):
+    """Remove temporary files and folders that a killed process left in a folder, but not where others are at work."""
+    for path in sorted(Path(folder).rglob(f"{TEMPORARY}*")):
+        if not any(path.is_relative_to(place) for place in busy):
             with contextlib.suppress(OSError):
-                path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def check_run_folder(run: str | os.PathLike[str]) -> Path:

@@ -1,12 +1,27 @@
 """How values print: few enough lines for a screen, and a table in notebooks."""
 
 import html
+import os
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["html_table", "shortened"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
+__all__ = ["console", "html_table", "shortened"]
+
+COLUMNS = 120  # where nobody knows how wide it is shown
 SCREEN = 40  # lines that a terminal shows at once, with the prompt
+
+
+def console(**options: Any) -> "Console":
+    """What prints tables and lines as they are: names of files and layers may look like rich's markup."""
+    from rich.console import Console
+
+    known = "width" in options or "COLUMNS" in os.environ or sys.stdout.isatty()
+    width = None if known else COLUMNS
+    return Console(**{"width": width, "markup": False, "highlight": False, **options})
 
 
 def shortened(lines: Sequence[str], what: str, most: int = SCREEN) -> list[str]:

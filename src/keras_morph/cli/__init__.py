@@ -88,7 +88,7 @@ def _run(arguments: list[str] | None) -> Any:
         if not arguments and len(sys.argv) < 2:
             print(error.format_message())
             sys.exit(2)
-        raise KerasMorphError(f"{error.format_message().rstrip('.')}. See keras-morph --help.") from error
+        raise KerasMorphError(f"{error.format_message().rstrip('.')}. See keras-morph COMMAND --help.") from error
     if code == INTERRUPTED:  # newer versions of Typer return it, older ones raise Abort
         raise KeyboardInterrupt
     return code

@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -175,7 +177,15 @@ def load_model(text: str, *, input_shape: tuple[int, int, int] = (32, 32, 3), cl
         input_shape, classes: for a name of the zoo; a function gets them if it takes `input_shape` and `classes`.
     """
     if is_named(text):
-        return build(text, input_shape=input_shape, classes=classes)
+        try:
+            return build(text, input_shape=input_shape, classes=classes)
+        except KerasMorphError as error:
+            if os.sep not in text and not Path(text).exists():
+                raise
+            raise KerasMorphError(
+                f"MODEL: {text} is no .keras file. Expected one that model.save(...) wrote, a zoo name or "
+                "package.module:function."
+            ) from error
     return open_model(text) if text.endswith(".keras") else _call_function(text, input_shape, classes)
 
 
@@ -215,9 +225,11 @@ def check_fits(model: keras.Model, dataset: Dataset) -> None:
     """The model takes these images and tells these classes apart."""
     wanted, given = model.input_shape, (None, *dataset.image_shape)
     if len(wanted) != 4 or any(w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)):
+        sizes = len(wanted) == 4 and any(w not in (None, g) for w, g in zip(wanted[1:3], given[1:3], strict=True))
         raise KerasMorphError(
             f"{model.name} expects inputs of shape {wanted}. Received: images of {dataset.image_shape}; "
-            "give --image-size, or build the model for these images."
+            + ("give --image-size, or build" if sizes else "build")
+            + " the model for these images."
         )
     if len(model.outputs) != 1 or model.output_shape[-1] != dataset.num_classes:
         raise KerasMorphError(

@@ -1,6 +1,5 @@
 """`keras-morph compare RUN...`: figures of runs side by side."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +28,12 @@ def compare(
         if path is not None:
             check_output(option, path)
 
-    from rich.console import Console
-
     from keras_morph.cli.comparing import grouped, rows_of, save_picture, table, write_csv
     from keras_morph.runs import write_atomically
+    from keras_morph.showing import console
 
     rows = rows_of(runs)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(grouped(rows) if mean else [[row] for row in rows]))
+    console().print(table(grouped(rows) if mean else [[row] for row in rows]))
     if csv is not None:
         write_csv(rows, csv)
     if picture is not None:

@@ -63,8 +63,9 @@ def rows_of(folders: Sequence[Path]) -> list[Row]:
     Raises:
         KerasMorphError: if there is none in one of them.
     """
-    rows = []
+    rows: list[Row] = []
     for folder in folders:
+        before = len(rows)
         found = sorted(folder.rglob("results.json"))
         if not found:
             raise KerasMorphError(
@@ -74,9 +75,17 @@ def rows_of(folders: Sequence[Path]) -> list[Row]:
         for path in found:
             place = path.parent
             # The options of a family are those of the folder above.
-            options = (config_of(place) or config_of(place.parent)).get("options", {})
+            config = config_of(place) or config_of(place.parent)
+            if config.get("command", "shrink") not in ("shrink", "sweep"):  # such as finetune, which has no budget
+                continue
+            options = config.get("options", {})
             name = str(place.relative_to(folder)) if place != folder else folder.name
             rows.append(Row(name, place, options, _read(path)))
+        if len(rows) == before:
+            raise KerasMorphError(
+                f"compare expects folders of finished runs of keras-morph shrink or sweep. Received: {folder}, where "
+                f"{found[0]} is another command's."
+            )
     return rows
 
 

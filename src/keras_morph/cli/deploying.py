@@ -170,6 +170,9 @@ def _timed_unasked(
 
 def _what_to_install() -> str:
     backend = keras.backend.backend()
+    present = [name for name in ORDER if find_spec(RUNTIMES[FORMATS[name].runtime].module)]
+    if present and backend != "tensorflow" and find_spec("tensorflow"):
+        return f"timed in Keras; in a runtime that serves networks with --export {present[0]}, which TensorFlow writes"
     if backend == "tensorflow":
         return "timed in Keras; for a runtime that serves networks: pip install 'keras-morph[litert]'"
     if backend == "torch" and not find_spec("tensorflow"):

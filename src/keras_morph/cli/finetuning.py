@@ -1,6 +1,7 @@
 """What `finetune` does: train a model for some epochs, by labels and a teacher's answers, in a run's folder."""
 
 import time
+from typing import Any
 
 import keras
 
@@ -18,6 +19,7 @@ from keras_morph.cli.finetune import Finetune
 from keras_morph.cli.options import plain
 from keras_morph.cli.resuming import say_finished, say_unfinished
 from keras_morph.costs.costs import FLOPs, ModelSize
+from keras_morph.errors import KerasMorphError
 from keras_morph.runs import describe_environment, going_on, new_run_folder, save_model, write_json
 from keras_morph.status import running
 from keras_morph.training.callbacks import EpochLog
@@ -39,11 +41,13 @@ def run(options: Finetune) -> None:
     if options.resume is None:
         say_unfinished("finetune", options)
     dataset = dataset_of(options)
-    model, teacher = (
-        None if text is None else load_model(text, input_shape=dataset.image_shape, classes=dataset.num_classes)
-        for text in (options.model, options.teacher)
-    )
-    assert model is not None
+    sizes: dict[str, Any] = {"input_shape": dataset.image_shape, "classes": dataset.num_classes}
+    model, teacher = load_model(options.model, **sizes), None
+    if options.teacher is not None:
+        try:
+            teacher = load_model(options.teacher, **sizes)
+        except KerasMorphError as error:
+            raise KerasMorphError(str(error).replace("MODEL", "--teacher", 1)) from error
     for each in (model, *([] if teacher is None else [teacher])):
         check_fits(each, dataset)
     pixels = pixels_of(options.pixels, model, dataset, named=is_named(options.model))

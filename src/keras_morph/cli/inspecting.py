@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from keras_morph.channels import ChannelGraph
 from keras_morph.costs.costs import Activations, Cost, FLOPs, Latency, ModelSize
 from keras_morph.errors import UnsupportedModelError
 from keras_morph.graph.closure import Closed, close, whole
+from keras_morph.showing import console
 
 __all__ = ["gather", "show"]
 
@@ -74,14 +75,14 @@ def _total(per_layer: np.ndarray | None) -> float | None:
 
 def show(found: dict[str, Any]) -> None:
     """Print what `gather` found; through a pager where it is longer than the terminal."""
-    console, tables = Console(), _tables(found)
-    with console.capture() as capture:
-        console.print(tables)
-    if console.is_terminal and capture.get().count("\n") >= console.height:
-        with console.pager(styles=True):
-            console.print(tables)
+    screen, tables = console(), _tables(found)
+    with screen.capture() as capture:
+        screen.print(tables)
+    if screen.is_terminal and capture.get().count("\n") >= screen.height:
+        with screen.pager(styles=True):
+            screen.print(tables)
     else:
-        console.print(tables)
+        screen.print(tables)
 
 
 def _tables(found: dict[str, Any]) -> Group:

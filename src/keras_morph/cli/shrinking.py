@@ -1,6 +1,5 @@
 """What `shrink` does: check what its options name, train the seed, shrink it, measure and report."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from rich.console import Console
 from rich.table import Table
 
 from keras_morph.cli.choices import (
@@ -44,6 +42,7 @@ from keras_morph.reporting import report
 from keras_morph.runs import describe_environment, going_on, new_run_folder, save_model, write_json, write_somewhere
 from keras_morph.runtimes import installed
 from keras_morph.search.selection import fit_budget, reach
+from keras_morph.showing import console
 from keras_morph.status import running
 from keras_morph.timing import Conditions
 from keras_morph.training.callbacks import EpochLog
@@ -86,15 +85,15 @@ def run(options: Shrink) -> None:
     dataset = dataset.in_pixels(pixels.pixels)
 
     folder = options.resume or new_run_folder(options.log_dir, name=options.name)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    screen = console()
     with running(folder):
         if options.resume is None:
             config = {"command": "shrink", "options": plain(options), **describe_environment()}
             write_json(folder / "config.json", config)
-        console.print("\n".join([str(dataset), str(pixels), *reaches, f"run folder: {folder}"]), highlight=False)
+        screen.print("\n".join([str(dataset), str(pixels), *reaches, f"run folder: {folder}"]), soft_wrap=True)
         if options.measures:
             plan = _measured(options, plan, seed, folder)
-            console.print("\n".join(_reaches(options, plan, seed)), highlight=False)
+            screen.print("\n".join(_reaches(options, plan, seed)), soft_wrap=True)
         before = _train_seed(options, plan, seed, dataset, folder)
         members = _shrunk(options, plan, seed, dataset, folder)
         if options.rounds == 1:  # later rounds begin with other networks
@@ -127,15 +126,15 @@ def run(options: Shrink) -> None:
             names = (str(budget.amount) for budget in plan.budgets)
             lines = [f"{name}: {each.headline}" for name, each in zip(names, speeds.values(), strict=True)]
             table = _family_table(rows, dataset)
-        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-        console.print(table)
+        screen.print("\n".join(lines), soft_wrap=True)
+        screen.print(table)
         for line in dict.fromkeys(note for each in speeds.values() for note in each.notes):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            screen.print(line, soft_wrap=True)
         for failure in (each.failure for each in speeds.values()):
             if failure is not None:
                 raise failure
     whose = "" if options.budgets is None else f", in {', '.join(place.name for place in members)}"
-    console.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", highlight=False)
+    screen.print(f"small.keras, structure.json, report.html and more are in {folder}{whose}", soft_wrap=True)
 
 
 def _planned(options: Shrink) -> _Plan:

@@ -95,6 +95,13 @@ class Sweep(Shrink):
             if getattr(self, plural) is not None and given != default:
                 names = plural.replace("_", "-"), single.replace("_", "-")
                 raise KerasMorphError(f"--{names[0]} expects no --{names[1]}. Received: both.")
+        if self.model.endswith(".keras") and not Path(self.model).is_file():
+            raise KerasMorphError(
+                f"MODEL: {self.model} does not exist. Expected a .keras file, a zoo name or package.module:function."
+            )
+        for budget in self.amounts:
+            if not re.match(r"\s*[0-9.]", budget):
+                raise KerasMorphError(f'--budgets expects amounts such as 50%, 300M or 2MB. Received: "{budget}".')
         for study in self.studies:
             for seed in self.seeds:
                 self.shrink(**study, random_seed=seed, log_dir=Path()).check()

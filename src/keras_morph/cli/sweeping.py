@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import shlex
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from keras_morph.cli.comparing import (
     front,
@@ -32,6 +29,7 @@ from keras_morph.cli.shrink import Shrink
 from keras_morph.cli.sweep import AXES, Sweep, arguments_of, numbers_in
 from keras_morph.errors import KerasMorphError
 from keras_morph.runs import going_on, new_run_folder, write_atomically, write_json
+from keras_morph.showing import console
 from keras_morph.status import running
 from keras_morph.sweep import Engine, Hopeless, Range, Run, is_done, local, on_ray, search
 
@@ -190,7 +188,7 @@ def _show(folder: Path) -> None:
     """Table, sweep.csv, front.png, TensorBoard's HParams, and how to get the networks of the front."""
     rows = rows_of([folder])
     groups = grouped(rows)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(groups, f"{len(rows)} runs"))
+    console().print(table(groups, f"{len(rows)} runs"))
     with going_on(folder / "sweep.csv"):
         write_csv(rows, folder / "sweep.csv")
     with going_on(folder / "front.png"):

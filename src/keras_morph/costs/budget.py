@@ -202,7 +202,7 @@ def split_budget(budget: str | float | Mapping[Cost, str | float], cost: Cost) -
     if isinstance(budget, Mapping):
         budgets = list(budget.items())
     elif isinstance(budget, str):
-        budgets = [_named(part, cost) for part in re.split(r",\s+|\s+and\s+", budget.strip())]
+        budgets = [_named(part, cost) for part in re.split(r",\s+|(?<=[%A-Za-z]),|\s+and\s+", budget.strip())]
     else:
         budgets = [(cost, budget)]
     if not budgets:
@@ -230,7 +230,10 @@ def _named(text: str, cost: Cost) -> tuple[Cost, str]:
     if unit in BYTES and unit != "B" and cost.unit not in ("parameters", "bytes"):
         return ModelSize(), text
     if unit in SECONDS and cost.unit != "seconds":
-        raise BudgetError(f"A budget in seconds needs the hardware. Expected cost=Latency(...). Received: {text!r}.")
+        raise BudgetError(
+            "A budget in seconds needs the hardware. Expected a cost such as Latency(...) or MeasuredLatency(...); on the "
+            f"command line --cost Latency, or --latency. Received: {text!r}."
+        )
     return cost, text
 
 

@@ -1,6 +1,7 @@
 """From a Keras model to its ChannelGraph."""
 
 import inspect
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_morph.channels import Call, ChannelGraph, GraphBuilder, Layer, Scope, Tensor, Weight, Wiring
-from keras_morph.errors import KerasMorphError
+from keras_morph.errors import KerasMorphError, UnsupportedModelError
 from keras_morph.graph.chains import Chain, chained
 from keras_morph.graph.composites import local_names, recordings_in
 from keras_morph.graph.dead_values import is_masked, is_steady, is_zeroed, needs_masks
@@ -69,6 +70,11 @@ def trace(
         >>> km.trace(model).num_groups
         9
     """
+    if isinstance(model, (str, os.PathLike)):
+        raise UnsupportedModelError(
+            f"Expected a Keras model. Received: {str(model)!r}; open it with keras.models.load_model, or take one of "
+            "km.zoo.build."
+        )
     wiring = wiring_of(protect, tie, grouped)
     known = known_graph(model)
     if known is not None:

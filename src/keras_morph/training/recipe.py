@@ -235,6 +235,10 @@ def check_labelled(name: str, data: Any) -> None:
                 f"{name} expects arrays of one length, with an example at least. Received: lengths of "
                 f"{', '.join(map(str, lengths))}."
             )
+    if isinstance(data, tuple) and any(isinstance(each, int | float) for each in keras.tree.flatten(data)):
+        raise DataError(
+            f"{name} expects arrays. Received: lists of numbers; give np.array(...) of them, of inputs and labels."
+        )
     if data is None and name == "data":
         raise DataError("data expects (x, y), or a tf.data.Dataset, PyDataset or the like. Received: None.")
     if isinstance(data, (list, tuple, dict)) and not (isinstance(data, tuple) and len(data) in (2, 3)):
@@ -300,20 +304,23 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
             )
 
 
-def check_repeatable(data: Any) -> None:
-    """Data that can be read in every epoch, and end.
+def check_repeatable(name: str, data: Any) -> None:
+    """Data that can be read in every epoch, in batches, and end.
 
     Raises:
-        DataError: for generators and other iterators, and for a tf.data.Dataset that is repeated without an end.
+        DataError: for generators and other iterators, and for a tf.data.Dataset that is repeated without an end, or gives single
+            examples.
     """
     if isinstance(data, Iterator):
         received = f"a {type(data).__name__}, which can be read once"
     elif hasattr(data, "cardinality") and int(data.cardinality()) == -1:
         received = "a tf.data.Dataset without an end; leave out repeat()"
+    elif any(getattr(spec, "shape", None) == () for spec in keras.tree.flatten(getattr(data, "element_spec", ()))):
+        received = "a tf.data.Dataset of single examples; append batch(64)"
     else:
         return
     raise DataError(
-        f"data: expected what can be read in every epoch, such as arrays or a PyDataset. Received: {received}."
+        f"{name}: expected what can be read in every epoch, such as arrays or a PyDataset. Received: {received}."
     )
 
 
