@@ -120,6 +120,14 @@ def test_the_model_is_as_it_was(exported, model):
     assert list(model.output) == ["scores", "classes"]
 
 
+@pytest.mark.only_on("tensorflow")
+def test_softplus_is_finite_in_litert_where_keras_is(tmp_path):
+    x = keras.Input((3,))
+    model = keras.Model(x, [layers.Activation("softplus")(x), layers.Activation("log_sigmoid")(x)])
+    values = np.array([[-200.0, -1.0, 0.0], [1.0, 20.0, 200.0]], "float32")
+    assert km.export(model, tmp_path / "small.tflite", check=values).difference < 1e-6
+
+
 @pytest.mark.slow
 @pytest.mark.only_on("jax", "torch")
 def test_a_saved_model_is_written_from_every_backend(model, tmp_path):

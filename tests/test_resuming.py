@@ -187,6 +187,20 @@ def test_a_run_of_other_arguments_is_not_gone_on_with(undisturbed, monkeypatch):
     loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
     with pytest.raises(km.KerasMorphError, match="holds a run with loss="):
         shrink(folder, recipe=replace(RECIPE, loss=loss))
+    with pytest.raises(km.KerasMorphError, match="holds a run with loss_weights="):
+        shrink(folder, recipe=replace(RECIPE, loss_weights=[2.0]))
+    with pytest.raises(km.KerasMorphError, match="holds a run with optimizer="):
+        shrink(folder, recipe=replace(RECIPE, optimizer=keras.optimizers.SGD(0.1, momentum=0.5)))
+
+    def frozen(model=tiny):
+        made = model()
+        made.get_layer("conv").trainable = False
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "tiny", frozen)
+        with pytest.raises(km.KerasMorphError, match=r"holds a run with frozen=\[.*Received: frozen="):
+            shrink(folder)
     with monkeypatch.context() as patch:
         patch.setitem(globals(), "X", X + 1)
         with pytest.raises(km.KerasMorphError, match="holds a run with data="):

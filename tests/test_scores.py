@@ -7,6 +7,7 @@ import pytest
 from keras import layers, ops
 
 import keras_morph as km
+from keras_morph import pipeline
 
 
 def network():
@@ -380,3 +381,55 @@ def test_examples_that_are_no_numbers_are_refused(bad):
     x[3, 0, 0, 0] = bad
     with pytest.raises(km.DataError, match="conv1 reads finite numbers"):
         km.prune(model, "60%", calibration=x)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_of_a_learner_with_gates_they_are_scores_of_what_it_computes():
+    model, (x, y) = network(), data()
+    learner = km.StructureLearner(model, regularizer=km.LogisticSigmoid())
+    (logits,) = [weight for weight in learner.trainable_variables if "logit" in weight.path]
+    logits.assign(np.where(np.arange(logits.shape[0]) % 2, -30.0, 30.0))
+    dead = (learner.gate_values() < 0.5) & ~learner.graph.pinned_mask
+    assert dead.any()
+    found = [
+        km.contribution_scores(learner, x),
+        km.obs_scores(learner, x),
+        km.taylor_scores(learner, (x, y), loss="mse"),
+    ]
+    for scores in found:
+        assert scores.shape == (learner.graph.num_groups,)
+        assert np.abs(scores[dead]).max() < 1e-6 < np.abs(scores).max()
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("uncompiled")
+def test_within_shrink_the_taylor_score_is_of_the_weighted_loss():
+    """The loss of one output counts for nothing, so that what only this one reads has no score."""
+    features = keras.Input((6,))
+    heads = {
+        name: layers.Dense(1, name=name)(layers.Dense(5, activation="tanh", name=f"before_{name}")(features))
+        for name in ("one", "other")
+    }
+    model = models.randomize(keras.Model(features, heads), seed=1)
+    model.compile("adam", dict.fromkeys(heads, "mse"), loss_weights={"one": 1.0, "other": 0.0})
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(32, 6)), {name: random.normal(size=(32, 1)) for name in heads}
+    recipe = km.Recipe(epochs=3, scores="taylor", learning=0.0)
+    budget = km.Budget("60%", round_to=1, floor=0.0)
+    progress = pipeline.choose(pipeline.begin(model, budget, (x, y), recipe=recipe, verbose=0))
+    widths = progress.structure.widths
+    assert widths["before_one"] == 5 > widths["before_other"]
+
+
+@pytest.mark.once
+def test_a_frozen_layer_has_no_taylor_score_which_is_said_before_any_training():
+    model, (x, y) = network(), data()
+    model.get_layer("conv2").trainable = False
+    model.compile("adam", "mse")
+    with pytest.raises(km.KerasMorphError, match="conv2 is not trainable"):
+        km.shrink(model, "50%", (x, y), recipe=km.Recipe(epochs=3, scores="taylor"), callbacks=[Never()], verbose=0)
+
+
+class Never(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        pytest.fail("a training has begun")

@@ -26,13 +26,13 @@ class Batches(keras.utils.PyDataset):
         return X[10 * index : 10 * index + 10], np.zeros(10)
 
 
-@pytest.mark.parametrize("data", [(X, np.zeros(40)), Batches()], ids=["arrays", "dataset"])
+@pytest.mark.parametrize("data", [(X, np.zeros(40)), X, Batches()], ids=["arrays", "images", "dataset"])
 def test_statistics_are_the_mean_over_the_batches_and_nothing_else_moves(data):
     model = network()
     before = {v.path: ops.convert_to_numpy(v).copy() for v in model.variables}
     km.reestimate_statistics(model, data, batch_size=10)
     # Batches of arrays come from all over them.
-    order = np.arange(40).reshape(10, 4).T.ravel() if isinstance(data, tuple) else np.arange(40)
+    order = np.arange(40).reshape(10, 4).T.ravel() if not isinstance(data, Batches) else np.arange(40)
     channels = ops.convert_to_numpy(model.get_layer("conv")(X[order]))
     channels = channels.reshape(4, -1, 4)  # batches, all positions, channels
     bn = model.get_layer("bn")

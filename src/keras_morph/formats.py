@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -261,7 +262,7 @@ def _write_litert(model: keras.Model, path: Path, calibration: Arrays | None) ->
     built_in = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     names = [each.name for each in keras.tree.flatten(structs(model)[0])]
     options = {} if calibration is None else litert_options(names, calibration)
-    with _unrolled(model):
+    with _unrolled(model), _softplus_without_overflow(tf):
         _served(model).export(path, format="litert", verbose=False, target_spec=built_in, **options)
 
 
@@ -292,6 +293,20 @@ def _leave_out_unnamed(path: Path) -> None:
 
 def _write_saved_model(model: keras.Model, path: Path, _: Arrays | None) -> None:
     _served(model, as_given=True).export(path, format="tf_saved_model", verbose=False)
+
+
+@contextmanager
+def _softplus_without_overflow(tf: Any) -> Iterator[None]:
+    """Inside, softplus is traced as `max(x, 0) + log(1 + exp(-|x|))`: LiteRT's own is `log(1 + exp(x))`, infinite above 88."""
+
+    def softplus(features: Any, name: str | None = None) -> Any:
+        return tf.add(tf.nn.relu(features), tf.math.log(1 + tf.exp(-tf.abs(features))), name=name)
+
+    def log_sigmoid(x: Any, name: str | None = None) -> Any:
+        return tf.negative(softplus(-x), name=name)
+
+    with patch.multiple(tf.math, softplus=softplus, log_sigmoid=log_sigmoid):
+        yield
 
 
 @contextmanager

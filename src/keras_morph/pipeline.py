@@ -31,7 +31,7 @@ from keras_morph.keras_internals import batches_seen, seed_shared
 from keras_morph.runs import check_run_folder, save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.keeping import fit_measured
-from keras_morph.search.scores import contribution_scores, scores_named
+from keras_morph.search.scores import check_trainable, contribution_scores, scores_named
 from keras_morph.search.selection import fit_budget
 from keras_morph.status import read_status, running
 from keras_morph.surgery.copying import cloned
@@ -216,6 +216,8 @@ def begin(
     folder = None if run is None else check_run_folder(run)
     for each in (data, validation_data):
         check_labels(each, objective, graph.model)
+    if recipe.scores == "taylor":
+        check_trainable(graph)
     if recipe.scores == "taylor" and objective.get("loss") is None:
         raise KerasMorphError(
             f"scores: taylor expects a loss. Received: {graph.model.name}, which has steps of its own and was compiled with "
@@ -407,9 +409,11 @@ class Progress:
             "regularizer given": self.by_regularizer,
             "loss": _described(self.training.objective.get("loss")),
             "optimizer": _described(recipe.optimizer),
+            "loss_weights": repr(self.training.objective.get("loss_weights")),
+            "frozen": [number for number, weight in enumerate(self.teacher.weights) if not weight.trainable],
             "phases": [getattr(phase, "__name__", _described(phase)) for phase in phases_of(recipe)],
             "callbacks": [type(callback).__name__ for callback in self.training.callbacks],
-            "teacher": _checksum(self.teacher) if recipe.distillation else "",
+            "teacher": _checksum(self.teacher) if recipe.distillation or not recipe.learning else "",
         }
 
     def saved(self) -> Saved:
@@ -532,8 +536,8 @@ def choose(progress: Progress) -> Progress:
     if name is None and not (progress.by_regularizer and progress.learned):
         name = "contribution"
     if name is not None:
-        graph, loss = progress.learner.graph, progress.training.objective.get("loss")
-        scores = scores_named(name, graph, _calibration(progress), progress.training.data, loss)
+        images, how = _calibration(progress), progress.training
+        scores = scores_named(name, progress.learner, images, how.data, how.objective, progress.recipe.class_weight)
         budget = budget.per_unit_of_cost() if name in PER_COST else budget
     structure = fit_measured(progress.learner, budget, scores=scores, say=progress.training.say)
     return replace(progress, structure=structure)
@@ -636,9 +640,10 @@ def _examples_of(data: Any) -> str:
 
 def _described(value: Any) -> str:
     """What a value is, the same in every program."""
-    if isinstance(value, keras.losses.Loss):
+    if isinstance(value, keras.losses.Loss | keras.optimizers.Optimizer):
         with contextlib.suppress(Exception):  # one of the user's own need not have a config
-            return f"{type(value).__name__} {value.get_config()}"
+            config = {key: part for key, part in value.get_config().items() if key != "name"}  # Keras counts them
+            return f"{type(value).__name__} {config}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

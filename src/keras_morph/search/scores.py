@@ -12,7 +12,7 @@ All but the first and the last two need some images without labels.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -23,14 +23,16 @@ from keras_morph.channels import ChannelGraph, Layer, Weight
 from keras_morph.errors import KerasMorphError
 from keras_morph.graph.examples import entries, evenly, image_batches
 from keras_morph.graph.streaming import Stream
-from keras_morph.graph.tracing import graph_of, trace_as
+from keras_morph.graph.tracing import trace_as
 from keras_morph.keras_internals import place_of, random_states, set_random_states
 from keras_morph.layers.rules import variable
 from keras_morph.surgery.copying import cloned
+from keras_morph.surgery.rebuilding import as_computed
 from keras_morph.training.recipe import Recipe, check_labelled, check_labels, fit_on
 from keras_morph.training.regularizers import GroupLasso
 
 __all__ = [
+    "check_trainable",
     "contribution_scores",
     "flap_scores",
     "fpgm_scores",
@@ -46,17 +48,21 @@ LARGEST = 2048  # channels of a weight that obs_scores lets go one by one: each 
 SMALLEST = 1e-9  # ridge: without any, what is said twice could not be inverted
 
 
-def scores_named(name: str, model: Any, images: Any, data: Any, loss: Any) -> np.ndarray:
+def scores_named(
+    name: str, model: Any, images: Any, data: Any, objective: Mapping[str, Any], class_weight: Any = None
+) -> np.ndarray:
     """The scores of one of `SCORES`.
 
     Args:
         name: which.
         model: as in all of them.
         images: without labels, for those that need some.
-        data, loss: as in `taylor_scores`.
+        data: as in `taylor_scores`.
+        objective: for `compile`.
+        class_weight: as in `fit`.
     """
     if name == "taylor":
-        return taylor_scores(model, data, loss=loss)
+        return _taylor(as_computed(model), data, objective, class_weight=class_weight)
     if name in ("fpgm", "whc"):
         return {"fpgm": fpgm_scores, "whc": whc_scores}[name](model)
     by_images = {
@@ -90,16 +96,44 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
     Example:
         >>> structure = km.fit_budget(model, "50%", scores=km.taylor_scores(model, (x, y)))
     """
-    graph = graph_of(model)
+    graph = as_computed(model)
     objective = Recipe(loss=loss, metrics=[]).objective(graph.model)
     check_labelled("data", data)
     check_labels(data, objective, graph.model)
+    return _taylor(graph, data, objective, batch_size=batch_size, batches=batches)
+
+
+def check_trainable(graph: ChannelGraph) -> None:
+    """All weights that make channels are trainable.
+
+    Raises:
+        KerasMorphError: if one is not, which has no gradient.
+    """
+    for source in GroupLasso().sources(graph):
+        if not source.variable.trainable:
+            raise KerasMorphError(
+                f"{source.layer.name} is not trainable, so that its channels have no Taylor score. Set trainable=True, or take "
+                "other scores, such as contributions."
+            )
+
+
+def _taylor(
+    graph: ChannelGraph,
+    data: Any,
+    objective: Mapping[str, Any],
+    *,
+    batch_size: int = 64,
+    batches: int = 16,
+    class_weight: Any = None,
+) -> np.ndarray:
+    check_trainable(graph)
     copy = cloned(graph.model)
     own = trace_as(copy, graph.wiring)
     sources = GroupLasso().sources(own)
     recorder = _Recorder({id(source.variable): source.axis for source in sources})
-    copy.compile(recorder, **{**objective, "metrics": None, "jit_compile": False})
-    options: dict[str, Any] = {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
+    copy.compile(recorder, **{**objective, "metrics": None, "weighted_metrics": None, "jit_compile": False})
+    options: dict[str, Any] = {} if class_weight is None else {"class_weight": class_weight}
+    options |= {} if isinstance(data, tuple) else {"steps_per_epoch": batches}
     if isinstance(data, tuple):
         examples = len(keras.tree.flatten(data[0])[0])
         chosen = evenly(examples, min(examples, batches * batch_size))  # they may be sorted by label
@@ -111,9 +145,7 @@ def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 
         set_random_states(before)
     scores = np.zeros(graph.num_groups)
     for source in sources:
-        found = recorder.found.get(id(source.variable))
-        if found is None:
-            raise KerasMorphError(f"{source.layer.name} is not trainable, so that its channels have no Taylor score.")
+        found = recorder.found[id(source.variable)]
         # The copy has the layers of the model, in the same order.
         np.add.at(scores, source.groups(own), np.asarray(ops.convert_to_numpy(found), np.float64))
     return scores / max(1, int(ops.convert_to_numpy(recorder.iterations)))
@@ -198,7 +230,7 @@ def obs_scores(model: Any, images: Any, *, ridge: float = 1e-2) -> np.ndarray:
     Example:
         >>> structure = km.fit_budget(model, km.Budget("50%", per_cost=1), scores=km.obs_scores(model, images))
     """
-    graph = graph_of(model)
+    graph = as_computed(model)
     lost, scores = np.zeros(graph.num_groups), np.zeros(graph.num_groups)
     read, met = np.zeros(graph.num_groups, bool), defaultdict(list)
     for matrix, groups, x in _readings(graph, images):
@@ -358,7 +390,7 @@ def _scored(model: Any, images: Any, reduce: np.ufunc, score: Callable[[np.ndarr
         reduce: np.add or np.maximum, over the channels of a group and the layers that read it.
         score: a number per channel, from the squared norm of each channel's part of the weight and what is read.
     """
-    graph = graph_of(model)
+    graph = as_computed(model)
     # No channel is below what nothing reads.
     scores = np.zeros(graph.num_groups) if reduce is np.add else np.full(graph.num_groups, -np.inf)
     read = graph.pinned_mask.copy()
@@ -514,7 +546,7 @@ def whc_scores(model: Any) -> np.ndarray:
 
 def _from_kernels(model: Any, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The largest score of each group, from the rows `(channel, entry)` of each weight that makes channels."""
-    graph = graph_of(model)
+    graph = as_computed(model)
     scores = np.zeros(graph.num_groups)
     for source in GroupLasso().sources(graph):
         kernel = np.asarray(ops.convert_to_numpy(source.variable), np.float64)

@@ -20,8 +20,8 @@ from keras_morph.channels import Call, ChannelGraph, Layer, Weight, on_axis
 from keras_morph.errors import KerasMorphError, UnknownLayerWarning, UnsupportedModelError
 from keras_morph.graph.closure import LIVE, Closed, close
 from keras_morph.graph.replaying import called, filled, model_like, replay
-from keras_morph.graph.structure import graph_and_structure, repeated
-from keras_morph.graph.tracing import trace
+from keras_morph.graph.structure import Structure, graph_and_structure, repeated
+from keras_morph.graph.tracing import graph_of, trace, trace_as
 from keras_morph.keras_internals import (
     functional_in,
     made_from,
@@ -37,7 +37,7 @@ from keras_morph.surgery.copying import Held, cloned, transfer
 from keras_morph.surgery.folding import Constants, DeadValues, fold
 from keras_morph.surgery.planning import Nested, Step, plan
 
-__all__ = ["masked", "rebuild"]
+__all__ = ["as_computed", "masked", "rebuild"]
 
 
 def rebuild(model: Any, structure: Any, *, weights: bool = True) -> keras.Model:
@@ -97,6 +97,15 @@ def masked(model: Any, structure: Any) -> keras.Model:
             raise _without_config(layer)
         variable(own[layer.name], weight.name).assign(np.where(dead, 0, _values(graph, layer, weight, gates)))
     return copy
+
+
+def as_computed(model: Any) -> ChannelGraph:
+    """The graph of what a model computes: of a learner whose gates stand in front of its kernels, that of kernels with gates."""
+    graph = graph_of(model)
+    if _gates(model) is None:
+        return graph
+    whole = Structure.closed(graph, np.ones(graph.num_groups, bool))
+    return trace_as(rebuild(model, whole), graph.wiring)
 
 
 def _without_config(layer: Layer) -> UnsupportedModelError:

@@ -25,10 +25,10 @@ from keras_morph.graph.closure import Closed, close
 from keras_morph.graph.examples import image_batches
 from keras_morph.graph.identities import counterparts
 from keras_morph.graph.streaming import Stream
-from keras_morph.graph.structure import Structure, graph_and_structure
-from keras_morph.graph.tracing import trace, trace_as
+from keras_morph.graph.structure import graph_and_structure
+from keras_morph.graph.tracing import trace
 from keras_morph.layers.rules import variable
-from keras_morph.surgery.rebuilding import rebuild
+from keras_morph.surgery.rebuilding import as_computed
 
 __all__ = ["loses", "recover"]
 
@@ -77,9 +77,8 @@ def recover(small: keras.Model, model: Any, structure: Any, images: Any, *, ridg
     """
     graph, structure = graph_and_structure(model, structure)
     closed = close(graph, structure.copies(graph))
-    if getattr(model, "gates", None) is not None:  # what was trained has gates in front of its kernels
-        whole = Structure.closed(graph, np.ones(graph.num_groups, bool))
-        graph = trace_as(rebuild(model, whole), graph.wiring)
+    if getattr(model, "gates", None) is not None:
+        graph = as_computed(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownLayerWarning)
         after = trace(small)

@@ -44,6 +44,8 @@ def reestimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 64
 
 def batches_of(data: Any, batch_size: int, batches: int) -> Iterator[Any]:
     """Inputs of up to `batches` whole batches (of the first one, if there is no other)."""
+    if hasattr(data, "shape"):  # an array of images without labels
+        data = data, None
     if isinstance(data, tuple) and len(data) in (2, 3):
         size = len(tree.flatten(data[0])[0])
         number = min(batches, max(1, size // batch_size))
