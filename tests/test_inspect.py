@@ -12,6 +12,7 @@ from keras import layers
 from rich.console import Console
 
 import keras_morph as km
+from keras_morph import showing
 from keras_morph.cli import inspecting, main
 
 pytestmark = pytest.mark.once
@@ -66,7 +67,7 @@ def test_the_cheapest_structure_is_that_of_the_smallest_budget():
 
 
 def test_tables_are_at_most_as_wide_as_the_terminal_and_show_every_layer(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(showing, "COLUMNS", 100)
     text = printed(capsys, "ResNet50")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
@@ -89,8 +90,7 @@ def test_what_does_not_fit_on_a_terminal_is_paged(height, paged, capsys, monkeyp
     assert "conv2" in (pages[0] if paged else text)
 
 
-def test_names_that_look_like_markup_are_shown_in_lines_wide_enough_for_all_columns(capsys, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
+def test_names_that_look_like_markup_are_shown_in_lines_wide_enough_for_all_columns(capsys):
     image = keras.Input((4, 4, 2))
     odd = layers.Conv2D(3, 3, name="odd[bold]name[")
     inspecting.show(inspecting.gather(km.trace(keras.Model(image, odd(image)))))
@@ -106,7 +106,7 @@ def test_what_is_written_to_a_file_is_never_paged(capsys, monkeypatch):
 
 
 def test_a_model_of_unknown_input_size_has_a_size_but_no_flops(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(showing, "COLUMNS", 100)
     found = json.loads(printed(capsys, "test_inspect:unknown_size", "--json"))
     assert found["costs"]["FLOPs"]["now"] is None
     assert found["costs"]["ModelSize"]["now"] == 4 * 28 + 2 * 5

@@ -1,7 +1,6 @@
 """How values print: few enough lines for a screen, and a table in notebooks."""
 
 import html
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,7 @@ def console(**options: Any) -> "Console":
     """What prints tables and lines as they are: names of files and layers may look like rich's markup."""
     from rich.console import Console
 
-    known = "width" in options or "COLUMNS" in os.environ or sys.stdout.isatty()
-    width = None if known else COLUMNS
+    width = None if "width" in options or sys.stdout.isatty() else COLUMNS
     return Console(**{"width": width, "markup": False, "highlight": False, **options})
 
 
