@@ -497,3 +497,17 @@ def test_one_class_catches_them_all():
     for error in (km.BudgetError, km.DataError, km.StructureMismatchError, km.UnsupportedModelError):
         assert issubclass(error, km.KerasMorphError)
     assert issubclass(km.KerasMorphError, ValueError)
+
+
+@pytest.mark.only_on("tensorflow")
+@pytest.mark.parametrize("name", ["data", "validation_data"])
+def test_a_dataset_gives_batches_and_ends(name):
+    import tensorflow
+
+    examples = tensorflow.data.Dataset.from_tensor_slices(data(6, 6, 3))
+    for given, message in (
+        (examples, r"single examples; append batch"),
+        (examples.batch(4).repeat(), "without an end"),
+    ):
+        with pytest.raises(km.DataError, match=rf"^{name}: expected.*{message}"):
+            km.shrink(models.build("plain"), "50%", **{"data": data(6, 6, 3), name: given})

@@ -31,7 +31,7 @@ from keras_morph.keras_internals import batches_seen, seed_shared
 from keras_morph.runs import check_run_folder, save_model, write_somewhere
 from keras_morph.search.expansion import check_expandable, expand
 from keras_morph.search.keeping import fit_measured
-from keras_morph.search.scores import check_trainable, contribution_scores, scores_named
+from keras_morph.search.scores import PER_COST, check_trainable, contribution_scores, scores_named
 from keras_morph.search.selection import fit_budget
 from keras_morph.status import read_status, running
 from keras_morph.surgery.copying import cloned
@@ -218,11 +218,11 @@ def begin(
         check_labels(each, objective, graph.model)
     if recipe.scores == "taylor":
         check_trainable(graph)
-    if recipe.scores == "taylor" and objective.get("loss") is None:
-        raise KerasMorphError(
-            f"scores: taylor expects a loss. Received: {graph.model.name}, which has steps of its own and was compiled with "
-            "none; give Recipe(loss=...), or other scores."
-        )
+        if objective.get("loss") is None:
+            raise KerasMorphError(
+                f"scores: taylor expects a loss. Received: {graph.model.name}, which has steps of its own and was compiled with "
+                "none; give Recipe(loss=...), or other scores."
+            )
     recipe.make_optimizer(recipe.learning_rate)  # raises now if there is no such optimizer
     kind, examples = ("training", data) if validation_data is None else ("validation", validation_data)
     if known and hasattr(examples, "set_epoch"):
@@ -496,7 +496,6 @@ class Progress:
 
 
 LEARNING = 0.4  # of the epochs
-PER_COST = ("contribution", "obs", "taylor")  # better by what a channel costs: docs/recovery.md
 SETTLING = 0.5  # of the epochs after the learning, of a family
 Phase = Callable[[Progress], Progress]
 

@@ -32,6 +32,7 @@ from keras_morph.training.recipe import Recipe, check_labelled, check_labels, fi
 from keras_morph.training.regularizers import GroupLasso
 
 __all__ = [
+    "PER_COST",
     "check_trainable",
     "contribution_scores",
     "flap_scores",
@@ -46,32 +47,6 @@ __all__ = [
 
 LARGEST = 2048  # channels of a weight that obs_scores lets go one by one: each takes time by their square
 SMALLEST = 1e-9  # ridge: without any, what is said twice could not be inverted
-
-
-def scores_named(
-    name: str, model: Any, images: Any, data: Any, objective: Mapping[str, Any], class_weight: Any = None
-) -> np.ndarray:
-    """The scores of one of `SCORES`.
-
-    Args:
-        name: which.
-        model: as in all of them.
-        images: without labels, for those that need some.
-        data: as in `taylor_scores`.
-        objective: for `compile`.
-        class_weight: as in `fit`.
-    """
-    if name == "taylor":
-        return _taylor(as_computed(model), data, objective, class_weight=class_weight)
-    if name in ("fpgm", "whc"):
-        return {"fpgm": fpgm_scores, "whc": whc_scores}[name](model)
-    by_images = {
-        "contribution": contribution_scores,
-        "obs": obs_scores,
-        "flap": flap_scores,
-        "minitron": minitron_scores,
-    }
-    return by_images[name](model, images)
 
 
 def taylor_scores(model: Any, data: Any, *, loss: Any = None, batch_size: int = 64, batches: int = 16) -> np.ndarray:
@@ -553,3 +528,33 @@ def _from_kernels(model: Any, score: Callable[[np.ndarray], np.ndarray]) -> np.n
         each = score(np.moveaxis(kernel, source.axis, 0).reshape(kernel.shape[source.axis], -1))
         np.maximum.at(scores, source.groups(graph), each / (each.mean() or 1.0))
     return scores
+
+
+# By name.
+
+BY_IMAGES: dict[str, Callable[[Any, Any], np.ndarray]] = {
+    "contribution": contribution_scores,
+    "obs": obs_scores,
+    "flap": flap_scores,
+    "minitron": minitron_scores,
+}
+BY_KERNELS: dict[str, Callable[[Any], np.ndarray]] = {"fpgm": fpgm_scores, "whc": whc_scores}
+PER_COST = ("contribution", "obs", "taylor")  # better by what a channel costs: docs/recovery.md
+
+
+def scores_named(
+    name: str, model: Any, images: Any, data: Any, objective: Mapping[str, Any], class_weight: Any = None
+) -> np.ndarray:
+    """The scores of one of `SCORES`.
+
+    Args:
+        name: which.
+        model: as in all of them.
+        images: without labels, for those that need some.
+        data: as in `taylor_scores`.
+        objective: for `compile`.
+        class_weight: as in `fit`.
+    """
+    if name == "taylor":
+        return _taylor(as_computed(model), data, objective, class_weight=class_weight)
+    return BY_KERNELS[name](model) if name in BY_KERNELS else BY_IMAGES[name](model, images)
