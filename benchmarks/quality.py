@@ -20,7 +20,8 @@ then one cosine to 0, where the optimizer begins anew. Widths are not rounded, b
                       Taylor the dense network), cut where the cosine begins, carried back and fine-tuned as all others
 
 Where there are several --learning-rates or --strengths (of Torch-Pruning's regularizers), all are tried with the random
-seeds of --tuning-seeds; the other seeds take what was best on validation images. The test images were looked at once per
+seeds of --tuning-seeds; the other seeds take what was best on validation images. With --tuned-at, for settings that take
+long, all seeds take what was best at that number of epochs. The test images were looked at once per
 row. One row of benchmarks/results/quality.csv per arm, budget, setting and random seed; rows that are there are not run
 again. Networks and structures that several arms need lie in --cache. Writes docs/quality.md.
 """
@@ -229,7 +230,8 @@ class Trial:
             if name == "Taylor":
                 dense, earlier = self.dense_at_cut()
                 start = time.process_time()
-            model, figures = self.peer(name, budget)
+            model, figures, shared = self.peer(name, budget)
+            earlier += shared
         elif arm == "from scratch":
             if not self.file(f"{budget}.json").exists():
                 self.learn("Gamma", budget)
@@ -257,19 +259,29 @@ class Trial:
         return self.train(small, start=self.held), figures
 
     def peer(self, kind, budget):
+        """One of Torch-Pruning's arms, and the seconds that its training at full width took where another budget paid them."""
         import torch_pruning_arms as peers
 
-        sparse = kind in peers.PRUNERS
+        sparse, earlier = kind in peers.PRUNERS, 0.0
         network = self.network() if sparse else self.dense_at_cut()[0]
         twin = peers.twin_of(network)
         pruner = peers.pruner_of(twin, self.data.image_shape, kind, self.options.strength)
-        if sparse:
-            peers.learn_sparsity(twin, pruner, self.batches, self.held, self.options.learning_rate)
+        if sparse:  # its penalty does not ask for the budget: one training for all of them
+            weights = self.file(f"{kind}-{self.options.strength}.pt")
+            seconds = weights.with_suffix(".txt")
+            if seconds.exists():
+                peers.load(twin, weights)
+                earlier = float(seconds.read_text())
+            else:
+                start = time.process_time()
+                peers.learn_sparsity(twin, pruner, self.batches, self.held, self.options.learning_rate)
+                peers.save(twin, weights)
+                seconds.write_text(f"{time.process_time() - start:.0f}")
         else:
             self.batches.set_epoch(self.held)
             peers.gradients(twin, self.batches)
         before = self.validation(peers.keras_model(twin, network))
-        return self.tuned(peers.cut(twin, pruner, network, budget), before)
+        return (*self.tuned(peers.cut(twin, pruner, network, budget), before), earlier)
 
     def learn(self, arm, budget):
         name, _, variant = arm.partition(" ")
@@ -327,14 +339,17 @@ def settings_of(options, arm, random_seed, budget, rows):
     """(learning rate, strength) to run: all of them with a random seed for tuning, else the best so far on validation images."""
     strengths = options.strengths if arm in SPARSE else [None]
     settings = [(rate, strength) for rate in options.learning_rates for strength in strengths]
-    if random_seed in options.tuning_seeds or len(settings) == 1:
+    if len(settings) == 1 or (random_seed in options.tuning_seeds and not options.tuned_at):
         return settings
     key = {"arm": arm, "budget": budget, **setting_of(options)}
+    if options.tuned_at:
+        key["epochs"] = options.tuned_at
     here = [row for row in rows if all(row[name] == str(value) for name, value in key.items())]
     wanted = {(str(rate), str(strength or "")): (rate, strength) for rate, strength in settings}
     tuned = best(here, [pair for pair in dict.fromkeys(map(_tuned_by, here)) if pair in wanted])
     if tuned is None:
-        raise SystemExit(f"{arm}: run the random seeds {options.tuning_seeds} first, which tune it")
+        first = f"--epochs {options.tuned_at}" if options.tuned_at else f"the random seeds {options.tuning_seeds}"
+        raise SystemExit(f"{arm}: run {first} first, which tunes it")
     return [wanted[tuned]]
 
 
@@ -471,6 +486,7 @@ def main():
     parser.add_argument(
         "--tuning-seeds", type=_several(int), default=[0], help="try all rates and strengths with these"
     )
+    parser.add_argument("--tuned-at", type=int, help="take rates and strengths that were best at this number of epochs")
     parser.add_argument("--budgets", type=_several(str), default=["50%", "25%"])
     parser.add_argument("--random-seeds", type=_several(int), default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", type=_several(str), default=list(ARMS), help=", ".join(ARMS))
@@ -489,6 +505,8 @@ def main():
         for name in (*SETTING, "learning_rates", "strengths", "tuning_seeds")
         if name != "data"
     )
+    if options.tuned_at:
+        command += f" --tuned-at {options.tuned_at}"
     for random_seed in options.random_seeds:
         trial = Trial(options, random_seed)
         for arm in options.arms:

@@ -204,6 +204,14 @@ def learn_sparsity(twin, pruner, batches, epochs, rate):
             optimizer.step()
 
 
+def save(twin, path):
+    torch.save(twin.state_dict(), path)
+
+
+def load(twin, path):
+    twin.load_state_dict(torch.load(path, weights_only=True))
+
+
 def gradients(twin, batches):
     """Gradients of the loss over some batches, for Taylor's scores."""
     twin.eval()

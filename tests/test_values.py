@@ -180,6 +180,39 @@ def test_labels_that_the_loss_does_not_take_are_named():
         km.shrink(model, "70%", x, epochs=3)
 
 
+class Labelled(keras.utils.PyDataset):
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.x[index::2], self.y[index::2]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["PyDataset", "tf.data"])
+def test_labels_in_the_first_batch_of_a_data_set_are_checked(kind):
+    tf = pytest.importorskip("tensorflow")
+    model = models.build("plain")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = examples(model)
+
+    def data_of(labels):
+        return Labelled(x, labels) if kind == "PyDataset" else tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+
+    for labels, wrong in ((y + 30, "3"), (y + 0.5, "0.5")):
+        with pytest.raises(km.DataError, match=f"class numbers from 0 to .*Received: .*{wrong}"):
+            km.shrink(model, "50%", data_of(labels), epochs=3)
+        with pytest.raises(km.DataError, match="class numbers from 0 to"):
+            km.shrink(model, "50%", (x, y), validation_data=data_of(labels), epochs=3)
+    with pytest.raises(km.DataError, match="one-hot"):
+        km.shrink(model, "70%", data_of(keras.utils.to_categorical(y)), epochs=3)
+    assert km.shrink(model, "70%", data_of(y), epochs=3, verbose=0).small.count_params() < model.count_params()
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_after_several_rounds_structure_and_seed_fit_each_other(tmp_path):
     model = models.build("plain")

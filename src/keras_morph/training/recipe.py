@@ -254,15 +254,18 @@ def check_labelled(name: str, data: Any) -> None:
 
 
 def check_labels(data: Any, objective: Mapping[str, Any], model: keras.Model) -> None:
-    """Labels as the loss takes them.
+    """Labels as the loss takes them: all of those in arrays, of a PyDataset and a tf.data.Dataset those in the first batch.
 
     Raises:
         DataError: for one-hot labels where the loss expects class numbers, and for others that are no numbers of a class, of a
             model of one answer per example.
     """
-    if not isinstance(data, tuple) or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
         return
-    loss, labels = objective.get("loss"), data[1]
+    labelled = data if isinstance(data, tuple) else _first_batch(data)
+    if not isinstance(labelled, tuple) or len(labelled) < 2:
+        return
+    loss, labels = objective.get("loss"), labelled[1]
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
     if name == "sparse_categorical_crossentropy" and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
         raise DataError(
@@ -288,6 +291,15 @@ def check_labels(data: Any, objective: Mapping[str, Any], model: keras.Model) ->
             f"Expected class numbers from 0 to {classes - 1}, as {model.name} has {classes} outputs. Received: labels such as "
             f"{wrong.flat[0]}."
         )
+
+
+def _first_batch(data: Any) -> Any:
+    """What a PyDataset or a tf.data.Dataset gives first; of anything else nothing, since it may be worn by reading."""
+    if isinstance(data, keras.utils.PyDataset):
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(0)
+        return data[0] if len(data) else None
+    return next(iter(data), None) if hasattr(data, "element_spec") else None
 
 
 def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
