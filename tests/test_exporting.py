@@ -228,6 +228,20 @@ def test_a_saved_model_has_no_eight_bits(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("argument", ["int8", "check"])
+def test_examples_that_are_no_whole_numbers_are_refused_where_the_model_takes_those(argument, tmp_path):
+    x = keras.Input((4,), dtype="uint8", name="x")
+    model = keras.Model(x, layers.Dense(3)(layers.Rescaling(1 / 255)(x)), name="of_bytes")
+    fractions = np.random.default_rng(0).random((3, 4))
+    with pytest.raises(
+        km.KerasMorphError, match=rf"{argument}: expected whole numbers, as of_bytes takes uint8.*float64"
+    ):
+        km.export(model, tmp_path / "small.tflite", **{argument: fractions})
+    with pytest.raises(km.KerasMorphError, match="from -20 to -10"):
+        km.export(model, tmp_path / "small.tflite", **{argument: np.linspace([-20] * 4, [-10] * 4, 2)})
+
+
+@pytest.mark.once
 def test_a_missing_quantizer_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(quantizing, "find_spec", lambda _: None)
     with pytest.raises(km.KerasMorphError, match=r"'keras-morph\[int8\]'"):

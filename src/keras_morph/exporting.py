@@ -337,7 +337,14 @@ def _arrays_of(model: keras.Model, argument: str, examples: Any) -> list[np.ndar
             f"{', '.join(str(tuple(each.shape)) for each in taken)}. "
             f"Received: {', '.join(str(each.shape) for each in given)}."
         )
-    return [array.astype(tensor.dtype) for array, tensor in zip(given, taken, strict=True)]
+    typed = [array.astype(tensor.dtype) for array, tensor in zip(given, taken, strict=True)]
+    for array, own in zip(given, typed, strict=True):
+        if not keras.backend.is_float_dtype(own.dtype.name) and not np.array_equal(array, own):
+            raise KerasMorphError(
+                f"{argument}: expected whole numbers, as {model.name} takes {own.dtype}. "
+                f"Received: {array.dtype} from {float(array.min()):g} to {float(array.max()):g}."
+            )
+    return typed
 
 
 def _batches(arrays: Arrays) -> list[list[np.ndarray]]:
