@@ -21,9 +21,9 @@ then one cosine to 0, where the optimizer begins anew. Widths are not rounded, b
 
 Where there are several --learning-rates or --strengths (of Torch-Pruning's regularizers), all are tried with the random
 seeds of --tuning-seeds; the other seeds take what was best on validation images. With --tuned-at, for settings that take
-long, all seeds take what was best at that number of epochs. The test images were looked at once per
-row. One row of benchmarks/results/quality.csv per arm, budget, setting and random seed; rows that are there are not run
-again. Networks and structures that several arms need lie in --cache. Writes docs/quality.md.
+long, all seeds take what was best at that number of epochs. The test images were looked at once per row. One row of
+benchmarks/results/quality.csv per arm, budget, setting and random seed; rows that are there are not run again. Networks
+and structures that several arms need lie in --cache. Writes docs/quality.md.
 """
 
 import argparse
@@ -80,8 +80,9 @@ All arms but the dense one keep to the budget of FLOPs, counted by `km.FLOPs` fo
 the same order, flipped and shifted alike, the same batches, number of epochs and optimizer (Adam), and the same schedule:
 a peak learning rate for the first {learning} of the epochs, then one cosine to 0. Of several rates and strengths in a command
 each arm has the best by its mean accuracy on validation images over the random seeds that ran with all of them (at least random
-seed 0), which are in the means too; not every arm was run in every setting. The test images were looked at once per row; that
-channels do not fade by default was chosen by test accuracies, at a rate of 0.002.
+seed 0), which are in the means too; with `--tuned-at 20` those that were best at 20 epochs. Not every arm was run in every
+setting. The test images were looked at once per row; that channels do not fade by default was chosen by test accuracies, at a
+rate of 0.002.
 Means and standard deviations over random seeds, in percent; columns *against* are the mean and the **standard error** of the
 differences between rows of one random seed, which may come from two processors.
 
@@ -379,7 +380,7 @@ def table(rows):
         images = f"{int(one['training_images']):,}" if one["data"] != "digits" else DIGITS
         devices, days = (sorted({row[name] for row in here}) for name in ("cpu", "date"))
         text += (
-            f"\n## {one['network']} on {one['data']}, at a peak rate of {' or '.join(rates)}\n\n"
+            f"\n## {one['network']} on {one['data']}, {one['epochs']} epochs, at a peak rate of {' or '.join(rates)}\n\n"
             f"`KERAS_BACKEND={one['backend']} {command}`: {images} training images of "
             f"{one['image_size']}x{one['image_size']}, {one['epochs']} epochs in all, Keras {one['keras']} on {one['backend']} "
             f"{one['backend_version']}, {' and '.join(devices)}, {' and '.join(days)}.\n"
