@@ -29,6 +29,7 @@ and structures that several arms need lie in --cache. Writes docs/quality.md.
 import argparse
 import datetime
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import keras
@@ -347,7 +348,7 @@ def settings_of(options, arm, random_seed, budget, rows):
         key["epochs"] = options.tuned_at
     here = [row for row in rows if all(row[name] == str(value) for name, value in key.items())]
     wanted = {(str(rate), str(strength or "")): (rate, strength) for rate, strength in settings}
-    tuned = best(here, [pair for pair in dict.fromkeys(map(_tuned_by, here)) if pair in wanted])
+    tuned = best([row for row in here if _tuned_by(row) in wanted])
     if tuned is None:
         first = f"--epochs {options.tuned_at}" if options.tuned_at else f"the random seeds {options.tuning_seeds}"
         raise SystemExit(f"{arm}: run {first} first, which tunes it")
@@ -362,13 +363,17 @@ def _tuned_by(row):
     return row["learning_rate"], row["strength"]
 
 
-def best(rows, pairs):
+def best(rows):
     """The (learning rate, strength) of the highest mean validation accuracy, over the random seeds that all of them have."""
-    by_pair = {pair: {r["random_seed"]: float(r["validation"]) for r in rows if _tuned_by(r) == pair} for pair in pairs}
-    if not by_pair:
-        return None
-    common = set.intersection(*map(set, by_pair.values()))
-    return max(by_pair, key=lambda pair: np.mean([by_pair[pair][seed] for seed in common]) if common else 0.0)
+    pairs = sorted(set(map(_tuned_by, rows)), key=lambda pair: [float(number or 0) for number in pair])
+    return _highest({pair: [row for row in rows if _tuned_by(row) == pair] for pair in pairs})
+
+
+def _highest(groups):
+    """The first of those whose rows have the highest mean validation accuracy, over the random seeds that all of them have."""
+    scores = {key: {row["random_seed"]: Fraction(row["validation"]) for row in rows} for key, rows in groups.items()}
+    common = set.intersection(*map(set, scores.values())) if scores else ()
+    return max(scores, key=lambda key: sum(scores[key][seed] for seed in common), default=None)
 
 
 def table(rows):
@@ -388,7 +393,7 @@ def table(rows):
         groups = {}
         for budget, arm in sorted({(row["budget"], row["arm"]) for row in here}, key=_place):
             group = [row for row in here if (row["budget"], row["arm"]) == (budget, arm)]
-            tuned = best(group, list(dict.fromkeys(map(_tuned_by, group))))
+            tuned = best(group)
             groups[budget, arm] = {row["random_seed"]: row for row in group if _tuned_by(row) == tuned}
         for budget in dict.fromkeys(budget for budget, _ in groups if budget != "100%"):
             text += _section(budget, groups)
@@ -433,13 +438,7 @@ def _section(budget, groups):
 
 def best_peer(arms):
     """Torch-Pruning's arm of the highest mean validation accuracy, over the random seeds that all of its arms have."""
-    peers = [arm for arm in arms if arm.startswith("Torch-Pruning")]
-    common = set.intersection(*(set(arms[peer]) for peer in peers)) if peers else set()
-    return max(
-        peers,
-        key=lambda arm: np.mean([float(arms[arm][s]["validation"]) for s in common]) if common else 0.0,
-        default=None,
-    )
+    return _highest({arm: list(group.values()) for arm, group in arms.items() if arm.startswith("Torch-Pruning")})
 
 
 def _place(pair):

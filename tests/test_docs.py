@@ -133,3 +133,31 @@ def test_data_says_what_is_chosen(capsys, tmp_path, monkeypatch):
     assert f"# {line}\n" in (DOCS / "data.md").read_text()
     assert (names["photos"].streamed, len(names["batches"])) == (True, 5)
     assert names["images"].shape == (8, 16, 16, 3)
+
+
+@pytest.mark.once
+def test_the_pages_of_accuracy_are_what_the_rows_of_the_benchmarks_say(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS.parent / "benchmarks")
+    import efficientnet_lite0
+    import quality
+
+    for benchmark, page in ((quality, quality.TABLE), (efficientnet_lite0, efficientnet_lite0.PAGE)):
+        assert page.read_text(encoding="utf-8") == benchmark.table(quality.rows_at(benchmark.RESULTS))
+
+
+@pytest.mark.once
+def test_of_settings_that_are_level_the_first_is_taken_in_whatever_order_they_ran(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS.parent / "benchmarks")
+    from quality import best
+
+    validation = {"0.004": ("0.9792", "0.9861", "0.9931"), "0.008": ("0.9931", "0.9792", "0.9861")}
+    rows = [
+        {"learning_rate": rate, "strength": "", "random_seed": str(seed), "validation": accuracy}
+        for rate, accuracies in validation.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    assert best(rows) == best(rows[::-1]) == ("0.004", "")
+    rows[3]["validation"] = "0.9932"
+    assert best(rows) == ("0.008", "")
+    assert best(rows[3:5] + rows[:1]) == ("0.008", "")  # they share the random seed 0
+    assert best([]) is None
