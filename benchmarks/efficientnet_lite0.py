@@ -89,9 +89,9 @@ alone, on images that are in no part here ([decisions](decisions.md)); the other
 Torch-Pruning's Taylor looks at 256 images as they are trained on, `prune` at 512 as they are, `shrink` at up to 4,096 as they are
 trained on.
 **shrink undistilled**: with `Recipe(distillation=0)`; by default the fine-tuned network's answers are a part of the loss, which
-no other arm has: 0.9 of it at T = 4 with 25,000 training images; half of it at T = 2 in the settings with fewer, whose `shrink`
-also recovered from about 600 images instead of 4,096, since they were measured before. (With 25,000 images that default,
-recovered from 4,096, had 88.0, 88.2 and 87.8 on these test images, random seeds 0, 1, 2, where now it has 88.0, 88.5 and 88.0.)
+no other arm has: 0.9 of it at T = 4 with 10,000 and 25,000 training images; half of it at T = 2 in the settings with 2,000, whose
+`shrink` also recovered from about 600 images instead of 4,096, since they were measured before. (With 25,000 images that default,
+recovered from 4,096, had 88.0, 88.2 and 87.8 on the test images, random seeds 0, 1, 2, where now it has 88.0, 88.5 and 88.0.)
 **Torch-Pruning** 1.6.1: the network is carried into PyTorch with its weights and back; L1 and Taylor in one shot, group
 sparsity trained at the constant rate.
 
