@@ -160,4 +160,5 @@ def test_of_settings_that_are_level_the_first_is_taken_in_whatever_order_they_ra
     rows[3]["validation"] = "0.9932"
     assert best(rows) == ("0.008", "")
     assert best(rows[3:5] + rows[:1]) == ("0.008", "")  # they share the random seed 0
+    assert best([*rows, {**rows[0], "strength": "0.1", "validation": "0.9933"}]) == ("0.004", "0.1")
     assert best([]) is None
