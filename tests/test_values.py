@@ -195,7 +195,8 @@ class Labelled(keras.utils.PyDataset):
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["PyDataset", "tf.data"])
 def test_labels_in_the_first_batch_of_a_data_set_are_checked(kind):
-    tf = pytest.importorskip("tensorflow")
+    import tensorflow as tf
+
     model = models.build("plain")
     model.compile("sgd", "sparse_categorical_crossentropy")
     x, y = examples(model)
