@@ -82,9 +82,9 @@ All arms but the dense one keep to the budget of FLOPs, counted by `km.FLOPs` fo
 the same order, flipped and shifted alike, the same batches, number of epochs and optimizer (Adam), and the same schedule:
 a peak learning rate for the first {learning} of the epochs, then one cosine to 0. Of several rates and strengths in a command
 each arm has the best by its mean accuracy on validation images, two compared over the random seeds that ran with both (at least
-random seed 0), which are in the means too; with `--tuned-at 20` those that were best at 20 epochs when it ran. Not every arm was run in
-every setting. The test images were looked at once per row; that channels do not fade by default was chosen by test accuracies, at a
-rate of 0.002.
+random seed 0), which are in the means too; with `--tuned-at 20` those that were best at 20 epochs when it ran. Not every arm
+was run in every setting. The test images were looked at once per row; that channels do not fade by default was chosen by test
+accuracies, at a rate of 0.002.
 Means and standard deviations over random seeds, in percent; columns *against* are the mean and the **standard error** of the
 differences between rows of one random seed, which may come from two processors.
 
